@@ -1,0 +1,39 @@
+# How our own programs (tests, benchmarks, examples) are compiled. Nothing here reaches a user of kvpare::kvpare.
+#
+#   kvpare_program(target)   gives a target of ours the library, the warnings and the sanitizers
+
+if(PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+  set(CMAKE_CXX_EXTENSIONS OFF)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, Debug, RelWithDebInfo or MinSizeRel" FORCE)
+  endif()
+endif()
+
+# Warnings are errors where we know them all: in our own builds, with the compilers that we build with. A newer compiler
+# has newer warnings; it shows them and goes on.
+set(kvpare_known_compiler OFF)
+if((CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13) OR
+   (CMAKE_CXX_COMPILER_ID STREQUAL Clang AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 15))
+  set(kvpare_known_compiler ${PROJECT_IS_TOP_LEVEL})
+endif()
+option(KVPARE_WERROR "Treat warnings in kvpare's own programs as errors" ${kvpare_known_compiler})
+set(KVPARE_SANITIZE "" CACHE STRING "Sanitizers for kvpare's own programs, e.g. address,undefined or thread")
+
+add_library(kvpare_settings INTERFACE)
+target_link_libraries(kvpare_settings INTERFACE kvpare::kvpare)
+# -Wno-psabi: passing 32-byte vectors by value is fine inside one program, g++ notes an ABI change of its version 4.6.
+target_compile_options(kvpare_settings INTERFACE -Wall -Wextra -Wpedantic -Wshadow $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)
+if(KVPARE_WERROR)
+  target_compile_options(kvpare_settings INTERFACE -Werror)
+endif()
+if(KVPARE_SANITIZE)
+  set(sanitize_flags -fsanitize=${KVPARE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(kvpare_settings INTERFACE ${sanitize_flags})
+  target_link_options(kvpare_settings INTERFACE ${sanitize_flags})
+endif()
+
+function(kvpare_program target)
+  target_link_libraries(${target} PRIVATE kvpare_settings)
+endfunction()

@@ -1,0 +1,2 @@
+// expect: this sentence is never said
+int main() {}

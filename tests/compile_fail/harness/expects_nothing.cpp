@@ -1,0 +1,2 @@
+static_assert(false);
+int main() {}

@@ -5,6 +5,7 @@
 cmake_minimum_required(VERSION 3.25)
 
 set(floors core codec cache backend policy pipeline runtime)  # lowest first
+list(JOIN floors " < " ascending)
 set(std_headers "^(algorithm|any|array|atomic|barrier|bit|bitset|cassert|cctype|cerrno|cfenv|cfloat|charconv|chrono|cinttypes\
 |climits|cmath|compare|complex|concepts|condition_variable|csetjmp|csignal|cstdarg|cstddef|cstdint|cstdio|cstdlib|cstring\
 |ctime|cuchar|deque|exception|execution|filesystem|format|forward_list|fstream|functional|future|initializer_list|iomanip|ios\
@@ -32,7 +33,7 @@ foreach(header IN LISTS headers)
   list(FIND floors "${own_folder}" own_floor)
   if(own_folder AND own_floor EQUAL -1)
     set(number 1)
-    complain("there is no floor '${own_folder}'; known: ${floors}")
+    complain("there is no floor '${own_folder}'; known: ${ascending}")
     continue()
   endif()
 
@@ -68,7 +69,7 @@ foreach(header IN LISTS headers)
       set(side "${CMAKE_MATCH_2}")
       list(FIND floors "${folder}" floor)
       if(NOT folder OR floor GREATER own_floor)
-        complain("${own_folder} (floor ${own_floor}) must not include <${included}> (floor ${floor}): only its own folder or lower floors")
+        complain("${own_folder} must not include <${included}>: only its own folder or lower floors (${ascending})")
       elseif(own_side AND side AND NOT own_side STREQUAL side)
         complain("backend/${own_side} and backend/${side} never include each other: <${included}>")
       endif()

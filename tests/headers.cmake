@@ -4,7 +4,7 @@ file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.hpp)
 
 # The floors, before any test is built, and as a test.
 set(floors ${CMAKE_COMMAND} -D INCLUDE_DIR=${include_dir} -P ${PROJECT_SOURCE_DIR}/cmake/floors.cmake)
-add_custom_target(kvpare_floors ALL COMMAND ${floors} VERBATIM)
+add_custom_target(kvpare_floors ALL COMMAND ${floors} COMMENT "Checking which header includes which" VERBATIM)
 add_test(NAME headers.floors COMMAND ${floors})
 add_test(NAME headers.floors_selftest
          COMMAND ${CMAKE_COMMAND} -D FLOORS=${PROJECT_SOURCE_DIR}/cmake/floors.cmake
@@ -25,28 +25,52 @@ if(sources)
   add_dependencies(kvpare_headers kvpare_floors)
 endif()
 
-# kvpare_include_flags: -I and -isystem flags for compilers that CMake does not drive here.
-set(eigen_dirs $<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>)
-set(kvpare_include_flags -I${include_dir} "$<$<BOOL:${eigen_dirs}>:-isystem$<JOIN:${eigen_dirs},$<SEMICOLON>-isystem>>")
+# kvpare_include_flags: what compilers that CMake does not drive need to find the headers and Eigen.
+get_target_property(eigen_include_dirs Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+list(TRANSFORM eigen_include_dirs PREPEND "-isystem;" OUTPUT_VARIABLE eigen_flags)
+set(kvpare_include_flags -I${include_dir} ${eigen_flags})
 
+# Every header alone, as CUDA, where there is an nvcc that accepts this C++ compiler.
+find_program(KVPARE_NVCC nvcc HINTS /usr/local/cuda/bin ENV CUDA_PATH PATH_SUFFIXES bin)
+mark_as_advanced(KVPARE_NVCC)
+if(KVPARE_NVCC)
+  # -diag-suppress 20012: Eigen's annotations on defaulted functions.
+  set(nvcc ${KVPARE_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -diag-suppress 20012 -ccbin ${CMAKE_CXX_COMPILER})
+  file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/empty.cu CONTENT "int main() {}\n")
+  execute_process(COMMAND ${nvcc} -c empty.cu -o empty.o WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/headers
+                  RESULT_VARIABLE code OUTPUT_QUIET ERROR_QUIET)
+  if(code EQUAL 0)
+    file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh)
+    set(objects)
+    foreach(header IN LISTS headers cuda_headers)
+      cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
+      set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cu)
+      file(CONFIGURE OUTPUT ${source} CONTENT "#include <${header}>\n")
+      add_custom_command(OUTPUT ${source}.o COMMAND ${nvcc} ${kvpare_include_flags} -MD -MF ${source}.d -c ${source} -o ${source}.o
+                         DEPENDS ${source} DEPFILE ${source}.d COMMENT "Compiling ${header} as CUDA"
+                         COMMAND_EXPAND_LISTS VERBATIM)
+      list(APPEND objects ${source}.o)
+    endforeach()
+    add_custom_target(kvpare_headers_cuda ALL DEPENDS ${objects})
+    add_dependencies(kvpare_headers_cuda kvpare_floors)
+  else()
+    message(STATUS "kvpare: ${KVPARE_NVCC} does not work with ${CMAKE_CXX_COMPILER}, headers are not compiled as CUDA")
+  endif()
+endif()
+
+# The whole library by g++ and clang++, whichever are found, with and without exceptions.
 if(NOT EXISTS ${include_dir}/kvpare/kvpare.hpp)
   return()
 endif()
-
-# The whole library, in g++ and clang++ alike, with and without exceptions. The compiler of the build comes first; the
-# other one is taken where it is found.
 set(umbrella ${CMAKE_CURRENT_BINARY_DIR}/headers/kvpare/kvpare.hpp.cpp)
-find_program(KVPARE_GXX g++)
-find_program(KVPARE_CLANGXX clang++)
-mark_as_advanced(KVPARE_GXX KVPARE_CLANGXX)
-foreach(compiler IN ITEMS gxx clangxx)
-  string(TOUPPER ${compiler} upper)
-  set(program ${KVPARE_${upper}})
-  if(program)
+foreach(compiler IN ITEMS g++ clang++)
+  find_program(KVPARE_${compiler} ${compiler})
+  mark_as_advanced(KVPARE_${compiler})
+  if(KVPARE_${compiler})
     foreach(exceptions IN ITEMS exceptions no-exceptions)
       add_test(NAME headers.${compiler}.${exceptions}
-               COMMAND ${program} -std=c++20 -fsyntax-only -Wall -Wextra -Werror $<$<STREQUAL:${compiler},gxx>:-Wno-psabi>
-                       -f${exceptions} ${kvpare_include_flags} ${umbrella} COMMAND_EXPAND_LISTS)
+               COMMAND ${KVPARE_${compiler}} -std=c++20 -fsyntax-only -Wall -Wextra -Werror -Wno-psabi -f${exceptions}
+                       ${kvpare_include_flags} ${umbrella} COMMAND_EXPAND_LISTS)
     endforeach()
   endif()
 endforeach()

@@ -28,20 +28,20 @@ macro(kvpare_row name)
 endmacro()
 
 kvpare_describe(Eigen3 FOR test demo VERSION 3.4 TARGET Eigen3::Eigen
-  URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.gz
-  SHA256 8586084f71f9bde545ee7fa6d00288b264a2b7ac3607b974e54d13e7162c1c72
+  URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.bz2
+  SHA256 b4c198460eba6f28d34894e3a5710998818515104d6e74e5cc331ce31e46e626
   HEADERS .
   APT libeigen3-dev DNF eigen3-devel PACMAN eigen ZYPPER eigen3-devel APK eigen-dev BREW eigen)
 
 kvpare_describe(GTest FOR test VERSION 1.11 TARGET GTest::gtest_main
-  URL https://github.com/google/googletest/archive/refs/tags/v1.14.0.tar.gz
-  SHA256 8ad598c73ad796e0d8280b082cebd82a630d73e73cd3c70057938a6501bba5d7
-  CACHE INSTALL_GTEST=OFF
+  URL https://github.com/google/googletest/archive/refs/tags/release-1.12.1.tar.gz
+  SHA256 81964fe578e9bd7c94dfdb09c8e4d6e6759e19967e397dbea48d1c10e45d0df2
+  CACHE INSTALL_GTEST=OFF BUILD_GMOCK=OFF
   APT libgtest-dev DNF gtest-devel PACMAN gtest ZYPPER googletest-devel APK gtest-dev BREW googletest)
 
 kvpare_describe(benchmark FOR test VERSION 1.6 TARGET benchmark::benchmark
-  URL https://github.com/google/benchmark/archive/refs/tags/v1.8.3.tar.gz
-  SHA256 6bc180a57d23d4d9515519f92b0c83d61b05b5bab188961f36ac7b06b0d9e9ce
+  URL https://github.com/google/benchmark/archive/refs/tags/v1.7.1.tar.gz
+  SHA256 6430e4092653380d9dc4ccb45a1e2dc9259d581f4866dc0759713126056bc1d7
   CACHE BENCHMARK_ENABLE_TESTING=OFF BENCHMARK_ENABLE_INSTALL=OFF BENCHMARK_ENABLE_WERROR=OFF
   APT libbenchmark-dev DNF google-benchmark-devel PACMAN benchmark ZYPPER benchmark-devel APK benchmark-dev
   BREW google-benchmark)

@@ -1,0 +1,719 @@
+// The oracles against the worked examples of the papers' specifications and against numbers done by hand.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "accumulated_attention.hpp"
+#include "attend.hpp"
+#include "attention_mass.hpp"
+#include "elite_window.hpp"
+#include "observation_window.hpp"
+#include "reduce.hpp"
+#include "select_top.hpp"
+#include "sort_rows.hpp"
+#include "streaming.hpp"
+#include "strength_skewness.hpp"
+
+namespace kvpare::oracle {
+namespace {
+
+using Indices = std::vector<Index>;
+using Numbers = std::vector<double>;
+const double nan = std::numeric_limits<double>::quiet_NaN();
+
+void expect_near(const Numbers& got, const Numbers& want, double tolerance) {
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], tolerance) << "at " << i;
+}
+
+/// Deterministic numbers in [-1, 1].
+struct Random {
+  std::uint64_t state = 88172645463325252ull;
+  double operator()() {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return static_cast<double>(state >> 11) / 4503599627370496.0 - 1.0;
+  }
+  void fill(Array3& x) {
+    for (double& v : x.values) v = (*this)();
+  }
+};
+
+/// Keys e_j and queries whose channel j is the wanted logit: q_r . k_j = logits[r][j], the same for all heads.
+Array3 one_hot_keys(Index tokens, Index kv_heads) {
+  Array3 keys(tokens, kv_heads, tokens);
+  for (Index t = 0; t < tokens; ++t)
+    for (Index h = 0; h < kv_heads; ++h) keys.at(t, h, t) = 1;
+  return keys;
+}
+Array3 queries_of(const std::vector<Numbers>& logits, Index q_heads, Index tokens) {
+  Array3 queries(count_of(logits), q_heads, tokens);
+  for (Index r = 0; r < queries.a; ++r)
+    for (Index h = 0; h < q_heads; ++h)
+      for (Index j = 0; j < count_of(item(logits, r)); ++j) queries.at(r, h, j) = item(item(logits, r), j);
+  return queries;
+}
+
+Indices counting(Index n, Index from = 0) {
+  Indices out(static_cast<std::size_t>(n));
+  std::iota(out.begin(), out.end(), from);
+  return out;
+}
+
+// ---- softmax, statistics, order -----------------------------------------------------------------------------------
+
+TEST(Softmax, IsExactForLargeLogitsAndEmptyRows) {
+  expect_near(softmax({1000, 1000 + std::log(3.0)}), {0.25, 0.75}, 1e-12);
+  expect_near(softmax({-1000, -infinity, -1000}), {0.5, 0, 0.5}, 1e-12);  // lse is near -1000
+  EXPECT_NEAR(log_sum_exp({std::log(2.0), std::log(6.0)}), std::log(8.0), 1e-15);
+  EXPECT_EQ(log_sum_exp({}), -infinity);
+  expect_near(softmax({-infinity, -infinity}), {0, 0}, 0);
+  EXPECT_TRUE(std::isnan(log_sum_exp({1, nan, 2})));
+}
+
+TEST(Softmax, PartsMergeToTheWhole) {
+  // keys with exp(logit) 1, 3 | 4 and values 10, 20 | 30: parts 17.5 and 30 with weights 4 and 4
+  const AttentionPart whole = merge_parts({{{17.5}, std::log(4.0)}, {{0.0}, -infinity}, {{30.0}, std::log(4.0)}});
+  EXPECT_NEAR(whole.lse, std::log(8.0), 1e-15);
+  expect_near(whole.out, {23.75}, 1e-12);
+}
+
+TEST(StatisticsOfARow, MatchHandNumbers) {
+  const Statistics s = statistics({1, 5, nan, 5, -1}, Nan::skip);
+  EXPECT_EQ(s.argmax, 1);
+  EXPECT_EQ(s.max, 5);
+  EXPECT_EQ(s.min, -1);
+  EXPECT_EQ(s.nans, 1);
+  EXPECT_EQ(s.counted, 4);
+  EXPECT_EQ(s.sum, 10);
+  EXPECT_EQ(s.mean, 2.5);
+  EXPECT_NEAR(s.moment2, 6.75, 1e-12);    // 2.25 6.25 6.25 12.25 over 4
+  EXPECT_NEAR(s.moment3, -3.75, 1e-12);   // -3.375 15.625 15.625 -42.875 over 4
+  EXPECT_NEAR(s.moment4, 58.3125, 1e-12);  // 5.0625 39.0625 39.0625 150.0625 over 4
+  EXPECT_TRUE(std::isnan(statistics({1, nan}).sum));
+  EXPECT_EQ(statistics({1, nan}).max, 1);
+  EXPECT_EQ(statistics({nan, nan}).argmax, -1);
+  EXPECT_EQ(statistics({}).sum, 0);
+  EXPECT_EQ(reduce(std::vector<Numbers>{{3, 4}, {}, {2}}).at(2).max, 2);
+}
+
+TEST(StatisticsOfARow, SpreadOverTokensAndChannels) {
+  Array3 x(3, 1, 2);
+  x.values = {1, -2, 3, 4, 100, 100};
+  const Spread tokens = spread_over_tokens(x, {true, true, false});
+  expect_near(tokens.min.values, {1, -2}, 0);
+  expect_near(tokens.max.values, {3, 4}, 0);
+  expect_near(tokens.sum.values, {4, 2}, 0);
+  expect_near(tokens.sum_of_squares.values, {10, 20}, 0);
+  const Spread channels = spread_over_channels(x);
+  expect_near(channels.min.values, {-2, 3, 100}, 0);
+  expect_near(channels.sum.values, {-1, 7, 200}, 0);
+  expect_near(channels.sum_of_squares.values, {5, 25, 20000}, 0);
+}
+
+TEST(Heads, MeanPerKvHeadAndLayer) {
+  Array2 x(4, 1);
+  x.values = {1, 3, 10, 20};
+  expect_near(mean_per_kv_head(x, 2).values, {2, 15}, 1e-12);
+  expect_near(mean_of_layer(x), {8.5}, 1e-12);
+}
+
+TEST(SortRows, DescendingTiesLowNanLast) {
+  const SortedRow row = sort_row({2, nan, 5, 2, -infinity, 5});
+  EXPECT_EQ(row.order, (Indices{2, 5, 0, 3, 4, 1}));
+  expect_near({row.running_sum.begin(), row.running_sum.begin() + 4}, {5, 10, 12, 14}, 0);
+}
+
+TEST(SelectTop, TiesLowNanLastCandidatesOnly) {
+  EXPECT_EQ(select_top({1, 3, 3, 3, 0}, 2), (Indices{1, 2}));
+  EXPECT_EQ(select_top({1, 3, 3, 3, 0}, 2, {true, false, true, false, true}), (Indices{0, 2}));
+  EXPECT_EQ(select_top({nan, -infinity, nan, 7}, 3), (Indices{0, 1, 3}));
+  EXPECT_EQ(select_top({nan, -infinity, nan, 7}, 2), (Indices{1, 3}));
+  EXPECT_EQ(select_top({0.0, -0.0, 0.0}, 2), (Indices{0, 1}));
+  EXPECT_EQ(select_top({1, 2}, 9), (Indices{0, 1}));
+  EXPECT_EQ(select_top({1, 2}, 0), Indices{});
+  EXPECT_EQ(select_top({1, 2, 3}, 9, {false, true, false}), Indices{1});
+  EXPECT_EQ(select_top_rows({{1, 2}, {4, 3}}, {1, 1}), (std::vector<Indices>{{1}, {0}}));
+}
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+AttendInput three_token_cache() {
+  AttendInput in;  // one kv head with exp(logit) 1, 3, 4 at positions 0, 1, 2 and values 10, 20, 30
+  in.queries = Array3(1, 1, 1, 1.0);
+  in.positions = {2};
+  in.value_width = 1;
+  in.heads = {{{0, {0.0}, {10}}, {1, {std::log(3.0)}, {20}}, {2, {std::log(4.0)}, {30}}}};
+  return in;
+}
+
+TEST(Attend, MatchesHandNumbers) {
+  AttendInput in = three_token_cache();
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), 23.75, 1e-12);
+  EXPECT_NEAR(attend(in).lse.at(0, 0), std::log(8.0), 1e-12);
+
+  in.how.window = 2;  // sees positions 1 and 2
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), (3 * 20 + 4 * 30) / 7.0, 1e-12);
+  in.how.window = 0;
+  in.positions = {1};
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), 17.5, 1e-12);
+  in.positions = {2};
+  in.sink = {std::log(8.0)};
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), 23.75 / 2, 1e-12);
+  EXPECT_NEAR(attend(in).lse.at(0, 0), std::log(16.0), 1e-12);
+}
+
+TEST(Attend, ARowThatSeesNothingGivesZeros) {
+  AttendInput in = three_token_cache();
+  in.positions = {-1};
+  in.sink = {0.0};
+  EXPECT_EQ(attend(in).out.at(0, 0, 0), 0);
+  EXPECT_EQ(attend(in).lse.at(0, 0), -infinity);
+  in.positions = {2};
+  in.heads = {{}};
+  EXPECT_EQ(attend(in).out.at(0, 0, 0), 0);
+  EXPECT_EQ(attend(in).lse.at(0, 0), -infinity);
+}
+
+TEST(Attend, WhatIsNotVisibleDoesNotLeak) {
+  AttendInput in = three_token_cache();
+  in.heads[0].push_back({3, {nan}, {infinity}});
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), 23.75, 1e-12);
+  EXPECT_NEAR(attend(in).lse.at(0, 0), std::log(8.0), 1e-12);
+}
+
+TEST(Attend, CapsTheScaledLogit) {
+  AttendInput in = three_token_cache();
+  in.heads = {{{0, {0.0}, {1}}, {1, {6.0}, {2}}}};
+  in.how.scale = 0.5;
+  in.how.softcap = 2;  // 2 tanh(3 / 2)
+  const double e = std::exp(2 * std::tanh(1.5));
+  EXPECT_NEAR(attend(in).out.at(0, 0, 0), (1 + 2 * e) / (1 + e), 1e-12);
+}
+
+TEST(Attend, RaggedHeadsGroupsAndMass) {
+  AttendInput in;  // 4 query heads on 2 kv heads of length 2 and 1; query head h has q = h
+  in.queries = Array3(2, 4, 1);
+  for (Index r = 0; r < 2; ++r)
+    for (Index h = 0; h < 4; ++h) in.queries.at(r, h, 0) = static_cast<double>(h);
+  in.positions = {4, 5};
+  in.value_width = 1;
+  in.heads = {{{0, {0.0}, {1}}, {5, {std::log(3.0)}, {5}}}, {{3, {1.0}, {7}}}};
+  const AttendResult got = attend(in);
+  EXPECT_NEAR(got.out.at(0, 1, 0), 1, 1e-12);  // position 5 not visible to row 0
+  EXPECT_NEAR(got.out.at(1, 0, 0), 3, 1e-12);  // p = 1/2, 1/2
+  EXPECT_NEAR(got.out.at(1, 1, 0), 4, 1e-12);  // p = 1/4, 3/4
+  EXPECT_NEAR(got.out.at(1, 3, 0), 7, 1e-12);
+  EXPECT_NEAR(got.lse.at(1, 3), 3, 1e-12);
+
+  const auto sum = attend_mass(in, Fold::sum, Fold::sum);
+  expect_near(sum[0], {2 + 0.75, 1.25}, 1e-12);
+  expect_near(sum[1], {4}, 1e-12);
+  expect_near(attend_mass(in, Fold::mean, Fold::mean)[0], {2.75 / 4, 1.25 / 4}, 1e-12);
+  expect_near(attend_mass(in, Fold::mean, Fold::sum)[0], {2.75 / 2, 1.25 / 2}, 1e-12);
+  expect_near(attend_mass(in, Fold::max, Fold::max)[0], {1, 0.75}, 1e-12);
+  expect_near(attend_mass(in, Fold::max, Fold::mean)[0], {0.75, 0.375}, 1e-12);
+}
+
+// ---- attention mass -----------------------------------------------------------------------------------------------
+
+/// Four rows whose probabilities are those of the H2O example, one head.
+const std::vector<Numbers> h2o_rows = {{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}};
+AttentionMassInput h2o_mass(Index q_heads = 1, Index kv_heads = 1) {
+  std::vector<Numbers> logits;
+  for (const auto& row : h2o_rows) {
+    logits.emplace_back();
+    for (double p : row) logits.back().push_back(std::log(p));
+  }
+  AttentionMassInput in;
+  in.queries = queries_of(logits, q_heads, 4);
+  in.keys = one_hot_keys(4, kv_heads);
+  in.row_positions = in.key_positions = counting(4);
+  return in;
+}
+
+Numbers all_of(const AttentionMass& mass, Index head = 0, Part part = part_all) {
+  Numbers out;
+  for (Index j = 0; j < mass.out.c; ++j) out.push_back(mass.out.at(part, head, j));
+  return out;
+}
+
+TEST(AttentionMass, ColumnSumsOfTheHeavyHitterExample) {
+  const AttentionMass got = attention_mass(h2o_mass());
+  expect_near(all_of(got), {2.80, .80, .25, .15}, 1e-12);
+  expect_near(got.seen.values, {4, 3, 2, 1}, 0);
+  expect_near(got.lse.values, {0, 0, 0, 0}, 1e-12);
+  expect_near(got.peak.values, {1, .6, .5, .7}, 1e-12);
+}
+
+TEST(AttentionMass, WeightsRowsAndSkips) {
+  AttentionMassInput in = h2o_mass(2, 1);
+  in.weights = {1, 0, 2, 1};
+  in.head_weights = Array2(2, 4, 1.0);
+  in.head_weights->at(1, 3) = 0;
+  in.rows = Indices{2, 3, 1};
+  AttentionMass got = attention_mass(in);
+  expect_near(all_of(got, 0), {1.7, .7, .45, .15}, 1e-12);
+  expect_near(all_of(got, 1), {1, .6, .4, 0}, 1e-12);
+  expect_near(got.seen.row(0), {3, 3, 3, 1}, 0);
+  expect_near(got.seen.row(1), {2, 2, 2, 0}, 0);
+  EXPECT_EQ(got.lse.at(1, 0), -infinity);
+  in.heads = Heads::layer_mean;
+  got = attention_mass(in);
+  EXPECT_EQ(got.out.b, 1);
+  expect_near(all_of(got), {1.35, .65, .425, .075}, 1e-12);
+  expect_near(got.seen.row(0), {2.5, 2.5, 2.5, .5}, 0);
+}
+
+TEST(AttentionMass, MasksWindowsAndExtraChangeTheDenominator) {
+  AttentionMassInput in = h2o_mass();
+  in.rows = Indices{3};
+  in.key_mask = {{true, false, true, true}};
+  expect_near(all_of(attention_mass(in)), {.7 / .9, 0, .05 / .9, .15 / .9}, 1e-12);
+  in.key_mask.clear();
+  in.how.window = 2;
+  AttentionMass got = attention_mass(in);
+  expect_near(all_of(got), {0, 0, .25, .75}, 1e-12);
+  EXPECT_NEAR(got.lse.at(3, 0), std::log(.2), 1e-12);
+  in.extra = Array2(4, 1, std::log(.3));
+  expect_near(all_of(attention_mass(in)), {0, 0, .1, .3}, 1e-12);
+  in.lse = Array2(4, 1, std::log(.1));  // given: used as it is
+  expect_near(all_of(attention_mass(in)), {0, 0, .5, 1.5}, 1e-12);
+  in = h2o_mass();
+  in.how.causal = false;
+  in.rows = Indices{0};  // logits of row 0: ln 1, then zeros
+  expect_near(all_of(attention_mass(in)), {.25, .25, .25, .25}, 1e-12);
+}
+
+TEST(AttentionMass, ARowThatSeesNothingAddsNothing) {
+  AttentionMassInput in = h2o_mass();
+  in.key_mask = {{false, true, true, true}};
+  in.extra = Array2(4, 1, -infinity);
+  in.extra->at(0, 0) = 0;
+  const AttentionMass got = attention_mass(in);
+  expect_near(all_of(got), {0, 1 + .6 + .1 / .3, .4 + .05 / .3, .15 / .3}, 1e-12);
+  expect_near(got.seen.values, {0, 3, 2, 1}, 0);
+  EXPECT_EQ(got.lse.at(0, 0), -infinity);
+  EXPECT_EQ(got.peak.at(0, 0), 0);
+  EXPECT_EQ(got.count.at(0, 0), 0);
+}
+
+TEST(AttentionMass, PartsPeaksCountsAndRules) {
+  AttentionMassInput in = h2o_mass();
+  in.row_class = in.key_class = {0, 0, 1, 1};
+  in.share = 0.5;
+  AttentionMass got = attention_mass(in);
+  expect_near(all_of(got, 0, part_same), {1.6, .4, .25, .15}, 1e-12);
+  expect_near(all_of(got, 0, part_other), {1.2, .4, 0, 0}, 1e-12);
+  EXPECT_NEAR(got.mass.at(part_same, 3, 0), .2, 1e-12);
+  EXPECT_NEAR(got.mass.at(part_other, 3, 0), .8, 1e-12);
+  EXPECT_NEAR(got.mass.at(part_all, 3, 0), 1, 1e-12);
+  expect_near(got.count.values, {1, 2, 2, 1}, 0);
+
+  in.combine = Combine::max;
+  in.weights = {1, 1, 4, 1};
+  expect_near(all_of(attention_mass(in)), {2, 1.2, .8, .15}, 1e-12);
+
+  in = h2o_mass();
+  in.entry = [](double p, Index row, Index key) { return row == 3 && key < 2 ? 100 * p : 0.0; };
+  expect_near(all_of(attention_mass(in)), {70, 10, 0, 0}, 1e-10);
+  in.entry = nullptr;
+  in.rows = Indices{1};
+  in.logit = [](double dot, Index row, Index key) { return key == 1 ? dot + std::log(static_cast<double>(row) + 5) : dot; };
+  expect_near(all_of(attention_mass(in)), {.2, .8, 0, 0}, 1e-12);  // .6 : .4 * 6
+}
+
+TEST(AttentionMass, MaskPerKvHeadAndGroups) {
+  AttentionMassInput in = h2o_mass(4, 2);
+  in.rows = Indices{3};
+  in.key_mask = {{true, true, true, true}, {false, true, false, true}};
+  in.heads = Heads::kv_mean;
+  const AttentionMass got = attention_mass(in);
+  ASSERT_EQ(got.out.b, 2);
+  expect_near(all_of(got, 0), {.7, .1, .05, .15}, 1e-12);
+  expect_near(all_of(got, 1), {0, .4, 0, .6}, 1e-12);
+  expect_near(got.seen.row(1), {0, 1, 0, 1}, 0);
+}
+
+TEST(AttentionMass, ChunksAddUpToTheWholePrompt) {
+  for (Combine combine : {Combine::sum, Combine::max}) {
+    AttentionMassInput whole = h2o_mass(2, 1);
+    whole.combine = combine;
+    whole.weights = {1, 3, 1, 2};
+    AttentionMassInput first = whole;  // two rows, two keys
+    first.rows = Indices{0, 1};
+    first.keys = Array3(2, 1, 4);
+    for (Index t = 0; t < 2; ++t) first.keys.at(t, 0, t) = 1;
+    first.key_positions = {0, 1};
+    AttentionMassInput second = whole;
+    second.rows = Indices{2, 3};
+    AttentionMass got = attention_mass(first);
+    accumulate(second, got);
+    const AttentionMass want = attention_mass(whole);
+    expect_near(got.out.values, want.out.values, 1e-12);
+    expect_near(got.seen.values, want.seen.values, 0);
+  }
+}
+
+TEST(AttentionMass, AgreesWithAttend) {
+  Random random;
+  const Index rows = 5, q_heads = 6, kv_heads = 2, tokens = 9, width = 4;
+  AttentionMassInput mass;
+  mass.queries = Array3(rows, q_heads, width);
+  mass.keys = Array3(tokens, kv_heads, width);
+  random.fill(mass.queries);
+  random.fill(mass.keys);
+  mass.row_positions = counting(rows, 4);
+  mass.key_positions = counting(tokens);
+  mass.how = {.scale = 2, .softcap = 1.5, .window = 6};
+  AttendInput in;
+  in.queries = mass.queries;
+  in.positions = mass.row_positions;
+  in.how = mass.how;
+  in.heads.resize(2);
+  for (Index h = 0; h < kv_heads; ++h)
+    for (Index t = 0; t < tokens; ++t) {
+      Numbers key;
+      for (Index d = 0; d < width; ++d) key.push_back(mass.keys.at(t, h, d));
+      item(in.heads, h).push_back({t, key, {}});
+    }
+  expect_near(attend(in).lse.values, attention_mass(mass).lse.values, 1e-12);
+  mass.heads = Heads::kv_mean;
+  const auto want = attention_mass(mass);
+  const auto got = attend_mass(in, Fold::mean, Fold::sum);
+  for (Index h = 0; h < kv_heads; ++h) expect_near(item(got, h), all_of(want, h), 1e-12);
+}
+
+// ---- AirCache -----------------------------------------------------------------------------------------------------
+
+constexpr TokenKind T = TokenKind::text, V = TokenKind::visual;
+
+/// exp(logit) of text rows over all tokens; rows not given are never asked for.
+PromptLogit table(std::vector<std::pair<Index, Numbers>> rows) {
+  return [rows](Index, Index row, Index key) -> double {
+    for (const auto& [r, values] : rows)
+      if (r == row) return std::log(item(values, key));
+    throw std::out_of_range("a row that should not be read");
+  };
+}
+
+TEST(EliteWindow, PartAElectsAtTheThreshold) {
+  const auto got = elite_window_from_logits(table({{3, {.10, .30, .28, .32}}}), 1, {T, T, T, T});
+  EXPECT_NEAR(got.threshold, 0.288, 1e-12);
+  EXPECT_EQ(got.elected, (Indices{1, 3}));
+  expect_near(got.last_row, {.10, .30, .28, .32}, 1e-12);
+}
+
+TEST(EliteWindow, PartBElectsThroughTheVisualTokens) {
+  // part A's row with five visual tokens in front of it, whose weight must not matter
+  const Numbers last = {9, 9, 9, 9, 9, .10, .30, .28, .32}, other = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const auto got = elite_window_from_logits(table({{8, last}, {6, other}}), 1, {V, V, V, V, V, T, T, T, T});
+  EXPECT_EQ(got.elected, (Indices{6, 8}));
+  EXPECT_EQ(got.rows, (Indices{6, 8}));
+}
+
+const std::vector<TokenKind> part_b_kinds = {V, V, V, V, V, T, T, T, T};
+const Numbers part_b_e1 = {1, 2, 4, 1, 8, 100, 4, 1, 1};        // sees itself, not e3; e0 is text but not elite
+const Numbers part_b_e3 = {2, 2, 8, 2, 16, 1e-3, 6, 1e-3, 4};  // its text row elects e1 and e3 with alpha 0.6
+
+TEST(EliteWindow, PartBImportance) {
+  const auto got = elite_window_from_logits(table({{6, part_b_e1}, {8, part_b_e3}}), 2, part_b_kinds, {.alpha = 0.6});
+  EXPECT_EQ(got.rows, (Indices{6, 8}));
+  EXPECT_EQ(got.rows_seeing, (Indices{2, 2, 2, 2, 2}));
+  for (Index h = 0; h < 2; ++h) expect_near(got.importance.row(h), {0.05, 0.075, 0.20, 0.05, 0.40}, 1e-12);
+
+  const Numbers layer = mean_of_layer(got.importance);
+  EXPECT_NEAR(std::accumulate(layer.begin(), layer.end(), 0.0), 0.775, 1e-12);
+  EXPECT_NEAR(adjusted_skewness(layer), 1.465548, 5e-7);
+  const Statistics s = statistics(layer);
+  EXPECT_NEAR(s.mean, 0.155, 1e-12);
+  EXPECT_NEAR(std::sqrt(s.moment2 * 5 / 4), 0.150416, 5e-7);
+  // the trap: population sigma in the same formula
+  EXPECT_NEAR(5.0 / (4 * 3) * 5 * s.moment3 / std::pow(s.moment2, 1.5), 2.048165, 5e-7);
+  EXPECT_EQ(select_top(layer, 2), (Indices{2, 4}));
+}
+
+TEST(EliteWindow, DenseEntryIsTheSame) {
+  // logits as one-hot keys; the scale is taken out of the queries
+  std::vector<Numbers> logits(9);
+  for (double x : part_b_e1) logits[6].push_back(std::log(x) * 4);
+  for (double x : part_b_e3) logits[8].push_back(std::log(x) * 4);
+  const auto got = elite_window(queries_of(logits, 4, 9), one_hot_keys(9, 2), part_b_kinds, 0.25, {.alpha = 0.6});
+  EXPECT_EQ(got.rows, (Indices{6, 8}));
+  for (Index h = 0; h < 4; ++h) expect_near(got.importance.row(h), {0.05, 0.075, 0.20, 0.05, 0.40}, 1e-12);
+  expect_near(mean_per_kv_head(got.importance, 2).row(1), {0.05, 0.075, 0.20, 0.05, 0.40}, 1e-12);
+}
+
+TEST(EliteWindow, TheElectionAveragesAllHeads) {
+  // head 0 gives .8 .2, head 1 gives .3 .7: mean .55 .45 elects token 1 alone; head 1 by itself would elect token 2
+  const PromptLogit logit = [](Index head, Index, Index key) {
+    const double p[2][3] = {{.5, .8, .2}, {.5, .3, .7}};
+    return std::log(p[head][key]);
+  };
+  const auto got = elite_window_from_logits(logit, 2, {V, T, T});
+  expect_near(got.last_row, {0, .55, .45}, 1e-12);
+  EXPECT_EQ(got.rows, (Indices{1}));
+  EXPECT_NEAR(got.importance.at(0, 0), .5 / 1.3, 1e-12);
+  EXPECT_NEAR(got.importance.at(1, 0), .5 / .8, 1e-12);
+}
+
+TEST(EliteWindow, SharpRowsDoNotUnderflow) {
+  const PromptLogit logit = [](Index, Index, Index key) { return key == 0 ? 2000.0 : key == 2 ? 1.0 : 0.0; };
+  const auto got = elite_window_from_logits(logit, 1, {V, T, T});
+  EXPECT_EQ(got.rows, (Indices{2}));
+  EXPECT_EQ(got.importance.at(0, 0), 1);
+}
+
+TEST(EliteWindow, BosIsAKeyButNeverARow) {
+  const std::vector<TokenKind> kinds = {T, V, V, T, T};
+  // BOS takes .6 of the last row: it alone is elected, and the last row is used in its place
+  const Numbers last = {6, 1, 2, 3, 1}, three = {1, 4, 1, 5, 1};
+  auto got = elite_window_from_logits(table({{4, last}}), 1, kinds);
+  EXPECT_EQ(got.elected, (Indices{0}));
+  EXPECT_EQ(got.rows, (Indices{4}));
+  expect_near(got.last_row, {.6, 0, 0, .3, .1}, 1e-12);
+  expect_near(got.importance.row(0), {.25, .5}, 1e-12);  // 1, 2 | 1: BOS is no key here
+  // left out as a key, token 3 has the maximum
+  got = elite_window_from_logits(table({{3, three}, {4, last}}), 1, kinds, {.first_is_key = false});
+  EXPECT_EQ(got.elected, (Indices{3}));
+  expect_near(got.last_row, {0, 0, 0, .75, .25}, 1e-12);
+  expect_near(got.importance.row(0), {.4, .1}, 1e-12);
+  // elected together with token 3, BOS falls away as a row and as a key
+  got = elite_window_from_logits(table({{3, three}, {4, last}}), 1, kinds, {.alpha = .5});
+  EXPECT_EQ(got.elected, (Indices{0, 3}));
+  EXPECT_EQ(got.rows, (Indices{3}));
+  expect_near(got.importance.row(0), {.4, .1}, 1e-12);
+}
+
+TEST(EliteWindow, SeveralImages) {
+  const std::vector<TokenKind> kinds = {V, T, V, T};
+  // rows 1 and 3 elected: token 0 averages both, token 2 only row 3
+  const Numbers one = {1, 3, 1, 1};
+  auto got = elite_window_from_logits(table({{1, one}, {3, {2, 4, 2, 4}}}), 1, kinds);
+  EXPECT_EQ(got.rows, (Indices{1, 3}));
+  EXPECT_EQ(got.rows_seeing, (Indices{2, 1}));
+  expect_near(got.importance.row(0), {(1.0 / 4 + 2.0 / 12) / 2, 2.0 / 12}, 1e-12);
+  // row 1 alone: token 2 falls back to the last row over {visual, itself}
+  got = elite_window_from_logits(table({{1, one}, {3, {2, 8, 2, 4}}}), 1, kinds);
+  EXPECT_EQ(got.rows, (Indices{1}));
+  EXPECT_EQ(got.rows_seeing, (Indices{1, 0}));
+  expect_near(got.importance.row(0), {1.0 / 4, 2.0 / 8}, 1e-12);
+}
+
+TEST(EliteWindow, NoTextNoVisualAndNothingVisible) {
+  const PromptLogit zero = [](Index, Index, Index) { return 0.0; };
+  EXPECT_EQ(elite_window_from_logits(zero, 1, {V, V}).last_text, -1);
+  expect_near(elite_window_from_logits(zero, 1, {V, V}).importance.row(0), {0, 0}, 0);
+  EXPECT_EQ(elite_window_from_logits(zero, 1, {T, T}).importance.columns, 0);
+  const auto after = elite_window_from_logits(zero, 1, {T, T, V});
+  EXPECT_EQ(after.rows, (Indices{1}));
+  expect_near(after.importance.row(0), {0}, 0);
+  // a window of two: the last text token sees token 1 but no longer token 0
+  const auto window = elite_window_from_logits(zero, 1, {V, V, T}, {.window = 2});
+  expect_near(window.importance.row(0), {0, .5}, 1e-12);
+}
+
+TEST(StrengthSkewness, PartC) {
+  const Numbers st = {0.775, 0.5, 0.225}, sk = {1.5, 1.0, 0.5};
+  const Indices candidates = {100, 100, 100};
+  EXPECT_EQ(total_tokens(0.4, candidates), 120);
+  expect_near(normalised_to_mean_one(st, {true, true, true}), {1.55, 1.00, 0.45}, 1e-12);
+  Numbers ratio = layer_weights(st, sk, candidates);
+  for (double& x : ratio) x *= 0.4;
+  expect_near(ratio, {0.61, 0.40, 0.19}, 1e-12);
+  EXPECT_EQ(strength_skewness_budgets(st, sk, candidates, 120), (Indices{61, 40, 19}));
+  EXPECT_EQ(strength_skewness_budgets(st, sk, candidates, 120, {.use_skewness = false}), (Indices{62, 40, 18}));
+  EXPECT_EQ(strength_skewness_budgets(st, sk, candidates, 120, {.use_strength = false}), (Indices{60, 40, 20}));
+  EXPECT_EQ(strength_skewness_budgets(st, sk, candidates, 120, {.use_strength = false, .use_skewness = false}),
+            (Indices{40, 40, 40}));
+}
+
+TEST(StrengthSkewness, ARatioIsPerCandidate) {
+  // r_l = 1.5 r and 0.5 r of 40 and 80 tokens: 60 and 40 parts of 20
+  EXPECT_EQ(strength_skewness_budgets({3, 1}, {0, 0}, {40, 80}, 20, {.use_skewness = false}), (Indices{12, 8}));
+}
+
+TEST(StrengthSkewness, FromImportance) {
+  const Numbers b = {0.05, 0.075, 0.20, 0.05, 0.40}, flat = {0.1, 0.1, 0.1, 0.1, 0.1};
+  // st .775 .5 -> 1.2157 .7843; sk 1.4655 0 -> 2 0; mean 1.6078 .3922; of 4 tokens 3.2157 .7843
+  EXPECT_EQ(strength_skewness({b, flat}, 4), (Indices{3, 1}));
+  EXPECT_EQ(strength_skewness({b, flat}, 10), (Indices{5, 5}));
+  EXPECT_EQ(strength_skewness({b, flat}, 99), (Indices{5, 5}));
+}
+
+TEST(StrengthSkewness, Guards) {
+  // negative skewness counts as 0; all 0 counts as 1
+  expect_near(layer_weights({1, 1}, {-3, 2}, {9, 9}), {.5, 1.5}, 1e-12);
+  expect_near(layer_weights({1, 3}, {-3, 0}, {9, 9}), {.75, 1.25}, 1e-12);
+  expect_near(layer_weights({0, 0}, {1, 3}, {9, 9}), {.75, 1.25}, 1e-12);
+  // fewer than three candidates: sk' = 1, the others have mean 1 among themselves; no candidates: no part in anything
+  expect_near(layer_weights({2, 2, 2}, {50, 1, 3}, {2, 9, 9}), {1, .75, 1.25}, 1e-12);
+  expect_near(layer_weights({2, 2, 7}, {1, 3, 9}, {9, 9, 0}), {.75, 1.25, 1}, 1e-12);
+  EXPECT_EQ(adjusted_skewness({1, 2}), 0);
+  EXPECT_EQ(adjusted_skewness({.3, .3, .3}), 0);
+}
+
+TEST(Apportion, ClampsAndRedistributesInProportion) {
+  // 8:1:1 of 20 with room for 10: 16 -> 10, the other 10 split evenly
+  EXPECT_EQ(apportion({8, 1, 1}, 20, {10, 10, 10}, 1), (Indices{10, 5, 5}));
+  // the excess lifts the second over its room as well
+  EXPECT_EQ(apportion({8, 4, 1}, 25, {10, 10, 10}, 1), (Indices{10, 10, 5}));
+  // 97:2:1 of 10 with at least 1: 9.7 .2 .1 -> 8 1 1
+  EXPECT_EQ(apportion({97, 2, 1}, 10, {100, 100, 100}, 1), (Indices{8, 1, 1}));
+  // both sides at once: 90:9:1 of 14 -> 12.6 1.26 .14, clamped 10 3 1
+  EXPECT_EQ(apportion({90, 9, 1}, 14, {10, 10, 10}, 1), (Indices{10, 3, 1}));
+  // a low entry that the excess lifts off its bound again must not stay frozen: 96:3:1 of 18, at most 10 -> 10 6 2
+  EXPECT_EQ(apportion({96, 3, 1}, 18, {10, 10, 10}, 1), (Indices{10, 6, 2}));
+  // floor above the total: the sum wins
+  EXPECT_EQ(apportion({1, 2, 3}, 2, {9, 9, 9}, 1), (Indices{0, 1, 1}));
+  EXPECT_EQ(apportion({1, 1}, 6, {2, 9}, 4), (Indices{2, 4}));
+  EXPECT_EQ(apportion({1, 0, 0}, 14, {10, 2, 6}, 0), (Indices{10, 1, 3}));
+  EXPECT_EQ(apportion({1, 1}, 0, {5, 5}, 1), (Indices{0, 0}));
+  EXPECT_EQ(apportion({}, 3, {}, 1), Indices{});
+}
+
+TEST(Apportion, RemaindersByLargestThenLowest) {
+  EXPECT_EQ(apportion({1, 1, 1, 1}, 6, {9, 9, 9, 9}, 1), (Indices{2, 2, 1, 1}));
+  EXPECT_EQ(largest_remainder({1.2, 1.7, 1.1}, 4), (Indices{1, 2, 1}));
+  EXPECT_EQ(largest_remainder({2.9999999999999, 1.0000000000001}, 4), (Indices{3, 1}));
+  EXPECT_EQ(largest_remainder({1.4999999999999, 1.5000000000001}, 3), (Indices{2, 1}));
+  EXPECT_EQ(apportion({.1, .2, .3, .1}, 7, {9, 9, 9, 9}, 0), (Indices{1, 2, 3, 1}));
+}
+
+TEST(Apportion, AlwaysSumsExactlyWithinBounds) {
+  Random random;
+  for (int trial = 0; trial < 2000; ++trial) {
+    const Index layers = 1 + trial % 7;
+    Numbers weights;
+    Indices candidates;
+    Index all = 0;
+    for (Index l = 0; l < layers; ++l) {
+      weights.push_back(std::pow(std::max(0.0, random()), 3));
+      candidates.push_back(static_cast<Index>((random() + 1) * 20));
+      all += candidates.back();
+    }
+    const auto total = static_cast<Index>((random() + 1) / 2 * static_cast<double>(all));
+    const Indices got = apportion(weights, total, candidates, 1), even = uniform_budgets(total, candidates);
+    EXPECT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), total);
+    EXPECT_EQ(std::accumulate(even.begin(), even.end(), Index{0}), total);
+    Index alive = 0;
+    for (Index c : candidates) alive += c > 0;
+    Numbers scaled;  // shares of the entries strictly inside their bounds stay in proportion
+    Numbers low, high;
+    for (Index l = 0; l < layers; ++l) {
+      EXPECT_LE(item(got, l), item(candidates, l));
+      EXPECT_GE(item(got, l), total >= alive ? std::min<Index>(1, item(candidates, l)) : 0);
+      EXPECT_LE(item(even, l), item(candidates, l));
+      low.push_back(total >= alive ? std::min<double>(1, static_cast<double>(item(candidates, l))) : 0);
+      high.push_back(static_cast<double>(item(candidates, l)));
+    }
+    const Numbers share = clamped_shares(weights, static_cast<double>(total), low, high);
+    double factor = -1;
+    for (Index l = 0; l < layers; ++l) {
+      const double x = item(share, l), w = item(weights, l);
+      if (w <= 0 || x <= item(low, l) + 1e-9 || x >= item(high, l) - 1e-9) continue;
+      if (factor < 0) factor = x / w;
+      EXPECT_NEAR(x / w, factor, 1e-6 * factor);
+    }
+    for (Index l = 0; l < layers && factor >= 0; ++l) {  // and those at a bound belong there
+      const double wanted = factor * item(weights, l);
+      EXPECT_NEAR(item(share, l), std::clamp(wanted, item(low, l), item(high, l)), 1e-6);
+    }
+  }
+}
+
+TEST(UniformBudgets, FirstLayersTakeTheRemainderAndExcessPassesOn) {
+  EXPECT_EQ(uniform_budgets(6, {144, 144, 144, 144}), (Indices{2, 2, 1, 1}));
+  EXPECT_EQ(uniform_budgets(29, {144, 144, 144, 144}), (Indices{8, 7, 7, 7}));
+  EXPECT_EQ(total_tokens(0.01, {144, 144, 144, 144}), 6);
+  EXPECT_EQ(total_tokens(0.05, {144, 144, 144, 144}), 29);
+  EXPECT_EQ(uniform_budgets(12, {2, 9, 9}), (Indices{2, 5, 5}));
+  EXPECT_EQ(uniform_budgets(13, {2, 9, 9}), (Indices{2, 6, 5}));
+  EXPECT_EQ(uniform_budgets(13, {2, 5, 9}), (Indices{2, 5, 6}));
+  EXPECT_EQ(uniform_budgets(99, {2, 5, 9}), (Indices{2, 5, 9}));
+  EXPECT_EQ(uniform_budgets(0, {2, 5}), (Indices{0, 0}));
+  EXPECT_EQ(uniform_budgets(3, {0, 5}), (Indices{0, 3}));
+}
+
+// ---- baselines ----------------------------------------------------------------------------------------------------
+
+TEST(Streaming, SpecExample) {
+  EXPECT_EQ(streaming_keep(8, 2, 3), (Indices{0, 1, 5, 6, 7}));
+  // of those five, room for one more: cache indices 0 1 3 4 are positions 0 1 6 7
+  EXPECT_EQ(evict_for_space(5, 1, 2, 3), (Indices{0, 1, 3, 4}));
+  EXPECT_EQ(streaming_keep(5, 2, 3), counting(5));
+  EXPECT_EQ(streaming_keep(1, 2, 3), counting(1));
+  EXPECT_EQ(evict_for_space(4, 1, 2, 3), counting(4));
+  EXPECT_EQ(evict_for_space(5, 7, 2, 3), (Indices{0, 1}));
+}
+
+TEST(AccumulatedAttention, SpecExample) {
+  const Numbers acc = column_sums(h2o_rows);
+  expect_near(acc, {2.80, .80, .25, .15}, 1e-12);
+  HeavyHitters held{counting(4), acc};
+  evict(held, 1, 2);
+  EXPECT_EQ(held.positions, (Indices{0, 2, 3}));
+  add_decode_row(held, 4, {.5, .1, .2, .2});
+  expect_near(held.acc, {3.30, .35, .35, .20}, 1e-12);
+  evict(held, 1, 2);
+  EXPECT_EQ(held.positions, (Indices{0, 3, 4}));
+  expect_near(held.acc, {3.30, .35, .20}, 1e-12);
+
+  HeavyHitters again{{0, 2, 3}, {2.80, .25, .15}};
+  decode_step(again, 4, {.5, .1, .2, .2}, 1, 2);
+  EXPECT_EQ(again.positions, held.positions);
+  EXPECT_EQ(heavy_and_recent({1, 2, 3}, 1, 2), counting(3));
+  EXPECT_EQ(heavy_and_recent({5, 5, 5, 1}, 1, 1), (Indices{0, 3}));
+  EXPECT_EQ(heavy_and_recent({}, 1, 1), Indices{});
+}
+
+TEST(AccumulatedAttention, FromQueriesAndKeys) {
+  const AttentionMassInput in = h2o_mass(2, 1);
+  const Array2 acc = accumulated_attention(in.queries, in.keys, {});
+  expect_near(acc.row(1), {2.80, .80, .25, .15}, 1e-12);
+}
+
+TEST(ObservationWindow, SpecExample) {
+  const Numbers votes = {.1, .6, .1, .05, .3, .05};
+  const Numbers pooled = pool(votes, 3, Pooling::average);
+  expect_near(pooled, {.2333, .2667, .25, .15, .1333, .1167}, 5e-5);
+  expect_near(pool(votes, 3, Pooling::max), {.6, .6, .6, .3, .3, .3}, 0);
+  expect_near(pool({-1, -2}, 3, Pooling::max), {0, 0}, 0);  // zero padding takes part
+  // N = 8, W = 2, C = 4
+  EXPECT_EQ(observation_window_keep(pooled, 8, 2, 4), (Indices{1, 2, 6, 7}));
+  EXPECT_EQ(observation_window_keep(votes, 8, 2, 4), (Indices{1, 4, 6, 7}));
+  EXPECT_EQ(observation_window_keep(votes, 8, 2, 8), counting(8));
+  EXPECT_EQ(observation_window_keep(votes, 8, 2, 2), (Indices{6, 7}));
+  EXPECT_EQ(observation_window_keep({}, 2, 4, 4), counting(2));
+  EXPECT_THROW(observation_window_keep(votes, 8, 2, 1), std::invalid_argument);
+}
+
+TEST(ObservationWindow, SumsTheLastRowsThenMeansTheGroupThenPools) {
+  const AttentionMassInput in = h2o_mass(2, 1);  // rows 2 and 3 vote for tokens 0 and 1: 1.2 and .4
+  expect_near(window_votes(in.queries, in.keys, 2, {}).row(1), {1.2, .4}, 1e-12);
+  const Array2 kv = observation_window(in.queries, in.keys, {}, {.window = 2, .kernel = 3});
+  ASSERT_EQ(kv.rows, 1);
+  expect_near(kv.row(0), {1.6 / 3, 1.6 / 3}, 1e-12);
+  expect_near(observation_window_of_layer(in.queries, in.keys, {}, {.window = 2, .pooling = Pooling::none}), {1.2, .4}, 1e-12);
+  EXPECT_EQ(window_votes(in.queries, in.keys, 9, {}).columns, 0);
+
+  // heads vote (.8, .1) and (.1, .8): their mean is .45 everywhere; pooled first it would be .8
+  Array3 queries(3, 2, 3);
+  queries.at(2, 0, 0) = queries.at(2, 1, 1) = std::log(8.0);
+  const ObservationWindowSettings largest{.window = 1, .kernel = 3, .pooling = Pooling::max};
+  expect_near(observation_window(queries, one_hot_keys(3, 1), {}, largest).values, {.45, .45}, 1e-12);
+}
+
+TEST(Dense, OutsideIsAnError) {
+  Array3 x(2, 3, 4);
+  x.at(1, 2, 3) = 5;
+  EXPECT_EQ(x.values.back(), 5);
+  x.at(0, 1, 0) = 7;
+  EXPECT_EQ(x.values[4], 7);
+  EXPECT_THROW(x.at(0, 3, 0), std::out_of_range);
+  EXPECT_THROW(x.at(-1, 0, 0), std::out_of_range);
+}
+
+}  // namespace
+}  // namespace kvpare::oracle

@@ -59,10 +59,10 @@ kvpare_describe(nlohmann_json FOR test demo VERSION 3.9 TARGET nlohmann_json::nl
   APT nlohmann-json3-dev DNF json-devel PACMAN nlohmann-json ZYPPER nlohmann_json-devel APK nlohmann-json
   BREW nlohmann-json)
 
-kvpare_describe(gnuplot FOR demo PROGRAM gnuplot WHY "pictures are drawn with it; the numbers do not need it"
+kvpare_describe(gnuplot FOR demo PROGRAM gnuplot WHY "pictures are drawn with it, the numbers do not need it"
   APT gnuplot-nox DNF gnuplot PACMAN gnuplot ZYPPER gnuplot APK gnuplot BREW gnuplot)
 
-kvpare_describe(ninja PROGRAM ninja WHY "it builds; make serves too"
+kvpare_describe(ninja PROGRAM ninja WHY "it builds, make serves too"
   APT ninja-build DNF ninja-build PACMAN ninja ZYPPER ninja APK samurai BREW ninja)
 
 function(kvpare_dependency name)

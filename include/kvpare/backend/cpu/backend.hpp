@@ -1,0 +1,93 @@
+// The CPU backend: the trait's verbs on the machine's own memory.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <new>
+#include <string_view>
+#include <thread>
+
+#include "../backend.hpp"
+#include "attend.hpp"
+#include "attention_mass.hpp"
+#include "isa.hpp"
+#include "rows.hpp"
+#include "select_top.hpp"
+
+namespace kvpare::cpu {
+
+struct Options {
+  Index threads = 0;            // of the backend's own pool; 0 = one per core
+  ParallelFor parallel = {};    // the engine's own pool instead; may call from any threads, must return when all is done
+  Isa isa = chosen_isa();       // kernels to run: what the machine has, or less
+};
+
+/// Verbs run to completion before they return, so tickets are always ready. One backend may serve several caches; calls
+/// from several threads are safe as long as they concern different sequences.
+class Backend {
+ public:
+  static constexpr std::string_view name = "cpu";
+  struct Ticket {};
+
+  explicit Backend(Options options = {}) : isa_(options.isa) {
+    require(options.threads >= 0, "cpu backend: threads = ", options.threads, ", must be 0 (all cores) or positive");
+    require(options.isa <= detected_isa(), "cpu backend: instruction set ", name_of(options.isa), ", but this machine has ",
+            name_of(detected_isa()));
+    if (options.parallel) {
+      parallel_ = std::move(options.parallel);
+    } else {
+      const Index cores = static_cast<Index>(std::thread::hardware_concurrency());
+      pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : std::max<Index>(1, cores));
+      parallel_ = std::ref(*pool_);
+    }
+  }
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  Isa isa() const { return isa_; }
+  Index threads() const { return pool_ ? pool_->threads() : 0; }  // 0: the engine's pool
+
+  void* allocate(Index bytes) { return ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64}, std::nothrow); }
+  void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
+  void to_backend(void* to, const void* from, Index bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
+  Ticket to_host(void* to, const void* from, Index bytes) {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+    return {};
+  }
+  void wait(Ticket) {}
+
+  template <class F>
+  void each(Index n, const F& f) {
+    constexpr Index block = 4096;
+    team().run(ceil_div(n, block), [&](Index b) {
+      for (Index i = b * block; i < std::min(n, (b + 1) * block); ++i) f(i);
+    });
+  }
+
+  void reduce(std::span<const MaskedRow> rows, RowSummary* out) { cpu::reduce(team(), rows, out); }
+  void sort_rows(std::span<const SortRow> rows) { cpu::sort_rows(team(), rows); }
+  void select_top(std::span<const TopRow> rows) { cpu::select_top(team(), rows); }
+  template <class Logit, class EntryOf>
+  void attention_mass(const MassArguments<Logit, EntryOf>& arguments) {
+    cpu::attention_mass(team(), arguments);
+  }
+  void statistics(std::span<const StatisticsRow> rows) { cpu::statistics(team(), rows); }
+  void gather(std::span<const GatherRow> rows) { cpu::gather(team(), rows); }
+  void product(const ProductArguments& arguments) { cpu::product(team(), arguments); }
+  void append(const AppendArguments& arguments) { cpu::append(team(), arguments); }
+  void compact(std::span<const CompactList> lists) { cpu::compact(team(), lists); }
+  void attend(const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
+    cpu::attend(team(), shape, batch, kind);
+  }
+
+ private:
+  Team team() const { return {&kernels(isa_), &parallel_}; }
+
+  Isa isa_;
+  std::unique_ptr<ThreadPool> pool_;
+  ParallelFor parallel_;
+};
+
+static_assert(kvpare::Backend<Backend>);
+
+}  // namespace kvpare::cpu

@@ -1,0 +1,126 @@
+// What kind of token stands where: spans of logical positions, stored once per sequence.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../core/config.hpp"
+#include "../core/error.hpp"
+
+namespace kvpare {
+
+/// Kinds of token. Values from `user` up to 31 are the caller's own.
+enum class TokenClass : std::uint8_t { text = 0, image = 1, video = 2, audio = 3, system = 4, user = 5 };
+inline constexpr int token_classes = 32;
+
+/// A set of token classes.
+struct ClassSet {
+  std::uint32_t bits = 0;
+
+  constexpr ClassSet() = default;
+  constexpr explicit ClassSet(std::uint32_t b) : bits(b) {}
+  constexpr ClassSet(TokenClass c) : bits(std::uint32_t{1} << static_cast<int>(c)) {}
+  constexpr bool has(TokenClass c) const { return bits >> static_cast<int>(c) & 1u; }
+  friend constexpr ClassSet operator|(ClassSet a, ClassSet b) { return ClassSet(a.bits | b.bits); }
+  friend constexpr bool operator==(ClassSet, ClassSet) = default;
+};
+
+inline constexpr ClassSet all_tokens{~std::uint32_t{0}};
+inline constexpr ClassSet text = TokenClass::text;
+inline constexpr ClassSet visual = ClassSet(TokenClass::image) | TokenClass::video;
+
+inline constexpr std::pair<std::string_view, ClassSet> class_names[] = {
+    {"all", all_tokens},           {"visual", visual},            {"text", TokenClass::text},
+    {"image", TokenClass::image},  {"video", TokenClass::video},  {"audio", TokenClass::audio},
+    {"system", TokenClass::system}};
+
+/// Reads "visual" or "image+audio"; false when a word is unknown.
+inline bool parse_setting(std::string_view words, ClassSet& out) {
+  ClassSet set;
+  while (true) {
+    const auto plus = words.find('+');
+    const auto word = words.substr(0, plus);
+    const auto* known = std::find_if(std::begin(class_names), std::end(class_names), [&](auto& n) { return n.first == word; });
+    if (known == std::end(class_names)) return false;
+    set = set | known->second;
+    if (plus == std::string_view::npos) break;
+    words.remove_prefix(plus + 1);
+  }
+  out = set;
+  return true;
+}
+
+inline std::string print_setting(ClassSet set) {
+  for (const auto& [name, named] : class_names)
+    if (named == set) return std::string(name);
+  std::string joined;
+  for (const auto& [name, named] : class_names)
+    if (std::has_single_bit(named.bits) && (set.bits & named.bits)) joined += (joined.empty() ? "" : "+") + std::string(name);
+  return joined;
+}
+
+/// Positions [begin, end) are of one class, perhaps of one image, perhaps never to be evicted.
+struct TagSpan {
+  Position begin = 0, end = 0;
+  TokenClass token_class = TokenClass::text;
+  Index image = -1;                       // which image or clip, -1 = none
+  Index grid_rows = 0, grid_cols = 0;     // raster layout of an image's tokens, 0 = unknown
+  bool is_protected = false;              // no policy may evict these
+  friend bool operator==(const TagSpan&, const TagSpan&) = default;
+};
+
+/// Non-overlapping spans, ascending. What no span covers is unprotected text.
+class Tags {
+ public:
+  /// Later spans win over what they cover. Cost: the number of spans. Throws on an empty or negative span.
+  void add(const TagSpan& span) {
+    require(0 <= span.begin && span.begin < span.end, "tag: span [", span.begin, ", ", span.end,
+            "), must be non-empty and not negative");
+    require(static_cast<int>(span.token_class) < token_classes, "tag: class ", static_cast<int>(span.token_class),
+            ", must be below ", token_classes);
+    std::vector<TagSpan> next;
+    next.reserve(spans_.size() + 2);
+    for (const TagSpan& old : spans_) {
+      if (old.end <= span.begin || old.begin >= span.end) {
+        next.push_back(old);
+        continue;
+      }
+      if (old.begin < span.begin) next.push_back(with_range(old, old.begin, span.begin));
+      if (old.end > span.end) next.push_back(with_range(old, span.end, old.end));
+    }
+    next.push_back(span);
+    std::sort(next.begin(), next.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
+    spans_ = std::move(next);
+  }
+
+  const std::vector<TagSpan>& spans() const { return spans_; }
+
+  /// The span that covers a position, or null. Cost: log of the number of spans.
+  const TagSpan* find(Position p) const {
+    auto after = std::upper_bound(spans_.begin(), spans_.end(), p, [](Position at, const TagSpan& s) { return at < s.begin; });
+    if (after == spans_.begin()) return nullptr;
+    const TagSpan& s = *std::prev(after);
+    return p < s.end ? &s : nullptr;
+  }
+
+  TokenClass class_of(Position p) const {
+    const TagSpan* s = find(p);
+    return s ? s->token_class : TokenClass::text;
+  }
+
+  Index bytes() const { return static_cast<Index>(spans_.capacity() * sizeof(TagSpan)); }
+  friend bool operator==(const Tags&, const Tags&) = default;
+
+ private:
+  static TagSpan with_range(TagSpan s, Position begin, Position end) {
+    s.begin = begin, s.end = end;
+    return s;
+  }
+  std::vector<TagSpan> spans_;
+};
+
+}  // namespace kvpare

@@ -1,0 +1,52 @@
+// Raw rows: the codec that keeps every bit, and the pairs and lists from which a cache is built.
+#pragma once
+
+#include <string_view>
+
+#include "../core/dtype.hpp"
+
+namespace kvpare {
+
+/// Rows as the engine gives them, one element type, converted once at append (round to nearest even).
+///
+/// Layout  tile of tokens × width: row t at t * row_bytes(width), channels in order, no padding
+/// Bytes   tile_bytes(tokens, width) = tokens * width * sizeof(T), exact
+/// Error   0 when the engine's type is T; else that of the conversion
+/// Life    rows are independent: they may be written one by one and moved between pages without a second rounding
+template <Element T>
+struct Raw {
+  static constexpr std::string_view name = name_of(dtype_of<T>());
+  static constexpr DType dtype = dtype_of<T>();
+  static constexpr bool rows_move = true;
+  static constexpr Index row_bytes(Index width) { return width * static_cast<Index>(sizeof(T)); }
+  static constexpr Index tile_bytes(Index tokens, Index width) { return tokens * row_bytes(width); }
+};
+
+/// One page format: how a page stores its keys, and how its values; the two choose independently.
+template <class K, class V>
+struct Pair {
+  using Key = K;
+  using Value = V;
+  /// Keys first, then values, each tile 64-byte aligned.
+  static constexpr Index key_bytes(Index tokens, Index key_dim) { return round_up(K::tile_bytes(tokens, key_dim), 64); }
+  static constexpr Index page_bytes(Index tokens, Index key_dim, Index value_dim) {
+    return key_bytes(tokens, key_dim) + round_up(V::tile_bytes(tokens, value_dim), 64);
+  }
+};
+
+/// The closed list of page formats a cache is built for; a page's format is an index into it. The first one is what
+/// `append` writes.
+template <class... Pairs>
+struct Formats {
+  static_assert(sizeof...(Pairs) >= 1, "a cache needs at least one page format, e.g. Formats<Pair<Raw<half>, Raw<half>>>");
+  static constexpr int count = sizeof...(Pairs);
+
+  /// Calls `f(format, Pair{})` for each.
+  template <class F>
+  static constexpr void for_each(F&& f) {
+    int format = 0;
+    (f(format++, Pairs{}), ...);
+  }
+};
+
+}  // namespace kvpare

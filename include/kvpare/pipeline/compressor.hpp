@@ -1,0 +1,32 @@
+// A compression method: who scores, who splits the budget, who chooses, and how much stays.
+#pragma once
+
+#include "../policy/contracts.hpp"
+#include "../policy/select/keep.hpp"
+#include "../policy/select/top_k.hpp"
+
+namespace kvpare {
+
+/// `Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual}, Keep::ratio(0.1)}` is AirCache at 10 %.
+template <class S, class A, class L = TopK>
+struct Compressor {
+  S scorer = {};
+  A budget = {};
+  L selector = {};
+  Keep keep = {};
+  friend bool operator==(const Compressor&, const Compressor&) = default;
+};
+template <class S, class A, class L>
+Compressor(S, A, L, Keep) -> Compressor<S, A, L>;
+template <class S, class A, class L>
+Compressor(S, A, L) -> Compressor<S, A, L>;
+template <class S, class A>
+Compressor(S, A) -> Compressor<S, A>;
+
+/// Calls `f` with the policy itself; a choice made at run time (AnyOf) overloads this to call it with what it holds.
+template <class P, class F>
+decltype(auto) with_policy(const P& policy, F&& f) {
+  return f(policy);
+}
+
+}  // namespace kvpare

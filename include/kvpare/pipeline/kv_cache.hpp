@@ -1,0 +1,614 @@
+// The cache an engine talks to: append, observe, compress, attend; fork, truncate, release.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "../cache/compaction.hpp"
+#include "../cache/page_pool.hpp"
+#include "../codec/raw.hpp"
+#include "observed_layer.hpp"
+#include "planning.hpp"
+
+namespace kvpare {
+
+/// An ordinary result: with `pool_full` nothing has changed.
+enum class [[nodiscard]] Outcome : std::uint8_t { done, pool_full };
+
+struct CacheOptions {
+  Index page_tokens = 64;       // 16, 32 or 64
+  Index pool_bytes = 0;         // budget for the pages of all sequences
+  void* pool_memory = nullptr;  // backend memory of the engine, 64-byte aligned, pool_bytes long; null: the cache takes its own
+};
+
+/// One sequence of an `attend` call.
+struct AttendRequest {
+  SequenceId sequence = 0;
+  ConstTensor queries;                    // [backend] [rows 1..64, q_heads, key_dim] after RoPE, not scaled
+  std::span<const Position> positions;    // per row: it sees keys up to this position
+  Tensor out;                             // [backend] [rows, q_heads, value_dim]
+  float* lse = nullptr;                   // [backend] [rows, q_heads], natural log; or null
+  std::span<float* const> mass = {};      // [backend] per kv head [slots], added to (see MassKind); or empty
+};
+
+/// What one sequence takes. Everything is counted: pages whole, bookkeeping, scores waiting for `compress`.
+struct SequenceStats {
+  struct Head {
+    Index live_tokens = 0, pages = 0;
+  };
+  std::vector<std::vector<Head>> heads;  // [layer][kv head]
+  Index live_tokens = 0;                 // over all layers and kv heads
+  Index pages = 0;                       // entries: a page shared with other sequences counts here too
+  Index shared_pages = 0;                // of these, how many others hold as well
+  Index page_bytes = 0;                  // of all pages, whole
+  Index live_bytes = 0;                  // of the live tokens' keys and values
+  Index bookkeeping_bytes = 0;           // host memory: entries, positions, tags
+  Index observation_bytes = 0;           // scores and query rows kept for `compress`
+  Index slack_bytes() const { return page_bytes - live_bytes; }
+  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes; }
+};
+
+/// What `commit` and `compress` did.
+struct CompressReport {
+  std::vector<Index> layer_budgets;      // tokens per kv head granted among the selector's classes; -1 = layer left alone
+  Index tokens_before = 0, tokens_after = 0;  // live, over all layers and kv heads
+  Index pages_before = 0, pages_after = 0;
+  Index page_bytes_before = 0, page_bytes_after = 0;
+  Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
+  Index rows_moved = 0;
+  Index nan_scores = 0;
+};
+
+/// The KV cache of many sequences of one model, in pages of the listed formats from one pool.
+///
+/// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an
+/// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, except that create,
+/// fork and release must not run beside any other call.
+template <Backend B, class FormatList>
+class KvCache {
+ public:
+  /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
+  KvCache(B& be, Model model, CacheOptions options)
+      : be_(&be), model_(checked(std::move(model))), page_tokens_(options.page_tokens) {
+    require(page_tokens_ == 16 || page_tokens_ == 32 || page_tokens_ == 64, "cache: page_tokens = ", page_tokens_,
+            ", must be 16, 32 or 64");
+    require(options.pool_bytes > 0, "cache: pool_bytes = ", options.pool_bytes, ", must be positive");
+    std::vector<Index> sizes;
+    for (const LayerShape& shape : model_.layers) {
+      auto& sizes_of_layer = size_class_.emplace_back();
+      FormatList::for_each([&](int, auto pair) {
+        const Index bytes = decltype(pair)::page_bytes(page_tokens_, shape.key_dim, shape.value_dim);
+        auto at = std::find(sizes.begin(), sizes.end(), bytes);
+        sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
+        if (at == sizes.end()) sizes.push_back(bytes);
+      });
+    }
+    std::byte* memory = static_cast<std::byte*>(options.pool_memory);
+    if (memory == nullptr) {
+      owned_memory_ = Buffer<B, std::byte>(be, options.pool_bytes);
+      memory = owned_memory_.data();
+    }
+    pool_ = std::make_unique<PagePool>(memory, options.pool_bytes, sizes);
+    for (const LayerShape& shape : model_.layers) {
+      auto& geometry = geometry_.emplace_back();
+      FormatList::for_each([&](int, auto pair) {
+        using P = decltype(pair);
+        PageGeometry g;
+        g.keys = memory;
+        g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
+        g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
+        g.key_row_bytes = P::Key::row_bytes(shape.key_dim), g.value_row_bytes = P::Value::row_bytes(shape.value_dim);
+        g.key_type = P::Key::dtype, g.value_type = P::Value::dtype;
+        g.rows_move = P::Key::rows_move && P::Value::rows_move;
+        geometry.push_back(g);
+      });
+    }
+  }
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  const Model& model() const { return model_; }
+  Index layers() const { return static_cast<Index>(model_.layers.size()); }
+  Index page_tokens() const { return page_tokens_; }
+  const PagePool& pool() const { return *pool_; }
+  B& backend() const { return *be_; }
+
+  // ---- sequences
+
+  SequenceId create() {
+    auto fresh = std::make_unique<Sequence>();
+    fresh->layers.resize(model_.layers.size());
+    for (Index l = 0; l < layers(); ++l) fresh->layers[static_cast<std::size_t>(l)].heads.resize(static_cast<std::size_t>(shape(l).kv_heads));
+    sequences_.emplace(next_id_, std::move(fresh));
+    return next_id_++;
+  }
+
+  /// A second sequence with the same tokens. Pages are shared, entries are copied; pending observations are not.
+  SequenceId fork(SequenceId id) {
+    auto copy = std::make_unique<Sequence>(get(id).branch());
+    const auto at = sequences_.emplace(next_id_, std::move(copy)).first;
+    for (const Layer& layer : at->second->layers)
+      for (const Head& head : layer.heads)
+        for (const Entry& e : head.entries) pool_->retain(e.page);
+    return next_id_++;
+  }
+
+  /// Gives back all pages of a sequence.
+  void release(SequenceId id) {
+    for (Layer& layer : get(id).layers)
+      for (Head& head : layer.heads)
+        for (const Entry& e : head.entries) pool_->release(e.page);
+    sequences_.erase(id);
+  }
+
+  ~KvCache() {
+    while (!sequences_.empty()) release(sequences_.begin()->first);
+  }
+
+  /// Says what kind of tokens stand at some positions, before or after they are appended.
+  void tag(SequenceId id, const TagSpan& span) {
+    Sequence& s = get(id);
+    s.tags.add(span);
+    ++s.epoch;
+  }
+  const Tags& tags(SequenceId id) const { return get(id).tags; }
+
+  // ---- append
+
+  /// Adds tokens to one layer: keys after RoPE [tokens, kv_heads, key_dim], values [tokens, kv_heads, value_dim] of any
+  /// element type, and their positions, ascending and beyond all earlier ones of this layer.
+  /// All or nothing: `pool_full` when the pages cannot be had. Cost: the copy.
+  Outcome append(SequenceId id, Index layer, ConstTensor keys, ConstTensor values, std::span<const Position> positions) {
+    Sequence& s = get(id);
+    check_layer(layer, "append");
+    const LayerShape& sh = shape(layer);
+    check_tensor("append: keys", keys, static_cast<Index>(positions.size()), sh.kv_heads, sh.key_dim);
+    check_tensor("append: values", values, static_cast<Index>(positions.size()), sh.kv_heads, sh.value_dim);
+    Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      const Position before = i == 0 ? at.last_position() : positions[i - 1];
+      require(positions[i] > before, "append: position ", positions[i], " of token ", i, " follows ", before, " in layer ", layer,
+              ", positions must ascend and not be negative");
+    }
+    if (positions.empty()) return Outcome::done;
+
+    // Lay out first, change later.
+    constexpr int format = 0;
+    const std::span<const PageGeometry> formats = geometry_[static_cast<std::size_t>(layer)];
+    std::vector<Growth> growths;
+    Index pages = 0;
+    for (const Head& head : at.heads) {
+      growths.push_back(grow(head, positions, formats[format].rows_move));
+      pages += growths.back().new_pages;
+    }
+    std::vector<PageId> fresh(static_cast<std::size_t>(pages));
+    std::vector<WriteRun> runs;
+    for (std::size_t h = 0; h < growths.size(); ++h) {
+      at.heads[h].entries.reserve(at.heads[h].entries.size() + static_cast<std::size_t>(growths[h].new_pages));
+      at.heads[h].offsets.reserve(at.heads[h].offsets.size() + growths[h].runs.size() * static_cast<std::size_t>(page_tokens_));
+      runs.reserve(runs.size() + growths[h].runs.size());
+    }
+    at.reserve_given(positions);
+    if (!pool_->allocate(size_class(layer, format), fresh)) return Outcome::pool_full;
+
+    std::size_t next_page = 0;
+    for (std::size_t h = 0; h < growths.size(); ++h) {
+      Head& head = at.heads[h];
+      for (WriteRun run : growths[h].runs) {
+        if (run.slot == 0) {
+          Entry e;
+          e.page = fresh[next_page++], e.format = format;
+          e.first = positions[static_cast<std::size_t>(run.row)];
+          head.entries.push_back(e);
+        }
+        Entry& e = head.entries.back();
+        run.head = static_cast<Index>(h), run.page = e.page, run.format = e.format;
+        for (Index t = 0; t < run.count; ++t) head.put(e, positions[static_cast<std::size_t>(run.row + t)], page_tokens_);
+        runs.push_back(run);
+      }
+    }
+    for (const Position p : positions) at.add_given(p);
+    ++s.epoch;
+    be_->append({.keys = keys, .values = values, .formats = formats, .runs = runs});
+    return Outcome::done;
+  }
+
+  // ---- observe and compress
+
+  /// Shows a policy the queries of rows just appended to a layer: [rows, q_heads, key_dim] after RoPE, not scaled, with
+  /// their positions, ascending. The scorer takes the rows it reads (Reads); pass all you have. Under chunked prefill
+  /// pass `final = false` for all chunks but the last.
+  template <class C>
+  void observe(SequenceId id, Index layer, const C& compressor, ConstTensor queries, std::span<const Position> positions,
+               bool final = true) {
+    Sequence& s = get(id);
+    check_layer(layer, "observe");
+    check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads, shape(layer).key_dim);
+    check(compressor.keep);
+    const LayerLists lists(*this, s, layer);
+    require(!lists.heads[0].entries.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet");
+    if (lists.heads[0].entries.empty()) return;
+    const Columns columns = columns_of(lists.heads, s.tags);
+    s.layers[static_cast<std::size_t>(layer)].observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor),
+                                                               queries, positions, final);
+  }
+
+  /// What a policy would keep. Changes nothing but the memory of scores. Throws when a layer was not observed by this
+  /// policy although its scorer reads queries. Waits once for the backend.
+  template <class C>
+  Plan plan(SequenceId id, const C& compressor) {
+    Sequence& s = get(id);
+    check(compressor.keep);
+    const Reads reads = compressor.scorer.reads();
+    Plan plan;
+    plan.sequence = id;
+    plan.layers.resize(model_.layers.size());
+    if (compressor.keep != Keep::ratio(1)) {
+      std::vector<LayerLists> lists;
+      std::vector<Columns> columns;
+      std::vector<ScoredLayer> scored;
+      lists.reserve(model_.layers.size()), columns.reserve(model_.layers.size());
+      for (Index l = 0; l < layers(); ++l) {
+        Layer& layer = s.layers[static_cast<std::size_t>(l)];
+        if (!shape(l).compress || layer.empty()) continue;
+        lists.emplace_back(*this, s, l);
+        columns.push_back(columns_of(lists.back().heads, s.tags));
+        if (reads.rows == Reads::Rows::none) {
+          layer.observed.forget();
+          layer.observed.score_unobserved(*be_, compressor.scorer, observation(l, lists.back(), columns.back(), compressor));
+        }
+        require(layer.observed.scored(), "compress: layer ", l, " was not observed; call observe after append, final chunk included");
+        const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&layer.observed.scorer());
+        require(scorer != nullptr && *scorer == compressor.scorer, "compress: layer ", l, " was observed by another policy");
+        ScoredLayer out;
+        out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
+        out.scores = layer.observed.scores(), out.scored_columns = layer.observed.columns();
+        out.given = layer.given(s.tags, compressor.selector.among);
+        out.page_bytes = pool_->page_bytes(size_class(l, 0));
+        scored.push_back(out);
+      }
+      plan_layers(*be_, compressor, scored, PlanScope{}, plan);
+    }
+    plan.epoch = s.epoch;
+    return plan;
+  }
+
+  /// Carries out a plan: evicted tokens lose their bit, private pages are packed in place, empty ones go back to the
+  /// pool. Needs no memory from the pool, so it succeeds in a full one. Payload of shared pages is never written.
+  /// Throws on a plan that is stale, of another sequence, or does not fit the lists. Cost: the survivors moved.
+  CompressReport commit(const Plan& plan) {
+    Sequence& s = get(plan.sequence);
+    require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ", s.epoch);
+    require(plan.layers.size() == model_.layers.size(), "commit: plan has ", plan.layers.size(), " layers, the model ", model_.layers.size());
+    for (Index l = 0; l < layers(); ++l) check_fits(plan.layers[static_cast<std::size_t>(l)], s, l);
+
+    CompressReport report;
+    report.nan_scores = plan.nan_scores;
+    count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
+    const PoolStats before = pool_->stats();
+
+    struct Change {
+      Head* head;
+      CompactedList list;
+    };
+    std::vector<Change> changes;
+    std::vector<CompactList> moves;
+    for (Index l = 0; l < layers(); ++l) {
+      const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+      report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
+      if (!lp.touched) continue;
+      const LayerLists lists(*this, s, l);
+      for (std::size_t h = 0; h < lists.heads.size(); ++h)
+        changes.push_back({&s.layers[static_cast<std::size_t>(l)].heads[h],
+                           compact_list(lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; })});
+    }
+    std::size_t at = 0;
+    for (Index l = 0; l < layers(); ++l) {
+      if (!plan.layers[static_cast<std::size_t>(l)].touched) continue;
+      for (Index h = 0; h < shape(l).kv_heads; ++h, ++at) {
+        if (changes[at].list.moves.empty()) continue;
+        moves.push_back({geometry_[static_cast<std::size_t>(l)], changes[at].list.moves, shape(l).key_dim, shape(l).value_dim});
+        for (const Move& m : changes[at].list.moves) report.rows_moved += m.count;
+      }
+    }
+    be_->compact(moves);
+    for (Change& c : changes) {
+      c.head->entries = std::move(c.list.entries);
+      c.head->offsets = std::move(c.list.offsets);
+      for (const PageId p : c.list.released) pool_->release(p);
+    }
+    for (Layer& layer : s.layers) layer.observed.forget();
+    ++s.epoch;
+
+    count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
+    const PoolStats after = pool_->stats();
+    report.pages_freed = before.pages_in_use - after.pages_in_use;
+    report.bytes_freed = before.bytes_in_use - after.bytes_in_use;
+    return report;
+  }
+
+  /// plan and commit.
+  template <class C>
+  CompressReport compress(SequenceId id, const C& compressor) {
+    return commit(plan(id, compressor));
+  }
+
+  // ---- attend
+
+  /// out = softmax(scale * q·K) V over the live tokens of each sequence, for 1 to 64 rows each, causal by position; see
+  /// LayerShape for softcap, window and sinks. A row that sees nothing gives zeros and lse = -inf. NaN in what a row sees
+  /// makes that row NaN, no other. Does not wait.
+  void attend(Index layer, std::span<const AttendRequest> batch, MassKind kind = MassKind::none) {
+    check_layer(layer, "attend");
+    const LayerShape& sh = shape(layer);
+    std::vector<LayerLists> lists;
+    std::vector<AttendSequence> sequences;
+    lists.reserve(batch.size());
+    for (const AttendRequest& r : batch) {
+      const Sequence& s = get(r.sequence);
+      const Index rows = static_cast<Index>(r.positions.size());
+      require(rows >= 1 && rows <= 64, "attend: rows = ", rows, ", must be within [1, 64]");
+      check_tensor("attend: queries", r.queries, rows, sh.q_heads, sh.key_dim);
+      check_tensor("attend: out", r.out, rows, sh.q_heads, sh.value_dim);
+      const Index wanted_mass = kind == MassKind::none ? 0 : sh.kv_heads;
+      require(static_cast<Index>(r.mass.size()) == wanted_mass, "attend: ", r.mass.size(), " mass rows, must be ", wanted_mass);
+      lists.emplace_back(*this, s, layer);
+      sequences.push_back({lists.back().heads, r.queries, r.positions, r.out, r.lse, r.mass});
+    }
+    if (!sequences.empty()) be_->attend(sh, sequences, kind);
+  }
+  void attend(Index layer, std::initializer_list<AttendRequest> batch, MassKind kind = MassKind::none) {
+    attend(layer, std::span(batch.begin(), batch.size()), kind);
+  }
+
+  // ---- the rest
+
+  /// Forgets all tokens at positions >= n, in every layer. Nothing is decoded or moved; shared pages stay as they are.
+  void truncate(SequenceId id, Position n) {
+    require(n >= 0, "truncate: n = ", n, ", must not be negative");
+    Sequence& s = get(id);
+    for (Index l = 0; l < layers(); ++l) {
+      Layer& layer = s.layers[static_cast<std::size_t>(l)];
+      layer.observed.forget();
+      layer.cut_given(n);
+      const LayerLists lists(*this, s, l);
+      for (std::size_t h = 0; h < layer.heads.size(); ++h) {
+        auto& entries = layer.heads[h].entries;
+        while (!entries.empty() && entries.back().first >= n) {
+          pool_->release(entries.back().page);
+          entries.pop_back();
+        }
+        if (entries.empty() || entries.back().last < n) continue;
+        Entry& e = entries.back();
+        while (lists.heads[h].position(e, e.used - 1) >= n) --e.used;
+        e.live &= low_bits(e.used);
+        e.last = lists.heads[h].position(e, e.used - 1);
+        if (e.live == 0) {
+          pool_->release(e.page);
+          entries.pop_back();
+        }
+      }
+    }
+    ++s.epoch;
+  }
+
+  /// Positions of the live tokens of one head, ascending.
+  std::vector<Position> kept(SequenceId id, Index layer, Index kv_head) const {
+    check_layer(layer, "kept");
+    require(kv_head >= 0 && kv_head < shape(layer).kv_heads, "kept: kv_head = ", kv_head, ", must be within [0, ", shape(layer).kv_heads, ")");
+    const LayerLists lists(*this, get(id), layer);
+    const HeadPages& list = lists.heads[static_cast<std::size_t>(kv_head)];
+    return positions_of(list, Selection::live(list.entries));
+  }
+
+  /// One layer's lists as verbs take them; valid until the sequence changes.
+  std::vector<HeadPages> pages(SequenceId id, Index layer) const {
+    check_layer(layer, "pages");
+    return LayerLists(*this, get(id), layer).heads;
+  }
+
+  std::uint64_t epoch(SequenceId id) const { return get(id).epoch; }
+
+  SequenceStats stats(SequenceId id) const {
+    const Sequence& s = get(id);
+    SequenceStats out;
+    out.bookkeeping_bytes = static_cast<Index>(sizeof(Sequence)) + s.tags.bytes();
+    for (Index l = 0; l < layers(); ++l) {
+      const Layer& layer = s.layers[static_cast<std::size_t>(l)];
+      auto& row = out.heads.emplace_back();
+      out.observation_bytes += layer.observed.bytes();
+      out.bookkeeping_bytes += static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
+      for (const Head& head : layer.heads) {
+        SequenceStats::Head h;
+        h.pages = static_cast<Index>(head.entries.size());
+        for (const Entry& e : head.entries) {
+          h.live_tokens += std::popcount(e.live);
+          out.page_bytes += pool_->page_bytes(size_class(l, e.format));
+          out.shared_pages += pool_->references(e.page) > 1;
+          const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][e.format];
+          out.live_bytes += std::popcount(e.live) * (g.key_row_bytes + g.value_row_bytes);
+        }
+        out.live_tokens += h.live_tokens;
+        out.pages += h.pages;
+        out.bookkeeping_bytes += static_cast<Index>(sizeof(Head) + head.entries.capacity() * sizeof(Entry) + head.offsets.capacity() * 2);
+        row.push_back(h);
+      }
+    }
+    return out;
+  }
+
+ private:
+  struct Head {
+    std::vector<Entry> entries;
+    std::vector<std::uint16_t> offsets;
+
+    /// One more token in the last entry.
+    void put(Entry& e, Position p, Index page_tokens) {
+      if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
+        offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
+        e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
+        for (Index t = 0; t < e.used; ++t) offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
+      }
+      if (e.offsets != 0) offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] = static_cast<std::uint16_t>(p - e.first);
+      e.live |= std::uint64_t{1} << e.used;
+      e.last = p;
+      ++e.used;
+    }
+  };
+
+  struct Layer {
+    std::vector<Head> heads;
+    std::vector<std::pair<Position, Position>> given_spans;  // [begin, end) of all positions ever appended, minus truncated
+    ObservedLayer<B> observed;
+
+    bool empty() const {
+      return std::all_of(heads.begin(), heads.end(), [](const Head& h) { return h.entries.empty(); });
+    }
+    Position last_position() const { return given_spans.empty() ? -1 : given_spans.back().second - 1; }
+    void reserve_given(std::span<const Position> positions) {
+      std::size_t spans = 1;
+      for (std::size_t i = 1; i < positions.size(); ++i) spans += positions[i] != positions[i - 1] + 1;
+      given_spans.reserve(given_spans.size() + spans);
+    }
+    void add_given(Position p) {
+      if (!given_spans.empty() && given_spans.back().second == p) ++given_spans.back().second;
+      else given_spans.emplace_back(p, p + 1);
+    }
+    void cut_given(Position n) {
+      while (!given_spans.empty() && given_spans.back().first >= n) given_spans.pop_back();
+      if (!given_spans.empty()) given_spans.back().second = std::min(given_spans.back().second, n);
+    }
+    /// Tokens of these classes ever appended.
+    Index given(const Tags& tags, ClassSet classes) const {
+      Index n = 0;
+      for (const auto& [begin, end] : given_spans) {
+        Index tagged = 0;
+        for (const TagSpan& span : tags.spans()) {
+          const Index common = std::max<Index>(0, std::min(end, span.end) - std::max(begin, span.begin));
+          tagged += common;
+          if (classes.has(span.token_class)) n += common;
+        }
+        if (classes.has(TokenClass::text)) n += end - begin - tagged;
+      }
+      return n;
+    }
+  };
+
+  struct Sequence {
+    Tags tags;
+    std::uint64_t epoch = 0;
+    std::vector<Layer> layers;
+
+    Sequence branch() const {
+      Sequence s;
+      s.tags = tags;
+      s.layers.resize(layers.size());
+      for (std::size_t l = 0; l < layers.size(); ++l) s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
+      return s;
+    }
+  };
+
+  /// One layer of a sequence as lists of pages.
+  struct LayerLists {
+    std::vector<HeadPages> heads;
+    LayerLists(const KvCache& cache, const Sequence& s, Index layer) {
+      const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+      heads.reserve(at.heads.size());
+      for (const Head& h : at.heads)
+        heads.push_back({h.entries, h.offsets.data(), cache.geometry_[static_cast<std::size_t>(layer)], cache.page_tokens_});
+    }
+  };
+
+  /// How one head takes new tokens: runs into the open page, then into new ones.
+  struct Growth {
+    std::vector<WriteRun> runs;  // row, slot, count; a run at slot 0 opens a page
+    Index new_pages = 0;
+  };
+
+  Growth grow(const Head& head, std::span<const Position> positions, bool rows_move) const {
+    Growth g;
+    Index used = page_tokens_;
+    Position first = 0;
+    if (!head.entries.empty()) {
+      const Entry& e = head.entries.back();
+      if (e.format == 0 && rows_move && e.used < page_tokens_ && pool_->references(e.page) == 1) used = e.used, first = e.first;
+    }
+    for (Index row = 0; row < static_cast<Index>(positions.size());) {
+      if (used == page_tokens_ || positions[static_cast<std::size_t>(row)] - first > 65535) {
+        used = 0, first = positions[static_cast<std::size_t>(row)];
+        ++g.new_pages;
+      }
+      Index count = std::min(page_tokens_ - used, static_cast<Index>(positions.size()) - row);
+      while (positions[static_cast<std::size_t>(row + count - 1)] - first > 65535) --count;
+      WriteRun run;
+      run.row = row, run.slot = static_cast<std::uint16_t>(used), run.count = static_cast<std::uint16_t>(count);
+      g.runs.push_back(run);
+      row += count, used += count;
+    }
+    return g;
+  }
+
+  template <class C>
+  Observation<B> observation(Index layer, const LayerLists& lists, const Columns& columns, const C& compressor) const {
+    Observation<B> seen;
+    seen.layer = layer, seen.shape = &shape(layer), seen.heads = lists.heads, seen.columns = &columns;
+    seen.among = compressor.selector.among;
+    return seen;
+  }
+
+  void check_fits(const LayerPlan& lp, const Sequence& s, Index layer) const {
+    if (!lp.touched) return;
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    require(lp.keep.size() == at.heads.size(), "commit: layer ", layer, " of the plan has ", lp.keep.size(), " heads, must be ", at.heads.size());
+    for (std::size_t h = 0; h < at.heads.size(); ++h)
+      require(lp.keep[h].entries() == static_cast<Index>(at.heads[h].entries.size()), "commit: layer ", layer, " head ", h, ": the plan has ",
+              lp.keep[h].entries(), " entries, the list ", at.heads[h].entries.size());
+  }
+
+  void count(const Sequence& s, Index& tokens, Index& pages, Index& bytes) const {
+    for (Index l = 0; l < layers(); ++l)
+      for (const Head& head : s.layers[static_cast<std::size_t>(l)].heads)
+        for (const Entry& e : head.entries) tokens += std::popcount(e.live), ++pages, bytes += pool_->page_bytes(size_class(l, e.format));
+  }
+
+  static Model checked(Model model) {
+    check(model);
+    return model;
+  }
+  const LayerShape& shape(Index layer) const { return model_.layers[static_cast<std::size_t>(layer)]; }
+  int size_class(Index layer, int format) const { return size_class_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)]; }
+
+  void check_layer(Index layer, const char* verb) const {
+    require(layer >= 0 && layer < layers(), verb, ": layer = ", layer, ", must be within [0, ", layers(), ")");
+  }
+  template <class Void>
+  static void check_tensor(const char* what, const BasicTensor<Void>& t, Index rows, Index heads, Index width) {
+    require(t.rows == rows && t.heads == heads && t.width == width, what, " are [", t.rows, ", ", t.heads, ", ", t.width, "], must be [", rows,
+            ", ", heads, ", ", width, "]");
+    require(t.data != nullptr || rows == 0, what, ": no memory");
+  }
+
+  const Sequence& get(SequenceId id) const {
+    const auto at = sequences_.find(id);
+    require(at != sequences_.end(), "sequence ", id, " does not exist (never created, or released)");
+    return *at->second;
+  }
+  Sequence& get(SequenceId id) { return const_cast<Sequence&>(std::as_const(*this).get(id)); }
+
+  B* be_;
+  Model model_;
+  Index page_tokens_;
+  Buffer<B, std::byte> owned_memory_;
+  std::unique_ptr<PagePool> pool_;
+  std::vector<std::vector<int>> size_class_;              // [layer][format] -> the pool's page size
+  std::vector<std::vector<PageGeometry>> geometry_;       // [layer][format]
+  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  SequenceId next_id_ = 1;
+};
+
+}  // namespace kvpare

@@ -1,0 +1,257 @@
+// From scores to a plan: budgets over the layers, then the choice in every head. Reads the cache, changes nothing.
+//
+//   scores ──mean over heads──► summaries ──allocate──► keep[layer] ──► k[row] ──select_top──► bitmaps ──one copy──► Plan
+//
+// Everything up to the bitmaps stays in backend memory; the one wait is for their copy.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "../backend/derived/reduce_heads.hpp"
+#include "../cache/plan.hpp"
+#include "compressor.hpp"
+
+namespace kvpare {
+
+/// One layer as planning sees it.
+struct ScoredLayer {
+  Index layer = 0;                        // index in the plan
+  std::span<const HeadPages> heads;
+  const Columns* columns = nullptr;
+  const float* scores = nullptr;          // [backend] [kv_heads, scored_columns]
+  Index scored_columns = 0;
+  Index given = 0;                        // tokens of the selector's classes the layer was ever given: what a ratio is of
+  Index frozen = 0;                       // leading columns that must stay whatever the scores
+  Index page_bytes = 0;                   // of one kv head, for budgets in bytes
+};
+
+/// What pages shared by heads or layers ask of a plan.
+struct PlanScope {
+  bool heads_together = false;   // all heads of a layer keep the same tokens
+  bool layers_alike = false;     // all layers keep the same number
+};
+
+namespace detail {
+
+template <class A>
+struct AllocateLayers {
+  A allocator;
+  const RowSummary* rows;         // null when the allocator needs none
+  const Index* available;         // in units of `quantum` tokens
+  const Index* available_tokens;
+  Index layers, total, quantum;
+  bool alike;
+  LayerSummary* summaries;
+  double* scratch;
+  Index* keep;
+
+  KVPARE_HD void operator()(Index) const {
+    for (Index l = 0; l < layers && rows != nullptr; ++l) summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
+    if (alike) {
+      for (Index l = 0; l < layers; ++l) keep[l] = total / layers;
+    } else {
+      allocator.allocate(summaries, available, layers, total, scratch, keep);
+    }
+    for (Index l = 0; l < layers; ++l) {
+      keep[l] *= quantum;
+      if (keep[l] > available_tokens[l]) keep[l] = available_tokens[l];
+    }
+  }
+};
+
+struct RowBudgets {
+  const Index* keep;        // [layers]
+  const Index* layer_of;    // [rows]
+  const Index* reserved;    // [rows] tokens of the class that stay anyway
+  Index* k;                 // [rows]
+  KVPARE_HD void operator()(Index row) const {
+    const Index left = keep[layer_of[row]] - reserved[row];
+    k[row] = left > 0 ? left : 0;
+  }
+};
+
+/// The newest share of a row's budget ranks above every score.
+struct BoostNewest {
+  const float* scores;
+  const std::int32_t* newest_rank;   // [columns] 0 = the newest candidate
+  const Index* k;
+  double share;
+  float* out;
+  KVPARE_HD void operator()(Index c) const {
+    const double wanted = share * static_cast<double>(*k);
+    out[c] = newest_rank[c] >= 0 && static_cast<double>(newest_rank[c]) + 1 <= wanted + 1e-9 ? 0x1p100f : scores[c];
+  }
+};
+
+/// Per row of selection: a head of a layer, or a whole layer whose heads choose together.
+struct PlanRow {
+  std::size_t layer;                       // index into the layers given
+  Index head;                              // kv head; 0 stands for all when `for_all_heads`
+  bool for_all_heads;
+  std::vector<std::uint64_t> candidates;   // bitmap over scored columns
+  Index reserved = 0;                      // class members that stay anyway
+  Index candidate_count = 0;
+};
+
+inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head, bool for_all, ClassSet among) {
+  const Columns& columns = *layer.columns;
+  const auto members = columns.of_class(among);
+  const auto live = columns.live_in(head);
+  PlanRow row{index, head, for_all, {}, 0, 0};
+  for (Index w = 0; w < columns.words(); ++w) {
+    const std::uint64_t member = members[static_cast<std::size_t>(w)] & live[static_cast<std::size_t>(w)];
+    const std::uint64_t scored = low_bits(std::clamp<Index>(layer.scored_columns - w * columns.word_tokens, 0, columns.word_tokens));
+    const std::uint64_t thawed = ~low_bits(std::clamp<Index>(layer.frozen - w * columns.word_tokens, 0, columns.word_tokens));
+    const std::uint64_t candidate = member & scored & thawed & ~columns.is_protected[static_cast<std::size_t>(w)];
+    row.candidates.push_back(candidate);
+    row.candidate_count += std::popcount(candidate);
+    row.reserved += std::popcount(member & ~candidate);
+  }
+  return row;
+}
+
+/// Tokens (or pages) over all layers that an amount stands for.
+inline Index total_of(const Keep& keep, std::span<const ScoredLayer> layers) {
+  if (keep.unit == Keep::Unit::ratio) {
+    double given = 0;
+    for (const ScoredLayer& l : layers) given += static_cast<double>(l.given);
+    return static_cast<Index>(std::floor(keep.amount * given + 0.5));
+  }
+  if (keep.unit != Keep::Unit::bytes) return static_cast<Index>(keep.amount);
+  Index largest = 1;  // bytes of one page in every kv head of a layer
+  for (const ScoredLayer& l : layers) largest = std::max(largest, l.page_bytes * static_cast<Index>(l.heads.size()));
+  return static_cast<Index>(keep.amount) / largest;
+}
+
+}  // namespace detail
+
+/// Fills in `plan.layers` (indexed by ScoredLayer::layer) and its counts. One wait, none when nothing is up for choice.
+template <Backend B, class C>
+void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers, PlanScope scope, Plan& plan) {
+  using detail::PlanRow;
+  check(compressor.keep);
+  const TopK& selector = compressor.selector;
+  const bool together = selector.heads == SelectHeads::layer || scope.heads_together;
+  const std::size_t n = layers.size();
+  if (n == 0 || compressor.keep == Keep::ratio(1)) return;
+
+  // What is up for choice, and how much of it stays.
+  std::vector<PlanRow> rows;
+  std::vector<Index> available_tokens(n, 0), available(n), layer_of, reserved;
+  const bool in_pages = compressor.keep.unit == Keep::Unit::pages || compressor.keep.unit == Keep::Unit::bytes;
+  const Index quantum = in_pages ? layers[0].columns->word_tokens : 1;
+  for (std::size_t l = 0; l < n; ++l) {
+    const bool one = together && layers[l].columns->aligned;
+    for (Index h = 0; h < (one ? 1 : static_cast<Index>(layers[l].heads.size())); ++h) {
+      rows.push_back(detail::plan_row(layers[l], l, h, one, selector.among));
+      const PlanRow& row = rows.back();
+      available_tokens[l] = std::max(available_tokens[l], row.candidate_count + row.reserved);
+      layer_of.push_back(static_cast<Index>(l));
+      reserved.push_back(row.reserved);
+    }
+    available[l] = ceil_div(available_tokens[l], quantum);
+  }
+  const Index row_count = static_cast<Index>(rows.size());
+  const Index total = detail::total_of(compressor.keep, layers);
+
+  // Mean over heads, where budgets or the choice need it.
+  const bool summaries_needed = with_policy(compressor.budget, [](const auto& a) { return std::remove_cvref_t<decltype(a)>::needs_summary; });
+  std::vector<Buffer<B, float>> means;
+  if (together || summaries_needed)
+    for (const ScoredLayer& l : layers) {
+      means.emplace_back(be, l.scored_columns);
+      reduce_heads(be, l.scores, static_cast<Index>(l.heads.size()), l.scored_columns, means.back().data());
+    }
+  Buffer<B, RowSummary> summary_rows;
+  std::vector<Buffer<B, std::uint64_t>> candidate_bits;
+  for (const PlanRow& row : rows) candidate_bits.emplace_back(be, std::span<const std::uint64_t>(row.candidates));
+  if (summaries_needed) {
+    std::vector<Buffer<B, std::uint64_t>> unions;  // candidates of any head
+    std::vector<MaskedRow> masked;
+    for (std::size_t l = 0, r = 0; l < n; ++l) {
+      std::vector<std::uint64_t> any = rows[r].candidates;
+      for (; r < rows.size() && rows[r].layer == l; ++r)
+        for (std::size_t w = 0; w < any.size(); ++w) any[w] |= rows[r].candidates[w];
+      unions.emplace_back(be, std::span<const std::uint64_t>(any));
+      masked.push_back({means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
+    }
+    summary_rows = Buffer<B, RowSummary>(be, static_cast<Index>(n));
+    be.reduce(masked, summary_rows.data());
+  }
+
+  // Budgets.
+  const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens), layer_map(be, layer_of),
+      reserved_counts(be, reserved);
+  const Buffer<B, LayerSummary> summaries(be, static_cast<Index>(n));
+  const Buffer<B, double> wishes(be, static_cast<Index>(n));
+  const Buffer<B, Index> keep(be, static_cast<Index>(n)), k(be, row_count), nan_counts(be, row_count);
+  with_policy(compressor.budget, [&](const auto& allocator) {
+    be.each(1, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
+                   allocator, summary_rows.data(), available_units.data(), available_in_tokens.data(), static_cast<Index>(n), total,
+                   quantum, scope.layers_alike, summaries.data(), wishes.data(), keep.data()});
+  });
+  be.each(row_count, detail::RowBudgets{keep.data(), layer_map.data(), reserved_counts.data(), k.data()});
+
+  // The choice.
+  std::vector<Index> chosen_at(rows.size() + 1, 0);
+  for (std::size_t r = 0; r < rows.size(); ++r) chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
+  const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
+  std::vector<Buffer<B, float>> boosted;
+  std::vector<TopRow> tops;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const PlanRow& row = rows[r];
+    const ScoredLayer& layer = layers[row.layer];
+    const float* scores = together ? means[row.layer].data() : layer.scores + row.head * layer.scored_columns;
+    if (selector.recent_share > 0) {
+      std::vector<std::int32_t> rank(static_cast<std::size_t>(layer.scored_columns), -1);
+      std::int32_t next = 0;
+      for (Index c = layer.scored_columns; c-- > 0;)
+        if (layer.columns->has(row.candidates, c)) rank[static_cast<std::size_t>(c)] = next++;
+      const Buffer<B, std::int32_t> ranks(be, rank);
+      boosted.emplace_back(be, layer.scored_columns);
+      be.each(layer.scored_columns,
+              detail::BoostNewest{scores, ranks.data(), k.data() + r, selector.recent_share, boosted.back().data()});
+      scores = boosted.back().data();
+    }
+    tops.push_back({scores, candidate_bits[r].data(), k.data() + r, chosen.data() + chosen_at[r], nan_counts.data() + r,
+                    std::min(layer.scored_columns, layer.columns->count), layer.columns->word_tokens});
+  }
+  fill(be, chosen.data(), chosen.size(), std::uint64_t{0});
+  be.select_top(tops);
+
+  std::vector<std::uint64_t> chosen_words;
+  std::vector<Index> keep_counts, nans;
+  keep.to_host(keep_counts);
+  nan_counts.to_host(nans);
+  be.wait(chosen.to_host(chosen_words));
+
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const PlanRow& row = rows[r];
+    const ScoredLayer& layer = layers[row.layer];
+    LayerPlan& out = plan.layers[static_cast<std::size_t>(layer.layer)];
+    out.touched = true;
+    out.budget = keep_counts[row.layer];
+    const Index heads = row.for_all_heads ? static_cast<Index>(layer.heads.size()) : 1;
+    std::vector<std::uint64_t> stay(row.candidates.size());
+    Index chosen_count = 0;
+    for (std::size_t w = 0; w < stay.size(); ++w) {
+      const std::uint64_t word = chosen_words[static_cast<std::size_t>(chosen_at[r]) + w];
+      chosen_count += std::popcount(word);
+      stay[w] = ~row.candidates[w] | word;  // what was not up for choice stays
+    }
+    for (Index h = 0; h < heads; ++h) {
+      const HeadPages& list = layer.heads[static_cast<std::size_t>(row.head + h)];
+      Selection selection(layer.columns->to_slots(list, row.head + h, stay));
+      selection &= Selection::live(list.entries);
+      out.keep.push_back(std::move(selection));
+    }
+    plan.candidates += row.candidate_count * heads;
+    plan.chosen += chosen_count * heads;
+    plan.nan_scores += nans[r] * heads;
+  }
+}
+
+}  // namespace kvpare

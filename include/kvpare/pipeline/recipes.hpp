@@ -1,0 +1,35 @@
+// Methods of the literature, named after their papers: parts, put together with the papers' defaults.
+#pragma once
+
+#include "../policy/budget/strength_skewness.hpp"
+#include "../policy/budget/uniform.hpp"
+#include "../policy/score/accumulated_attention.hpp"
+#include "../policy/score/elite_window.hpp"
+#include "../policy/score/observation_window.hpp"
+#include "../policy/score/unobserved.hpp"
+#include "compressor.hpp"
+
+namespace kvpare {
+
+/// Everything stays: the line to reach.
+inline auto full() { return Compressor{Random{}, Uniform{}, TopK{}, Keep::ratio(1)}; }
+
+/// A seeded coin: the line to beat.
+inline auto random() { return Compressor{Random{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// StreamingLLM (arXiv 2309.17453): 4 sinks and the newest. Kept keys keep their positions.
+inline auto streaming_llm() { return Compressor{SinksAndRecent{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// H2O (arXiv 2306.14048) at the end of prefill: half of the budget for the newest, half for the most attended.
+inline auto h2o() { return Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
+
+/// SnapKV (arXiv 2404.14469): window 32, average pooling over 5, per kv head.
+inline auto snap_kv() { return Compressor{ObservationWindow{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with
+/// one choice per layer.
+inline auto air_cache() {
+  return Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.1)};
+}
+
+}  // namespace kvpare

@@ -1,0 +1,62 @@
+// What a policy is. Each part is a plain value: settings as public members, `name`, `fields()`, comparable, stateless.
+//
+// | expression                                  | gives      | promises                                                    |
+// |---------------------------------------------|------------|-------------------------------------------------------------|
+// | `P::name`, `P::fields()`                    |            | the settings by name, for parsing, printing and tables      |
+// | **Scorer** `s.reads()`                      | `Reads`    | only the rows it names are supplied                         |
+// | `score(be, s, seen, out)`                   | –          | writes (streaming: adds to) every `out(h, column)`          |
+// | **BudgetAllocator** `a.needs_summary`       | `bool`     | whether `layers` below is filled                            |
+// | `a.allocate(layers, available, n, total, w, keep)` | –   | `keep[l]` tokens per layer, summing to `total` clamped to what is available; runs on the backend as one call, so it is KVPARE_HD and allocates nothing (`w`: n doubles of scratch) |
+// | **Selector** `s.among`, `s.heads`, …        |            | see TopK: the selector is data, the pipeline carries it out |
+//
+// The smallest scorer:
+//
+//   struct Oldest {
+//     static constexpr std::string_view name = "oldest";
+//     static constexpr auto fields() { return std::tuple{}; }
+//     constexpr Reads reads() const { return {}; }
+//     friend bool operator==(const Oldest&, const Oldest&) = default;
+//   };
+//   template <Backend B>
+//   void score(B& be, const Oldest&, const Observation<B>&, Scores out) {
+//     be.each(out.heads * out.columns, OldestFirst{out});   // OldestFirst: a KVPARE_HD functor
+//   }
+#pragma once
+
+#include <concepts>
+#include <string_view>
+
+#include "../core/field.hpp"
+#include "observation.hpp"
+
+namespace kvpare {
+
+template <class P>
+concept Policy = std::regular<P> && requires {
+  { P::name } -> std::convertible_to<std::string_view>;
+  P::fields();
+};
+
+/// Gives every cached token of one layer a score; higher = keep.
+template <class S, class B>
+concept Scorer = Policy<S> && Backend<B> && requires(B& be, const S& s, const Observation<B>& seen, Scores out) {
+  { s.reads() } -> std::same_as<Reads>;
+  { score(be, s, seen, out) } -> std::same_as<void>;
+};
+
+/// What an allocator sees of one layer: its candidates' scores, averaged over the kv heads.
+struct LayerSummary {
+  double sum = 0, skewness = 0;
+  Index count = 0;
+};
+
+/// Splits a total over the layers.
+template <class A>
+concept BudgetAllocator =
+    Policy<A> && requires(const A& a, const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch,
+                          Index* keep) {
+      { a.needs_summary } -> std::convertible_to<bool>;
+      { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
+    };
+
+}  // namespace kvpare

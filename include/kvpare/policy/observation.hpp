@@ -1,0 +1,103 @@
+// What a scorer looks at: one layer's keys and the query rows it asked for.
+#pragma once
+
+#include <algorithm>
+#include <string_view>
+#include <vector>
+
+#include "../backend/backend.hpp"
+#include "../cache/columns.hpp"
+
+namespace kvpare {
+
+/// Which query rows a scorer needs; exactly those are kept under chunked prefill, and counted.
+struct Reads {
+  enum class Rows : std::uint8_t { none, last, all } rows = Rows::none;
+  Index count = 0;                  // with `last`: how many
+  ClassSet of = all_tokens;         // only rows of these classes
+  bool streams = false;             // rows may come chunk by chunk: scores add up, nothing is kept
+  friend bool operator==(const Reads&, const Reads&) = default;
+};
+
+/// Scores of one layer: [kv_heads, columns] in backend memory, higher = keep. Zero before the first observation.
+struct Scores {
+  float* data = nullptr;
+  Index heads = 0, columns = 0;
+  KVPARE_HD float& operator()(Index head, Index column) const { return data[head * columns + column]; }
+};
+
+/// One layer, seen by a scorer. Everything but the queries' and keys' payload is host memory.
+template <Backend B>
+struct Observation {
+  Index layer = 0;
+  const LayerShape* shape = nullptr;
+  std::span<const HeadPages> heads;            // per kv head
+  const Columns* columns = nullptr;
+  ConstTensor queries;                         // [rows, q_heads, key_dim], the rows asked for by `reads`
+  std::span<const Position> row_positions;     // ascending
+  std::span<const std::int32_t> row_columns;   // the column of each row's own token
+  ClassSet among;                              // classes up for eviction
+
+  Index rows() const { return static_cast<Index>(row_positions.size()); }
+  TokenClass row_class(Index row) const {
+    return static_cast<TokenClass>(columns->classes[static_cast<std::size_t>(row_columns[static_cast<std::size_t>(row)])]);
+  }
+};
+
+/// Host arrays of one observation in backend memory, as `attention_mass` takes them.
+template <Backend B>
+class ObservedKeys {
+ public:
+  ObservedKeys(B& be, const Observation<B>& seen) : positions_(be, seen.row_positions) {
+    for (const auto& map : seen.columns->of_slot) {
+      maps_.emplace_back(be, std::span<const std::int32_t>(map));
+      map_pointers_.push_back(maps_.back().data());
+    }
+  }
+
+  /// Arguments with keys, queries and positions filled in.
+  template <class Logit = PlainLogit, class EntryOf = Probability>
+  MassArguments<Logit, EntryOf> arguments(const Observation<B>& seen) const {
+    MassArguments<Logit, EntryOf> a;
+    a.shape = seen.shape;
+    a.keys = seen.heads;
+    a.column_of = map_pointers_;
+    a.columns = seen.columns->count;
+    a.queries = seen.queries;
+    a.row_positions = positions_.data();
+    return a;
+  }
+
+  const std::int32_t* column_of(Index head) const { return map_pointers_.empty() ? nullptr : map_pointers_[static_cast<std::size_t>(head)]; }
+
+ private:
+  Buffer<B, const Position> positions_;
+  std::vector<Buffer<B, const std::int32_t>> maps_;
+  std::vector<const std::int32_t*> map_pointers_;
+};
+
+/// A mask over the slots of each head, in backend memory.
+template <Backend B>
+class SlotMask {
+ public:
+  /// The live tokens of these columns.
+  SlotMask(B& be, const Observation<B>& seen, std::span<const std::uint64_t> column_bitmap) {
+    const Index different = seen.columns->aligned ? 1 : static_cast<Index>(seen.heads.size());
+    for (Index h = 0; h < different; ++h) {
+      const auto words = seen.columns->to_slots(seen.heads[static_cast<std::size_t>(h)], h, column_bitmap);
+      words_.emplace_back(be, std::span<const std::uint64_t>(words));
+    }
+    for (std::size_t h = 0; h < seen.heads.size(); ++h) pointers_.push_back(words_[different == 1 ? 0 : h].data());
+  }
+
+  Index different() const { return static_cast<Index>(words_.size()); }
+  std::uint64_t* words(Index head) const { return words_[static_cast<std::size_t>(head)].data(); }
+  Index size(Index head) const { return words_[static_cast<std::size_t>(head)].size(); }
+  std::span<const std::uint64_t* const> pointers() const { return pointers_; }
+
+ private:
+  std::vector<Buffer<B, std::uint64_t>> words_;
+  std::vector<const std::uint64_t*> pointers_;
+};
+
+}  // namespace kvpare

@@ -1,0 +1,106 @@
+// SnapKV's importance: attention from the last rows of the prompt, smoothed over neighbours.
+#pragma once
+
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "../contracts.hpp"
+
+namespace kvpare {
+
+enum class Pooling : std::uint8_t { avg, max };
+inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
+
+/// Scores a token by the attention it gets from the last `window` query rows.
+///
+/// Formula  vote[h, j] = sum over the window's rows of softmax(q_r K^T)[j], mean over the query heads of kv head h
+///          score = pooled vote: average (divided by `pool` at the borders too) or maximum over `pool` neighbours,
+///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote
+/// Shapes   the window's queries [window, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
+/// Ties     none made here; a NaN logit makes its row, and so every vote, NaN
+/// Cost     `window` rows over all keys; scratch that of `attention_mass` and one more row per head
+/// Source   SnapKV (Li et al. 2024, arXiv 2404.14469), section 3. Ours: selection per kv head with the group's mean (the
+///          released code repeats keys per query head), and rows may be confined to classes (`rows=text`).
+struct ObservationWindow {
+  static constexpr std::string_view name = "observation_window";
+
+  Index window = 32;          // query rows looked at, from the end
+  Index pool = 5;             // neighbours joined, odd; 1 = none
+  Pooling pooling = Pooling::avg;
+  ClassSet rows = all_tokens;  // only rows of these classes count
+
+  static constexpr auto fields() {
+    return std::tuple{Field<ObservationWindow, Index>{"window", &ObservationWindow::window, 1, 1 << 20, "query rows looked at, from the end"},
+                      Field<ObservationWindow, Index>{"pool", &ObservationWindow::pool, 1, 63, "neighbouring tokens joined, odd; 1 = none"},
+                      Choice{"pooling", &ObservationWindow::pooling, "how neighbours are joined"},
+                      Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"}};
+  }
+  constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
+  friend bool operator==(const ObservationWindow&, const ObservationWindow&) = default;
+};
+
+namespace detail {
+
+struct PoolVotes {
+  const float* votes;               // [heads, columns]
+  const std::uint64_t* voters;      // bitmap per head of the columns whose votes count
+  const float* own;                 // [columns] 0, or the rank of a window token
+  Index columns, words, word_tokens, pool;
+  bool take_max;
+  float* out;
+
+  KVPARE_HD void operator()(Index i) const {
+    const Index head = i / columns, column = i % columns;
+    if (own[column] > 0) {
+      out[i] = own[column];
+      return;
+    }
+    float joined = 0;
+    for (Index c = column - pool / 2; c <= column + pool / 2; ++c) {
+      if (c < 0 || c >= columns) continue;
+      if (!(voters[head * words + c / word_tokens] >> (c % word_tokens) & 1u)) continue;
+      const float v = votes[head * columns + c];
+      joined = take_max ? (v > joined || v != v ? v : joined) : joined + v;
+    }
+    out[i] = take_max ? joined : joined / static_cast<float>(pool);
+  }
+};
+
+}  // namespace detail
+
+template <Backend B>
+void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, Scores out) {
+  require(policy.pool % 2 == 1, "observation_window.pool = ", policy.pool, ", must be odd");
+  const Columns& columns = *seen.columns;
+  const Index heads = out.heads, n = columns.count, words = columns.words();
+  fill(be, out.data, heads * n, 0.0f);
+  if (seen.rows() == 0) return;
+
+  Buffer<B, float> votes(be, heads * n);
+  fill(be, votes.data(), heads * n, 0.0f);
+  const ObservedKeys<B> keys(be, seen);
+  auto mass = keys.arguments(seen);
+  mass.out = votes.data();
+  be.attention_mass(mass);
+
+  // The window's tokens rank above all votes: 2 and more, the newest highest.
+  std::vector<float> own(static_cast<std::size_t>(n), 0.0f);
+  for (Index r = 0; r < seen.rows(); ++r)
+    own[static_cast<std::size_t>(seen.row_columns[static_cast<std::size_t>(r)])] =
+        2.0f * static_cast<float>(seen.rows()) + static_cast<float>(r);
+  std::vector<std::uint64_t> voters;
+  const std::vector<std::uint64_t> candidates = columns.of_class(seen.among);
+  for (Index h = 0; h < heads; ++h)
+    for (Index w = 0; w < words; ++w)
+      voters.push_back(candidates[static_cast<std::size_t>(w)] & columns.live_in(h)[static_cast<std::size_t>(w)]);
+  for (const std::int32_t c : seen.row_columns)
+    for (Index h = 0; h < heads; ++h)
+      voters[static_cast<std::size_t>(h * words + c / columns.word_tokens)] &= ~(std::uint64_t{1} << (c % columns.word_tokens));
+  const Buffer<B, float> own_rank(be, own);
+  const Buffer<B, std::uint64_t> voter_bits(be, voters);
+  be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), own_rank.data(), n, words, columns.word_tokens, policy.pool,
+                                       policy.pooling == Pooling::max, out.data});
+}
+
+}  // namespace kvpare

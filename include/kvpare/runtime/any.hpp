@@ -1,0 +1,43 @@
+// One of a closed list of policies, chosen while running. It is itself a policy of the same kind.
+#pragma once
+
+#include <string_view>
+#include <variant>
+
+#include "../pipeline/compressor.hpp"
+
+namespace kvpare {
+
+template <class... Ps>
+struct AnyOf {
+  static constexpr std::string_view name = "any";
+  static constexpr auto fields() { return std::tuple{}; }
+
+  std::variant<Ps...> held;
+
+  constexpr AnyOf() = default;
+  template <class P>
+    requires(std::same_as<P, Ps> || ...)
+  constexpr AnyOf(P policy) : held(policy) {}
+
+  constexpr Reads reads() const {
+    return std::visit([](const auto& p) { return p.reads(); }, held);
+  }
+  std::string_view held_name() const {
+    return std::visit([](const auto& p) { return std::remove_cvref_t<decltype(p)>::name; }, held);
+  }
+  friend bool operator==(const AnyOf&, const AnyOf&) = default;
+};
+
+template <Backend B, class... Ps>
+  requires(Scorer<Ps, B> && ...)
+void score(B& be, const AnyOf<Ps...>& any, const Observation<B>& seen, Scores out) {
+  std::visit([&](const auto& p) { score(be, p, seen, out); }, any.held);
+}
+
+template <class... Ps, class F>
+decltype(auto) with_policy(const AnyOf<Ps...>& any, F&& f) {
+  return std::visit(f, any.held);
+}
+
+}  // namespace kvpare

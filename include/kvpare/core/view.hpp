@@ -25,15 +25,6 @@ struct View {
     ((offset += static_cast<Index>(i) * stride[d++]), ...);
     return data[offset];
   }
-
-  constexpr operator View<const T, Rank>() const
-    requires(!std::is_const_v<T>)
-  {
-    View<const T, Rank> v;
-    v.data = data;
-    for (int d = 0; d < Rank; ++d) v.shape[d] = shape[d], v.stride[d] = stride[d];
-    return v;
-  }
 };
 
 /// A view of contiguous memory, last index fastest.
@@ -71,14 +62,12 @@ struct BasicTensor {
     requires Element<std::remove_const_t<T>> && std::convertible_to<T*, Void*>
   constexpr BasicTensor(T* dense_data, Index n, Index h, Index w) : BasicTensor(dense(dense_data, n, h, w)) {}
 
-  constexpr operator BasicTensor<const void>() const
-    requires(!std::is_const_v<Void>)
-  {
-    BasicTensor<const void> t;
-    t.data = data, t.dtype = dtype, t.rows = rows, t.heads = heads, t.width = width;
-    t.row_stride = row_stride, t.head_stride = head_stride;
-    return t;
-  }
+  /// A writable tensor is a readable one.
+  template <class Other>
+    requires(std::is_const_v<Void> && std::same_as<Other, void>)
+  constexpr BasicTensor(const BasicTensor<Other>& t)
+      : data(t.data), dtype(t.dtype), rows(t.rows), heads(t.heads), width(t.width), row_stride(t.row_stride),
+        head_stride(t.head_stride) {}
 
   /// Rows [first, first + count).
   constexpr BasicTensor part(Index first, Index count) const {

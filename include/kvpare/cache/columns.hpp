@@ -84,13 +84,14 @@ inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
   c.aligned = std::all_of(heads.begin() + 1, heads.end(), [&](const HeadPages& h) { return detail::same_tokens(heads[0], h); });
   if (c.aligned) {
     const HeadPages& list = heads[0];
-    c.count = list.slots();
+    // What the open page has room for is no column yet: a token that comes there later must not find a score.
+    c.count = list.slots() - (list.entries.empty() ? 0 : list.page_tokens - list.entries.back().used);
     c.positions.resize(static_cast<std::size_t>(c.count));
     c.live.resize(1);
     std::size_t at = 0;
     for (const Entry& e : list.entries) {
       c.live[0].push_back(e.live);
-      for (Index s = 0; s < list.page_tokens; ++s) c.positions[at++] = s < e.used ? list.position(e, s) : e.last;
+      for (Index s = 0; s < list.page_tokens && at < c.positions.size(); ++s) c.positions[at++] = s < e.used ? list.position(e, s) : e.last;
     }
   } else {
     std::vector<std::vector<Position>> held;

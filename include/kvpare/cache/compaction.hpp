@@ -23,7 +23,7 @@ struct CompactedList {
   std::vector<Entry> entries;
   std::vector<std::uint16_t> offsets;
   std::vector<Move> moves;      // in order: a move never writes what a later one reads
-  std::vector<PageId> released;    // pages this list no longer needs
+  std::vector<Entry> released;  // as they were: the list no longer needs their pages
 };
 
 namespace detail {
@@ -76,7 +76,7 @@ class ListBuilder {
         for (Index t = 0; t < count; ++t) add_position(target, list_.position(run[from], slot + t));
         left &= ~(low_bits(count) << slot);
       }
-    for (std::size_t unused = open ? to + 1 : to; unused < run.size(); ++unused) out_.released.push_back(run[unused].page);
+    for (std::size_t unused = open ? to + 1 : to; unused < run.size(); ++unused) out_.released.push_back(run[unused]);
   }
 
  private:
@@ -131,7 +131,7 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     for (std::size_t e = 0; e < live.size();) {
       if (!packs(e)) {
         if (live[e] != 0) builder.keep(list.entries[e], live[e]);
-        else out.released.push_back(list.entries[e].page);
+        else out.released.push_back(list.entries[e]);
         ++e;
         continue;
       }

@@ -59,7 +59,10 @@ inline std::string print_setting(ClassSet set) {
     if (named == set) return std::string(name);
   std::string joined;
   for (const auto& [name, named] : class_names)
-    if (std::has_single_bit(named.bits) && (set.bits & named.bits)) joined += (joined.empty() ? "" : "+") + std::string(name);
+    if (std::has_single_bit(named.bits) && (set.bits & named.bits)) {
+      if (!joined.empty()) joined += '+';
+      joined += name;
+    }
   return joined;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -176,45 +177,29 @@ class KvCache {
               ", positions must ascend and not be negative");
     }
     if (positions.empty()) return Outcome::done;
+    require(positions.back() < std::numeric_limits<Position>::max(), "append: position ", positions.back(), ", must be below ",
+            std::numeric_limits<Position>::max());
 
-    // Lay out first, change later.
+    // Lay out, take pages, write rows where nobody looks yet; what changes the lists comes last and cannot fail.
     constexpr int format = 0;
-    const std::span<const PageGeometry> formats = geometry_[static_cast<std::size_t>(layer)];
-    std::vector<Growth> growths;
-    Index pages = 0;
-    for (const Head& head : at.heads) {
-      growths.push_back(grow(head, positions, formats[format].rows_move));
-      pages += growths.back().new_pages;
-    }
-    std::vector<PageId> fresh(static_cast<std::size_t>(pages));
     std::vector<WriteRun> runs;
-    for (std::size_t h = 0; h < growths.size(); ++h) {
-      at.heads[h].entries.reserve(at.heads[h].entries.size() + static_cast<std::size_t>(growths[h].new_pages));
-      at.heads[h].offsets.reserve(at.heads[h].offsets.size() + growths[h].runs.size() * static_cast<std::size_t>(page_tokens_));
-      runs.reserve(runs.size() + growths[h].runs.size());
+    const bool into_open_pages = has_open_pages(at, layer, format);
+    for (std::size_t h = 0; h < at.heads.size(); ++h) lay_out(at.heads[h], static_cast<Index>(h), positions, into_open_pages, runs);
+    FreshPages fresh(*pool_, std::count_if(runs.begin(), runs.end(), [](const WriteRun& run) { return run.slot == 0; }));
+    if (!fresh.take(size_class(layer, format))) return Outcome::pool_full;
+    std::size_t next = 0;
+    for (WriteRun& run : runs) {
+      run.format = format;
+      run.page = run.slot == 0 ? fresh.pages()[next++] : at.heads[static_cast<std::size_t>(run.head)].entries.back().page;
     }
-    at.reserve_given(positions);
-    if (!pool_->allocate(size_class(layer, format), fresh)) return Outcome::pool_full;
+    at.make_room(runs, positions, page_tokens_);
+    be_->append({.keys = keys, .values = values, .formats = geometry_[static_cast<std::size_t>(layer)], .runs = runs});
 
-    std::size_t next_page = 0;
-    for (std::size_t h = 0; h < growths.size(); ++h) {
-      Head& head = at.heads[h];
-      for (WriteRun run : growths[h].runs) {
-        if (run.slot == 0) {
-          Entry e;
-          e.page = fresh[next_page++], e.format = format;
-          e.first = positions[static_cast<std::size_t>(run.row)];
-          head.entries.push_back(e);
-        }
-        Entry& e = head.entries.back();
-        run.head = static_cast<Index>(h), run.page = e.page, run.format = e.format;
-        for (Index t = 0; t < run.count; ++t) head.put(e, positions[static_cast<std::size_t>(run.row + t)], page_tokens_);
-        runs.push_back(run);
-      }
-    }
+    fresh.keep();
+    for (const WriteRun& run : runs)
+      at.heads[static_cast<std::size_t>(run.head)].add(run, positions.subspan(static_cast<std::size_t>(run.row), run.count), page_tokens_);
     for (const Position p : positions) at.add_given(p);
     ++s.epoch;
-    be_->append({.keys = keys, .values = values, .formats = formats, .runs = runs});
     return Outcome::done;
   }
 
@@ -230,19 +215,20 @@ class KvCache {
     check_layer(layer, "observe");
     check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads, shape(layer).key_dim);
     check(compressor.keep);
+    Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
+            " rows; append first");
+    if (at.empty()) return;
     const LayerLists lists(*this, s, layer);
-    require(!lists.heads[0].entries.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet");
-    if (lists.heads[0].entries.empty()) return;
     const Columns columns = columns_of(lists.heads, s.tags);
-    s.layers[static_cast<std::size_t>(layer)].observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor),
-                                                               queries, positions, final);
+    at.observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor), queries, positions, final);
   }
 
-  /// What a policy would keep. Changes nothing but the memory of scores. Throws when a layer was not observed by this
-  /// policy although its scorer reads queries. Waits once for the backend.
+  /// What a policy would keep. Changes nothing. Throws when a layer was not observed by this policy although its scorer
+  /// reads queries. Waits once for the backend.
   template <class C>
-  Plan plan(SequenceId id, const C& compressor) {
-    Sequence& s = get(id);
+  Plan plan(SequenceId id, const C& compressor) const {
+    const Sequence& s = get(id);
     check(compressor.keep);
     const Reads reads = compressor.scorer.reads();
     Plan plan;
@@ -252,22 +238,23 @@ class KvCache {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
       std::vector<ScoredLayer> scored;
+      std::vector<ObservedLayer<B>> unobserved(reads.rows == Reads::Rows::none ? model_.layers.size() : 0);
       lists.reserve(model_.layers.size()), columns.reserve(model_.layers.size());
       for (Index l = 0; l < layers(); ++l) {
-        Layer& layer = s.layers[static_cast<std::size_t>(l)];
+        const Layer& layer = s.layers[static_cast<std::size_t>(l)];
         if (!shape(l).compress || layer.empty()) continue;
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
-        if (reads.rows == Reads::Rows::none) {
-          layer.observed.forget();
-          layer.observed.score_unobserved(*be_, compressor.scorer, observation(l, lists.back(), columns.back(), compressor));
-        }
-        require(layer.observed.scored(), "compress: layer ", l, " was not observed; call observe after append, final chunk included");
-        const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&layer.observed.scorer());
+        if (!unobserved.empty())
+          unobserved[static_cast<std::size_t>(l)].score_unobserved(*be_, compressor.scorer,
+                                                                   observation(l, lists.back(), columns.back(), compressor));
+        const ObservedLayer<B>& observed = unobserved.empty() ? layer.observed : unobserved[static_cast<std::size_t>(l)];
+        require(observed.scored(), "compress: layer ", l, " was not observed; call observe after append, final chunk included");
+        const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&observed.scorer());
         require(scorer != nullptr && *scorer == compressor.scorer, "compress: layer ", l, " was observed by another policy");
         ScoredLayer out;
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
-        out.scores = layer.observed.scores(), out.scored_columns = layer.observed.columns();
+        out.scores = observed.scores(), out.scored_columns = observed.columns();
         out.given = layer.given(s.tags, compressor.selector.among);
         out.page_bytes = pool_->page_bytes(size_class(l, 0));
         scored.push_back(out);
@@ -290,9 +277,9 @@ class KvCache {
     CompressReport report;
     report.nan_scores = plan.nan_scores;
     count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
-    const PoolStats before = pool_->stats();
 
     struct Change {
+      Index layer;
       Head* head;
       CompactedList list;
     };
@@ -304,31 +291,28 @@ class KvCache {
       if (!lp.touched) continue;
       const LayerLists lists(*this, s, l);
       for (std::size_t h = 0; h < lists.heads.size(); ++h)
-        changes.push_back({&s.layers[static_cast<std::size_t>(l)].heads[h],
+        changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
                            compact_list(lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; })});
     }
-    std::size_t at = 0;
-    for (Index l = 0; l < layers(); ++l) {
-      if (!plan.layers[static_cast<std::size_t>(l)].touched) continue;
-      for (Index h = 0; h < shape(l).kv_heads; ++h, ++at) {
-        if (changes[at].list.moves.empty()) continue;
-        moves.push_back({geometry_[static_cast<std::size_t>(l)], changes[at].list.moves, shape(l).key_dim, shape(l).value_dim});
-        for (const Move& m : changes[at].list.moves) report.rows_moved += m.count;
-      }
+    for (const Change& c : changes) {
+      if (c.list.moves.empty()) continue;
+      moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim, shape(c.layer).value_dim});
+      for (const Move& m : c.list.moves) report.rows_moved += m.count;
     }
-    be_->compact(moves);
+    be_->compact(moves);  // from here on nothing can fail
     for (Change& c : changes) {
       c.head->entries = std::move(c.list.entries);
       c.head->offsets = std::move(c.list.offsets);
-      for (const PageId p : c.list.released) pool_->release(p);
+      for (const Entry& e : c.list.released) {
+        if (!pool_->release(e.page)) continue;
+        ++report.pages_freed;
+        report.bytes_freed += pool_->page_bytes(size_class(c.layer, e.format));
+      }
     }
     for (Layer& layer : s.layers) layer.observed.forget();
     ++s.epoch;
 
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
-    const PoolStats after = pool_->stats();
-    report.pages_freed = before.pages_in_use - after.pages_in_use;
-    report.bytes_freed = before.bytes_in_use - after.bytes_in_use;
     return report;
   }
 
@@ -376,22 +360,19 @@ class KvCache {
       Layer& layer = s.layers[static_cast<std::size_t>(l)];
       layer.observed.forget();
       layer.cut_given(n);
-      const LayerLists lists(*this, s, l);
-      for (std::size_t h = 0; h < layer.heads.size(); ++h) {
-        auto& entries = layer.heads[h].entries;
-        while (!entries.empty() && entries.back().first >= n) {
-          pool_->release(entries.back().page);
-          entries.pop_back();
-        }
-        if (entries.empty() || entries.back().last < n) continue;
-        Entry& e = entries.back();
-        while (lists.heads[h].position(e, e.used - 1) >= n) --e.used;
+      for (Head& head : layer.heads) {
+        const auto drop_last = [&] {
+          pool_->release(head.entries.back().page);
+          head.drop_last(page_tokens_);
+        };
+        while (!head.entries.empty() && head.entries.back().first >= n) drop_last();
+        if (head.entries.empty() || head.entries.back().last < n) continue;
+        const HeadPages list = list_of(head, l);
+        Entry& e = head.entries.back();
+        while (list.position(e, e.used - 1) >= n) --e.used;
         e.live &= low_bits(e.used);
-        e.last = lists.heads[h].position(e, e.used - 1);
-        if (e.live == 0) {
-          pool_->release(e.page);
-          entries.pop_back();
-        }
+        e.last = list.position(e, e.used - 1);
+        if (e.live == 0) drop_last();
       }
     }
     ++s.epoch;
@@ -459,7 +440,37 @@ class KvCache {
       e.last = p;
       ++e.used;
     }
+
+    /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
+    void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {
+      if (run.slot == 0) {
+        Entry e;
+        e.page = run.page, e.format = run.format, e.first = positions[0];
+        entries.push_back(e);
+      }
+      for (const Position p : positions) put(entries.back(), p, page_tokens);
+    }
+
+    /// Does a run to come need its positions spelt out, where so far they were consecutive?
+    bool needs_offsets(const WriteRun& run, std::span<const Position> positions) const {
+      const bool fresh = run.slot == 0;
+      if (!fresh && entries.back().offsets != 0) return false;
+      return positions.back() - (fresh ? positions[0] : entries.back().first) != run.slot + run.count - 1;
+    }
+
+    /// Blocks of offsets stand in the order of their entries.
+    void drop_last(Index page_tokens) {
+      const Entry e = entries.back();
+      entries.pop_back();
+      if (e.offsets != 0) offsets.resize(static_cast<std::size_t>((e.offsets - 1) * page_tokens));
+    }
   };
+
+  /// Room for `more` elements, so that adding them cannot fail; grows by half at least, as adding one by one would.
+  template <class T>
+  static void make_room(std::vector<T>& v, std::size_t more) {
+    if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, v.capacity() + v.capacity() / 2));
+  }
 
   struct Layer {
     std::vector<Head> heads;
@@ -470,10 +481,20 @@ class KvCache {
       return std::all_of(heads.begin(), heads.end(), [](const Head& h) { return h.entries.empty(); });
     }
     Position last_position() const { return given_spans.empty() ? -1 : given_spans.back().second - 1; }
-    void reserve_given(std::span<const Position> positions) {
-      std::size_t spans = 1;
+    /// Before runs and positions are added; afterwards that cannot fail.
+    void make_room(std::span<const WriteRun> runs, std::span<const Position> positions, Index page_tokens) {
+      for (std::size_t h = 0, r = 0; h < heads.size(); ++h) {
+        std::size_t pages = 0, blocks = 0;
+        for (; r < runs.size() && runs[r].head == static_cast<Index>(h); ++r) {
+          pages += runs[r].slot == 0;
+          blocks += heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
+        }
+        KvCache::make_room(heads[h].entries, pages);
+        KvCache::make_room(heads[h].offsets, blocks * static_cast<std::size_t>(page_tokens));
+      }
+      std::size_t spans = positions[0] != last_position() + 1 || given_spans.empty();
       for (std::size_t i = 1; i < positions.size(); ++i) spans += positions[i] != positions[i - 1] + 1;
-      given_spans.reserve(given_spans.size() + spans);
+      KvCache::make_room(given_spans, spans);
     }
     void add_given(Position p) {
       if (!given_spans.empty() && given_spans.back().second == p) ++given_spans.back().second;
@@ -519,38 +540,57 @@ class KvCache {
     LayerLists(const KvCache& cache, const Sequence& s, Index layer) {
       const Layer& at = s.layers[static_cast<std::size_t>(layer)];
       heads.reserve(at.heads.size());
-      for (const Head& h : at.heads)
-        heads.push_back({h.entries, h.offsets.data(), cache.geometry_[static_cast<std::size_t>(layer)], cache.page_tokens_});
+      for (const Head& h : at.heads) heads.push_back(cache.list_of(h, layer));
     }
   };
 
-  /// How one head takes new tokens: runs into the open page, then into new ones.
-  struct Growth {
-    std::vector<WriteRun> runs;  // row, slot, count; a run at slot 0 opens a page
-    Index new_pages = 0;
+  HeadPages list_of(const Head& head, Index layer) const {
+    return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
+  }
+
+  /// Pages just taken from the pool; they go back unless they are kept.
+  class FreshPages {
+   public:
+    FreshPages(PagePool& pool, Index count) : pool_(pool), pages_(static_cast<std::size_t>(count)) {}
+    FreshPages(const FreshPages&) = delete;
+    FreshPages& operator=(const FreshPages&) = delete;
+    ~FreshPages() {
+      if (held_) pool_.release(pages_);
+    }
+    bool take(int size_class) { return held_ = pool_.allocate(size_class, pages_); }
+    std::span<const PageId> pages() const { return pages_; }
+    void keep() { held_ = false; }
+
+   private:
+    PagePool& pool_;
+    std::vector<PageId> pages_;
+    bool held_ = false;
   };
 
-  Growth grow(const Head& head, std::span<const Position> positions, bool rows_move) const {
-    Growth g;
+  /// May new tokens go into the last pages? All heads or none, so that heads that hold the same tokens stay aligned even
+  /// where only some of their pages are shared.
+  bool has_open_pages(const Layer& at, Index layer, int format) const {
+    return geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)].rows_move &&
+           std::all_of(at.heads.begin(), at.heads.end(), [&](const Head& head) {
+             return head.entries.empty() || (head.entries.back().format == format && pool_->references(head.entries.back().page) == 1);
+           });
+  }
+
+  /// How one head takes new tokens: a run into the open page, then one for each new page, at slot 0.
+  void lay_out(const Head& head, Index index, std::span<const Position> positions, bool into_open_page, std::vector<WriteRun>& runs) const {
     Index used = page_tokens_;
     Position first = 0;
-    if (!head.entries.empty()) {
-      const Entry& e = head.entries.back();
-      if (e.format == 0 && rows_move && e.used < page_tokens_ && pool_->references(e.page) == 1) used = e.used, first = e.first;
-    }
+    if (into_open_page && !head.entries.empty()) used = head.entries.back().used, first = head.entries.back().first;
     for (Index row = 0; row < static_cast<Index>(positions.size());) {
-      if (used == page_tokens_ || positions[static_cast<std::size_t>(row)] - first > 65535) {
+      if (used == page_tokens_ || positions[static_cast<std::size_t>(row)] - first > 65535)
         used = 0, first = positions[static_cast<std::size_t>(row)];
-        ++g.new_pages;
-      }
       Index count = std::min(page_tokens_ - used, static_cast<Index>(positions.size()) - row);
       while (positions[static_cast<std::size_t>(row + count - 1)] - first > 65535) --count;
       WriteRun run;
-      run.row = row, run.slot = static_cast<std::uint16_t>(used), run.count = static_cast<std::uint16_t>(count);
-      g.runs.push_back(run);
+      run.head = index, run.row = row, run.slot = static_cast<std::uint16_t>(used), run.count = static_cast<std::uint16_t>(count);
+      runs.push_back(run);
       row += count, used += count;
     }
-    return g;
   }
 
   template <class C>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <any>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -41,12 +42,13 @@ class ObservedLayer {
   const float* scores() const { return scores_.data(); }
   Index columns() const { return columns_; }        // when scored; later tokens have no score
   const std::any& scorer() const { return scorer_; }
-  Index bytes() const { return scores_.bytes() + kept_.bytes(); }
+  Index bytes() const { return scores_.bytes() + kept_.rows.bytes(); }
 
   void forget() { *this = ObservedLayer(); }
 
   /// Takes the rows the scorer reads out of `queries`. The last chunk (`final`), and every chunk of a streaming scorer,
-  /// is scored at once. Throws before anything changes when a row's own token is not in the layer.
+  /// is scored at once. Throws when a row's own token is not in the layer, or on rows that do not go with those of
+  /// earlier chunks; whatever throws, nothing has changed.
   template <class S>
   void observe(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions, bool final) {
     const Reads reads = scorer.reads();
@@ -63,36 +65,56 @@ class ObservedLayer {
       if (reads.of.has(static_cast<TokenClass>(seen.columns->classes[static_cast<std::size_t>(own[static_cast<std::size_t>(r)])])))
         rows.push_back(r);
     if (reads.rows == Reads::Rows::last && static_cast<Index>(rows.size()) > reads.count) rows.erase(rows.begin(), rows.end() - reads.count);
-
-    scorer_ = scorer;
     std::vector<Position> row_positions;
     for (Index r : rows) row_positions.push_back(positions[static_cast<std::size_t>(r)]);
 
-    if (!reads.streams && (!final || !kept_positions_.empty())) {
-      keep_rows(be, reads, queries, rows, row_positions);
-      if (!final) return;
-      score_rows(be, scorer, seen, kept_tensor(queries), kept_positions_);
-      kept_ = {};
-      kept_positions_.clear();
-      return;
-    }
+    ObservedLayer next;  // made aside, put in place at the end
+    next.scorer_ = scorer;
     const bool together = rows.empty() || rows.back() - rows.front() + 1 == static_cast<Index>(rows.size());
-    if (together) {
-      score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())), row_positions);
+    if (!reads.streams && (!final || !kept_.positions.empty())) {
+      KeptRows joined = join(be, reads, queries, rows, row_positions);
+      if (final) next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, *this);
+      else next.kept_ = std::move(joined);
+    } else if (together) {
+      next.score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())), row_positions, *this);
     } else {
-      const Buffer<B, std::byte> copy = gather_rows(be, queries, rows);
-      score_rows(be, scorer, seen, dense_tensor(copy.data(), queries, static_cast<Index>(rows.size())), row_positions);
+      const KeptRows copy = join(be, reads, queries, rows, row_positions);
+      next.score_rows(be, scorer, seen, copy.tensor(), row_positions, *this);
     }
+    if (!next.scored_ && scored_) {  // an earlier observation, complete in itself, counts until this one is
+      next.scores_ = std::move(scores_);
+      next.columns_ = columns_;
+      next.scored_ = true;
+    }
+    *this = std::move(next);
   }
 
   /// For scorers that read no rows.
   template <class S>
   void score_unobserved(B& be, const S& scorer, Observation<B> seen) {
-    scorer_ = scorer;
-    score_rows(be, scorer, seen, {}, {});
+    ObservedLayer next;
+    next.scorer_ = scorer;
+    next.score_rows(be, scorer, seen, {}, {}, *this);
+    *this = std::move(next);
   }
 
  private:
+  /// Query rows of chunks so far, dense.
+  struct KeptRows {
+    Buffer<B, std::byte> rows;
+    DType dtype = DType::f32;
+    Index heads = 0, width = 0;
+    std::vector<Position> positions;
+
+    ConstTensor tensor() const {
+      ConstTensor t;
+      t.data = rows.data(), t.dtype = dtype;
+      t.rows = static_cast<Index>(positions.size()), t.heads = heads, t.width = width;
+      t.row_stride = heads * width, t.head_stride = width;
+      return t;
+    }
+  };
+
   static std::vector<std::int32_t> columns_of_rows(const Observation<B>& seen, std::span<const Position> positions) {
     const Columns& columns = *seen.columns;
     const auto live = columns.live_in_any();
@@ -108,76 +130,55 @@ class ObservedLayer {
     return own;
   }
 
+  /// Sums of earlier chunks, which `before` holds, are where a scorer starts from.
   template <class S>
-  void score_rows(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions) {
+  void score_rows(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions,
+                  const ObservedLayer& before) {
     const Index heads = static_cast<Index>(seen.heads.size()), columns = seen.columns->count;
-    if (!scored_ || columns_ != columns) {
-      Buffer<B, float> grown(be, heads * columns);
-      fill(be, grown.data(), heads * columns, 0.0f);
-      if (scored_ && columns_ > 0)  // earlier chunks' sums stay
-        be.each(heads * columns_, detail::CopyColumns{scores_.data(), columns_, grown.data(), columns});
-      scores_ = std::move(grown);
-      columns_ = columns;
-    }
+    Buffer<B, float> scores(be, heads * columns);
+    fill(be, scores.data(), heads * columns, 0.0f);
+    if (before.scored_ && before.columns_ > 0)
+      be.each(heads * before.columns_, detail::CopyColumns{before.scores_.data(), before.columns_, scores.data(), columns});
     const std::vector<std::int32_t> own = columns_of_rows(seen, positions);
     seen.queries = queries;
     seen.row_positions = positions;
     seen.row_columns = own;
-    score(be, scorer, seen, Scores{scores_.data(), heads, columns});
+    score(be, scorer, seen, Scores{scores.data(), heads, columns});
+    scores_ = std::move(scores);
+    columns_ = columns;
     scored_ = true;
   }
 
-  static ConstTensor dense_tensor(const std::byte* data, const ConstTensor& like, Index rows) {
-    ConstTensor t = like;
-    t.data = data, t.rows = rows;
-    t.head_stride = like.width, t.row_stride = like.heads * like.width;
-    return t;
-  }
-  ConstTensor kept_tensor(const ConstTensor& like) const {
-    return dense_tensor(kept_.data(), like, static_cast<Index>(kept_positions_.size()));
-  }
-
-  static Buffer<B, std::byte> gather_rows(B& be, const ConstTensor& queries, const std::vector<Index>& rows) {
-    const Index n = static_cast<Index>(rows.size());
-    Buffer<B, std::byte> copy(be, n * queries.heads * queries.width * size_of(queries.dtype));
-    const Buffer<B, Index> list(be, rows);
-    be.each(n * queries.heads, detail::CopyRow{queries, list.data(), copy.data()});
-    return copy;
-  }
-
-  /// Adds rows to those kept from earlier chunks, and drops the oldest when only the last are wanted.
-  void keep_rows(B& be, const Reads& reads, const ConstTensor& queries, const std::vector<Index>& rows,
-                 const std::vector<Position>& positions) {
-    const Index row_bytes = queries.heads * queries.width * size_of(queries.dtype);
-    require(kept_positions_.empty() || kept_row_bytes_ == row_bytes, "observe: rows of ", row_bytes, " bytes, earlier chunks had ",
-            kept_row_bytes_);
-    const Index before = static_cast<Index>(kept_positions_.size()), added = static_cast<Index>(rows.size());
-    const Index dropped = reads.rows == Reads::Rows::last ? std::max<Index>(0, before + added - reads.count) : 0;
-    Buffer<B, std::byte> joined(be, (before + added - dropped) * row_bytes);
-    std::vector<Index> stay;
-    for (Index r = std::min(dropped, before); r < before; ++r) stay.push_back(r);
-    if (!stay.empty()) {
-      const Buffer<B, Index> list(be, stay);
-      be.each(static_cast<Index>(stay.size()) * queries.heads, detail::CopyRow{kept_tensor(queries), list.data(), joined.data()});
-    }
-    if (!rows.empty()) {
-      const Buffer<B, Index> list(be, rows);
-      be.each(added * queries.heads,
-              detail::CopyRow{queries, list.data(), joined.data() + static_cast<Index>(stay.size()) * row_bytes});
-    }
-    kept_ = std::move(joined);
-    kept_row_bytes_ = row_bytes;
-    kept_positions_.erase(kept_positions_.begin(), kept_positions_.begin() + (before - static_cast<Index>(stay.size())));
-    kept_positions_.insert(kept_positions_.end(), positions.begin(), positions.end());
+  /// Rows of earlier chunks and these, without the oldest when only the last are wanted.
+  KeptRows join(B& be, const Reads& reads, const ConstTensor& queries, const std::vector<Index>& rows,
+                const std::vector<Position>& positions) const {
+    require(kept_.positions.empty() || kept_.dtype == queries.dtype, "observe: queries are ", name_of(queries.dtype),
+            ", earlier chunks were ", name_of(kept_.dtype));
+    const Index before = static_cast<Index>(kept_.positions.size()), added = static_cast<Index>(rows.size());
+    const Index dropped = reads.rows == Reads::Rows::last ? std::clamp<Index>(before + added - reads.count, 0, before) : 0;
+    const Index stay = before - dropped, row_bytes = queries.heads * queries.width * size_of(queries.dtype);
+    KeptRows joined;
+    joined.dtype = queries.dtype, joined.heads = queries.heads, joined.width = queries.width;
+    joined.positions.assign(kept_.positions.begin() + dropped, kept_.positions.end());
+    joined.positions.insert(joined.positions.end(), positions.begin(), positions.end());
+    joined.rows = Buffer<B, std::byte>(be, (stay + added) * row_bytes);
+    const auto copy = [&](const ConstTensor& from, const std::vector<Index>& which, Index to_row) {
+      if (which.empty()) return;
+      const Buffer<B, Index> list(be, which);
+      be.each(static_cast<Index>(which.size()) * queries.heads, detail::CopyRow{from, list.data(), joined.rows.data() + to_row * row_bytes});
+    };
+    std::vector<Index> staying(static_cast<std::size_t>(stay));
+    std::iota(staying.begin(), staying.end(), dropped);
+    copy(kept_.tensor(), staying, 0);
+    copy(queries, rows, stay);
+    return joined;
   }
 
   std::any scorer_;
   Buffer<B, float> scores_;
   Index columns_ = 0;
   bool scored_ = false;
-  Buffer<B, std::byte> kept_;           // query rows of earlier chunks, dense
-  Index kept_row_bytes_ = 0;
-  std::vector<Position> kept_positions_;
+  KeptRows kept_;
 };
 
 }  // namespace kvpare

@@ -164,7 +164,8 @@ inline AnyCompressor make_compressor(std::string_view words) {
   std::string known;
   for (const Recipe& r : known_recipes()) {
     if (r.name == name) recipe = &r;
-    known += " " + std::string(r.name);
+    known += ' ';
+    known += r.name;
   }
   require(recipe != nullptr, "no policy named '", name, "'; known:", known);
   AnyCompressor compressor = recipe->compressor;
@@ -200,7 +201,10 @@ inline AnyCompressor make_compressor(std::string_view words) {
     detail::for_each_part(compressor, [&](auto& part) { found = found || detail::set_field(part, name, key, value); });
     if (!found) {
       std::string keys;
-      for (const SettingText& s : settings_of(compressor)) keys += " " + s.name;
+      for (const SettingText& s : settings_of(compressor)) {
+        keys += ' ';
+        keys += s.name;
+      }
       fail(message(name, ": unknown setting '", key, "'; known:", keys));
     }
   }

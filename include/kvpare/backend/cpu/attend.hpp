@@ -134,32 +134,22 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
     const PageGeometry& g = list.formats[e.format];
     const PageGeometry& ahead_g = list.formats[ahead.format];
 
-    k.dot(q, q_stride, rows, shape.key_dim, key_rows(g, e, now), key_rows(ahead_g, ahead, next), scores, 64);
+    k.dot(q, q_stride, rows, shape.key_dim, key_rows(g, e, now), value_rows(g, e, now), scores, 64);
     if (shape.softcap > 0)
       for (Index i = 0; i < rows; ++i) cap_logits(k, scores + i * 64, now.count, shape.softcap, tanh_scratch);
 
     const auto absorb = [&](Index first_row, Index row_count, int from, int to) {  // listed slots [from, to)
-      for (Index i = first_row; i < first_row + row_count; ++i) {
-        float* x = scores + i * 64 + from;
-        if (logits != nullptr)
-          for (int t = from; t < to; ++t) logits[i * list.slots() + at * list.page_tokens + now.slots[t]] = x[t - from];
-        const float peak = std::max(state.max[i], k.max_of(x, to - from));
-        if (peak == minus_infinity) {  // nothing but -inf (or NaN) so far
-          const bool any_nan = std::any_of(x, x + (to - from), [](float v) { return v != v; });
-          std::fill(x, x + (to - from), any_nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
-          if (any_nan) state.sum[i] = std::numeric_limits<float>::quiet_NaN();
-          alpha[i] = 1;
-          continue;
-        }
-        alpha[i] = std::exp2(state.max[i] - peak);
-        state.sum[i] = state.sum[i] * alpha[i] + k.exp2_shift_sum(x, to - from, peak);
-        state.max[i] = peak;
-      }
+      float* x = scores + first_row * 64 + from;
+      if (logits != nullptr)
+        for (Index i = 0; i < row_count; ++i)
+          for (int t = from; t < to; ++t)
+            logits[(first_row + i) * list.slots() + at * list.page_tokens + now.slots[t]] = x[i * 64 + t - from];
+      k.running_softmax(x, 64, row_count, to - from, state.max + first_row, state.sum + first_row, alpha);
       RowSet values = value_rows(g, e, now);
       values.slots += from;
       values.count = to - from;
-      k.accumulate(scores + first_row * 64 + from, 64, alpha + first_row, row_count, shape.value_dim, values,
-                   value_rows(ahead_g, ahead, next), state.acc + first_row * acc_stride, acc_stride);
+      k.accumulate(x, 64, alpha, row_count, shape.value_dim, values, key_rows(ahead_g, ahead, next), state.acc + first_row * acc_stride,
+                   acc_stride);
     };
 
     if (now.same_for_all) {

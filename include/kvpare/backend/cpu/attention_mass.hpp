@@ -1,9 +1,12 @@
 // Attention probabilities of chosen rows, summed per key, on a CPU: the verb most scorers stand on.
 //
-// Per kv head, the keys that the mask lets through are listed once; query vectors (row × query head) then go through in
-// tiles: logits of a tile against all listed keys, softmax over what each row sees, addition into the output row. Since
-// positions ascend with the slot, what a row sees is one contiguous stretch of the list. Partial outputs are added in a
-// fixed order, whatever the number of threads.
+// Per kv head, the keys that the mask lets through are listed, by entry. Query vectors (row × query head) then go through
+// in tiles: logits of a tile against all listed keys, softmax over what each row sees, addition into the output row. Since
+// positions ascend with the slot, what a row sees is one stretch of the list. With many query vectors the keys are first
+// packed for the product, in their own type. Partial outputs are added in a fixed order, whatever the number of threads.
+//
+// Scratch   per thread a tile of logits, mass_tile × listed keys floats; with more than few_vectors query vectors the
+//           listed keys once more, packed; per task one output row per member
 #pragma once
 
 #include <algorithm>
@@ -17,40 +20,77 @@ namespace kvpare::cpu {
 
 namespace detail {
 
-inline constexpr Index mass_tile = 32;       // query vectors per tile: their logits against 8k keys fill a level-2 cache
-inline constexpr Index mass_stripes = 4;     // at least so many (kv head, stripe of rows) tasks, if there are rows enough
+inline constexpr Index mass_tile = 32;      // query vectors per tile: their logits against 8k keys fill a level-2 cache
+inline constexpr Index few_vectors = 64;    // up to so many, reading the rows where they lie beats packing them
+inline constexpr Index mass_stripes = 4;    // at least so many (kv head, stripe of rows) tasks, if there are rows enough
+inline constexpr Index packing_pieces = 4;  // tasks per head for packing
 
-/// The keys of one head that the mask lets through, in order of position.
+/// The keys of one head that the mask lets through, in order of position: key i of the list is the next set bit.
 struct ListedKeys {
   struct Part {
-    Index entry, begin;            // first of its keys in the list
+    Index entry, begin;  // begin: the first of its keys
     std::uint64_t word;
+    Index count() const { return std::popcount(word); }
   };
+  const HeadPages* pages = nullptr;
+  const std::int32_t* column_of = nullptr;
   std::vector<Part> parts;
-  std::vector<std::int32_t> columns;
-  std::vector<Position> positions;
+  Index size = 0;
 
-  Index size() const { return static_cast<Index>(positions.size()); }
-  Index before(Index limit) const {  // keys at positions <= limit
-    return std::upper_bound(positions.begin(), positions.end(), limit, [](Index l, Position p) { return l < p; }) - positions.begin();
+  ListedKeys() = default;
+  ListedKeys(const HeadPages& list, const std::uint64_t* mask, const std::int32_t* columns) : pages(&list), column_of(columns) {
+    parts.reserve(list.entries.size());
+    for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
+      const std::uint64_t live = entry(e).live, word = mask != nullptr ? live & mask[e] : live;
+      if (word == 0) continue;
+      parts.push_back({e, size, word});
+      size += parts.back().count();
+    }
+  }
+
+  const Entry& entry(Index e) const { return pages->entries[static_cast<std::size_t>(e)]; }
+  const Entry& entry(const Part& p) const { return entry(p.entry); }
+  Index column(const Part& p, Index slot) const {
+    const Index at = p.entry * pages->page_tokens + slot;
+    return column_of != nullptr ? column_of[at] : at;
+  }
+
+  /// How many listed keys stand at positions <= limit.
+  Index before(Index limit) const {
+    const auto part = std::partition_point(parts.begin(), parts.end(), [&](const Part& p) { return entry(p).last <= limit; });
+    if (part == parts.end()) return size;
+    Index n = part->begin;
+    const Entry& e = entry(*part);
+    if (e.offsets == 0) {
+      const Index seen = limit - e.first + 1;
+      return seen <= 0 ? n : n + std::popcount(part->word & low_bits(seen));
+    }
+    for_each_bit(part->word, [&](Index s) { n += pages->position(e, s) <= limit; });
+    return n;
+  }
+
+  /// Calls f(key, column) for each.
+  template <class F>
+  void for_each(F&& f) const {
+    for (const Part& p : parts) {
+      Index key = p.begin;
+      for_each_bit(p.word, [&](Index s) { f(key++, column(p, s)); });
+    }
+  }
+
+  /// to[column of key i] += from[i].
+  void scatter_add(const Kernels& k, const float* from, float* to) const {
+    for (const Part& p : parts) {
+      const Index first = std::countr_zero(p.word);
+      if (column_of == nullptr && p.word == low_bits(p.count()) << first) {
+        k.add_scaled(from + p.begin, p.count(), 1, to + column(p, first));
+      } else {
+        Index key = p.begin;
+        for_each_bit(p.word, [&](Index s) { to[column(p, s)] += from[key++]; });
+      }
+    }
   }
 };
-
-inline ListedKeys list_keys(const HeadPages& list, const std::uint64_t* mask, const std::int32_t* column_of) {
-  ListedKeys keys;
-  for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
-    const Entry& entry = list.entries[static_cast<std::size_t>(e)];
-    const std::uint64_t word = mask != nullptr ? entry.live & mask[e] : entry.live;
-    if (word == 0) continue;
-    keys.parts.push_back({e, keys.size(), word});
-    for_each_bit(word, [&](Index s) {
-      const Index slot = e * list.page_tokens + s;
-      keys.columns.push_back(column_of != nullptr ? column_of[slot] : static_cast<std::int32_t>(slot));
-      keys.positions.push_back(list.position(entry, s));
-    });
-  }
-  return keys;
-}
 
 /// One query vector at work: a row, a query head of the group, and its weight.
 struct MassVector {
@@ -58,22 +98,71 @@ struct MassVector {
   float weight;
 };
 
-/// Logits (log2 units unless capped) of `count` prepared vectors against all listed keys up to position `highest`.
-inline void tile_logits(const Kernels& k, const HeadPages& list, const ListedKeys& keys, Index key_dim, const float* q,
-                        Index q_stride, Index count, Position highest, float* logits, Index stride) {
+/// The listed keys of one head, packed for products with many query vectors.
+class PackedKeys {
+ public:
+  void reserve(const Kernels& k, const ListedKeys& keys, Index width) {
+    type_ = DType::f32;
+    mixed_ = false;
+    for (std::size_t i = 0; i < keys.parts.size(); ++i) {
+      const DType type = format(keys, keys.parts[i]).key_type;
+      mixed_ = mixed_ || (i > 0 && type != type_);
+      type_ = type;
+    }
+    panel_bytes_ = k.panel_bytes(width, type_);
+    if (!mixed_) memory_.resize(static_cast<std::size_t>(panels(k, keys) * panel_bytes_) + 64);
+  }
+  bool possible() const { return !mixed_; }
+  Index panels(const Kernels& k, const ListedKeys& keys) const { return ceil_div(keys.size, k.panel_tokens); }
+
+  /// Panels [first, end).
+  void pack(const Kernels& k, const ListedKeys& keys, Index width, Index first, Index end) {
+    const std::byte* rows[64];
+    auto part = std::partition_point(keys.parts.begin(), keys.parts.end(),
+                                     [&](const auto& p) { return p.begin + p.count() <= first * k.panel_tokens; });
+    if (first >= end) return;
+    std::uint64_t left = part->word;
+    for (Index skip = first * k.panel_tokens - part->begin; skip > 0; --skip) left &= left - 1;
+    for (Index panel = first; panel < end; ++panel) {
+      const Index count = std::min(k.panel_tokens, keys.size - panel * k.panel_tokens);
+      for (Index i = 0; i < count; ++i) {
+        if (left == 0) left = (++part)->word;
+        rows[i] = format(keys, *part).key_row(keys.entry(*part).page, std::countr_zero(left));
+        left &= left - 1;
+      }
+      k.pack_panel(rows, count, width, type_, data() + panel * panel_bytes_);
+    }
+  }
+
+  /// logits[i * stride + key] for keys of panels [0, end).
+  void dot(const Kernels& k, const float* q, Index q_stride, Index count, Index width, Index end, float* logits, Index stride) const {
+    for (Index panel = 0; panel < end; ++panel)
+      k.dot_panel(q, q_stride, count, width, data() + panel * panel_bytes_, type_, logits + panel * k.panel_tokens, stride);
+  }
+
+ private:
+  static const PageGeometry& format(const ListedKeys& keys, const ListedKeys::Part& p) { return keys.pages->formats[keys.entry(p).format]; }
+  std::byte* data() { return reinterpret_cast<std::byte*>(round_up(reinterpret_cast<Index>(memory_.data()), 64)); }
+  const std::byte* data() const { return const_cast<PackedKeys*>(this)->data(); }
+
+  std::vector<std::byte> memory_;
+  Index panel_bytes_ = 0;
+  DType type_ = DType::f32;
+  bool mixed_ = false;
+};
+
+/// Logits of a few query vectors against the first `end` listed keys, read where they lie.
+inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, const float* q, Index q_stride, Index count, Index end,
+                       float* logits, Index stride) {
   VisibleSlots now, next;
-  for (std::size_t i = 0; i < keys.parts.size(); ++i) {
-    const auto& part = keys.parts[i];
-    const Entry& e = list.entries[static_cast<std::size_t>(part.entry)];
-    if (e.first > highest) break;
-    if (i == 0) now.list(part.word);
-    next.count = 0;
-    const bool more = i + 1 < keys.parts.size();
-    if (more) next.list(keys.parts[i + 1].word);
-    const Entry& ahead = list.entries[static_cast<std::size_t>(keys.parts[more ? i + 1 : i].entry)];
-    k.dot(q, q_stride, count, key_dim, key_rows(list.formats[e.format], e, now),
-          key_rows(list.formats[ahead.format], ahead, next), logits + part.begin, stride);
-    std::swap(now, next);
+  const auto rows = [&](const ListedKeys::Part& p, VisibleSlots& listed) {
+    listed.list(p.word);
+    return key_rows(keys.pages->formats[keys.entry(p).format], keys.entry(p), listed);
+  };
+  for (std::size_t i = 0; i < keys.parts.size() && keys.parts[i].begin < end; ++i) {
+    const RowSet here = rows(keys.parts[i], now);
+    const RowSet ahead = i + 1 < keys.parts.size() ? rows(keys.parts[i + 1], next) : RowSet{};
+    k.dot(q, q_stride, count, key_dim, here, ahead, logits + keys.parts[i].begin, stride);
   }
 }
 
@@ -84,7 +173,7 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
   using namespace detail;
   const Kernels& k = *team.kernels;
   const LayerShape& shape = *a.shape;
-  const Index heads = shape.kv_heads, group = shape.group(), parts = a.parts();
+  const Index heads = shape.kv_heads, group = shape.group(), parts = a.parts(), width = shape.key_dim;
   constexpr bool plain_logit = requires { Logit::plain; };
   constexpr bool plain_entry = requires { EntryOf::plain; };
 
@@ -94,29 +183,52 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
     if (a.row_weights == nullptr) return 1.0f;
     return a.per_head_weights ? a.row_weights[row * shape.q_heads + q_head] : a.row_weights[row];
   };
+  Index row_used = 0;
+  for (Index i = 0; i < row_total; ++i) {
+    bool any = false;
+    for (Index h = 0; h < (a.per_head_weights ? shape.q_heads : 1) && !any; ++h) any = weight_of(row_at(i), h) != 0;
+    row_used += any;
+  }
+  if (row_used == 0) return;
 
   // Partial outputs: [kv head][stripe][part][group member or 1][listed keys].
   const bool apart = a.heads == HeadGroups::query_head || a.take_max;  // a maximum is joined over heads only at the end
   const Index members = apart ? group : 1;
-  const Index stripes = std::clamp<Index>(ceil_div(row_total * group, 4 * mass_tile), 1, std::max<Index>(1, mass_stripes / heads));
-  const float joined = apart ? 1.0f
-                             : 1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : group);
+  const Index stripes = std::clamp<Index>(ceil_div(row_used * group, 4 * mass_tile), 1, std::max<Index>(1, mass_stripes / heads));
+  const float joined = apart ? 1.0f : 1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : group);
 
-  std::vector<ListedKeys> keys(static_cast<std::size_t>(heads));
+  std::vector<ListedKeys> keys;
+  for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h)
+    keys.emplace_back(a.keys[h], a.key_mask.empty() ? nullptr : a.key_mask[h], a.column_of.empty() ? nullptr : a.column_of[h]);
+  thread_local std::vector<PackedKeys> packed_memory;  // of the calling thread: kept for the next call
+  std::vector<PackedKeys>& packed = packed_memory;
+  const bool many = row_used * group > few_vectors;
+  if (many) {
+    packed.resize(std::max(packed.size(), keys.size()));
+    for (std::size_t h = 0; h < keys.size(); ++h) packed[h].reserve(k, keys[h], width);
+    PackedKeys* to = packed.data();
+    team.run(heads * packing_pieces, [&](Index task) {
+      const Index h = task / packing_pieces, piece = task % packing_pieces;
+      const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
+      const Index panels = to[h].panels(k, listed);
+      if (to[h].possible())
+        to[h].pack(k, listed, width, panels * piece / packing_pieces, panels * (piece + 1) / packing_pieces);
+    });
+  }
+
   std::vector<std::vector<float>> partial(static_cast<std::size_t>(heads * stripes));
-  team.run(heads, [&](Index h) {
-    keys[static_cast<std::size_t>(h)] =
-        list_keys(a.keys[static_cast<std::size_t>(h)], a.key_mask.empty() ? nullptr : a.key_mask[static_cast<std::size_t>(h)],
-                  a.column_of.empty() ? nullptr : a.column_of[static_cast<std::size_t>(h)]);
-  });
-
+  const PackedKeys* panels_of = packed.data();
   team.run(heads * stripes, [&](Index task) {
     const Index h = task / stripes, stripe = task % stripes;
     const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
-    const HeadPages& list = a.keys[static_cast<std::size_t>(h)];
-    const Index n = listed.size(), stride = round_up(std::max<Index>(n, 1), 16), q_stride = round_up(shape.key_dim, 16);
+    const Index n = listed.size, stride = round_up(std::max<Index>(n, 1), 64), q_stride = round_up(width, 16);
     std::vector<float>& out = partial[static_cast<std::size_t>(task)];
     if (a.out != nullptr) out.assign(static_cast<std::size_t>(parts * members * n), 0.0f);
+    std::vector<std::int32_t> columns;  // of the listed keys, where something asks for them
+    if (!plain_logit || !plain_entry || parts == 2) {
+      columns.resize(static_cast<std::size_t>(n));
+      listed.for_each([&](Index key, Index column) { columns[static_cast<std::size_t>(key)] = static_cast<std::int32_t>(column); });
+    }
 
     std::vector<MassVector> vectors;
     for (Index i = row_total * stripe / stripes; i < row_total * (stripe + 1) / stripes; ++i)
@@ -126,18 +238,21 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
     Scratch& scratch = Scratch::fresh();
     float* q = scratch.floats(mass_tile * q_stride);
     float* logits = scratch.floats(mass_tile * stride);
-    float* extra_scratch = scratch.floats(stride);
+    float* tanh_scratch = shape.softcap > 0 ? scratch.floats(stride) : nullptr;
     for (Index first = 0; first < static_cast<Index>(vectors.size()); first += mass_tile) {
       const Index count = std::min(mass_tile, static_cast<Index>(vectors.size()) - first);
       Position highest = std::numeric_limits<Position>::min();
       for (Index i = 0; i < count; ++i) {
         const MassVector& v = vectors[static_cast<std::size_t>(first + i)];
-        k.to_float(static_cast<const std::byte*>(a.queries.at(v.row, h * group + v.member)), a.queries.dtype, shape.key_dim,
-                   q + i * q_stride);
-        k.multiply(q + i * q_stride, shape.key_dim, query_factor(shape));
+        k.to_float(static_cast<const std::byte*>(a.queries.at(v.row, h * group + v.member)), a.queries.dtype, width, q + i * q_stride);
+        k.multiply(q + i * q_stride, width, query_factor(shape));
         highest = std::max(highest, a.row_positions[v.row]);
       }
-      tile_logits(k, list, listed, shape.key_dim, q, q_stride, count, highest, logits, stride);
+      const Index reach = listed.before(highest);
+      if (many && panels_of[h].possible())
+        panels_of[h].dot(k, q, q_stride, count, width, ceil_div(reach, k.panel_tokens), logits, stride);
+      else
+        dot_listed(k, listed, width, q, q_stride, count, reach, logits, stride);
 
       for (Index i = 0; i < count; ++i) {
         const MassVector& v = vectors[static_cast<std::size_t>(first + i)];
@@ -147,30 +262,39 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         const Index from = shape.window > 0 ? std::min(to, listed.before(sight.low)) : 0;
         float* x = logits + i * stride + from;
         const Index seen = to - from;
-        if (shape.softcap > 0) cap_logits(k, x, seen, shape.softcap, extra_scratch);
+        if (shape.softcap > 0) cap_logits(k, x, seen, shape.softcap, tanh_scratch);
         if constexpr (!plain_logit)
           for (Index j = 0; j < seen; ++j)
-            x[j] = log2_e * a.logit(x[j] * ln_2, v.row, listed.columns[static_cast<std::size_t>(from + j)]);
+            x[j] = log2_e * a.logit(x[j] * ln_2, v.row, columns[static_cast<std::size_t>(from + j)]);
 
-        float lse2;  // log2 of the denominator
+        float lse2;         // log2 of the denominator
+        float scale = 1;    // x * scale = p
         if (a.lse != nullptr) {
           lse2 = a.lse[at] * log2_e;
           k.exp2_shift_sum(x, seen, lse2);
         } else {
           const float extra = a.extra != nullptr ? a.extra[at] * log2_e : minus_infinity;
           const float peak = std::max(k.max_of(x, seen), extra);
-          const float sum = peak == minus_infinity ? 0.0f : k.exp2_shift_sum(x, seen, peak) + std::exp2(extra - peak);
-          lse2 = sum == 0 ? minus_infinity : peak + std::log2(sum);
-          if (sum != 0) k.multiply(x, seen, 1 / sum);
+          // Only -inf, or NaN, is left to be seen when there is no peak: a shift of 0 keeps both.
+          const float sum = k.exp2_shift_sum(x, seen, peak == minus_infinity ? 0.0f : peak) + (extra == minus_infinity ? 0.0f : std::exp2(extra - peak));
+          lse2 = sum == 0 ? minus_infinity : (peak == minus_infinity ? 0.0f : peak) + std::log2(sum);
+          if (sum != 0) scale = 1 / sum;
+        }
+        const bool nothing = seen == 0 || lse2 == minus_infinity;
+        const bool wants_p = a.row_peak != nullptr || a.row_near_peak != nullptr || a.row_part_mass != nullptr || !plain_entry || parts == 2;
+        if (wants_p && scale != 1) {
+          k.multiply(x, seen, scale);
+          scale = 1;
         }
         if (a.row_lse != nullptr) a.row_lse[at] = lse2 * ln_2;
-        const bool nothing = seen == 0 || lse2 == minus_infinity;
-        const float peak = nothing ? 0 : k.max_of(x, seen);
-        if (a.row_peak != nullptr) a.row_peak[at] = peak;
-        if (a.row_near_peak != nullptr)
-          a.row_near_peak[at] = nothing ? 0 : std::count_if(x, x + seen, [&](float p) { return p >= a.peak_share * peak; });
+        if (a.row_peak != nullptr || a.row_near_peak != nullptr) {
+          const float peak = nothing ? 0 : k.max_of(x, seen);
+          if (a.row_peak != nullptr) a.row_peak[at] = peak;
+          if (a.row_near_peak != nullptr)
+            a.row_near_peak[at] = nothing ? 0 : std::count_if(x, x + seen, [&](float p) { return p >= a.peak_share * peak; });
+        }
         const auto part_of = [&](Index j) -> Index {
-          return parts == 1 || a.key_class[listed.columns[static_cast<std::size_t>(from + j)]] == a.row_class[v.row] ? 0 : 1;
+          return parts == 1 || a.key_class[columns[static_cast<std::size_t>(from + j)]] == a.row_class[v.row] ? 0 : 1;
         };
         if (a.row_part_mass != nullptr) {
           float part_mass[2] = {0, 0};
@@ -179,9 +303,9 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         }
         if (nothing || a.out == nullptr) continue;
         if constexpr (!plain_entry)
-          for (Index j = 0; j < seen; ++j) x[j] = a.entry(x[j], v.row, listed.columns[static_cast<std::size_t>(from + j)]);
+          for (Index j = 0; j < seen; ++j) x[j] = a.entry(x[j], v.row, columns[static_cast<std::size_t>(from + j)]);
         float* row_out = out.data() + (apart ? v.member : 0) * n + from;
-        const float factor = v.weight * joined;
+        const float factor = v.weight * joined * scale;
         if (parts == 1) {
           if (a.take_max) k.max_scaled(x, seen, factor, row_out);
           else k.add_scaled(x, seen, factor, row_out);
@@ -198,50 +322,53 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
   if (a.seen != nullptr)
     team.run(heads, [&](Index h) {
       const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
-      std::vector<double> step(static_cast<std::size_t>(listed.size()) + 1, 0.0);
+      std::vector<double> step(static_cast<std::size_t>(listed.size) + 1, 0.0);
       for (Index i = 0; i < row_total; ++i) {
         double w = 0;
         for (Index m = 0; m < group; ++m) w += weight_of(row_at(i), h * group + m);
+        if (w == 0) continue;
         const Sight sight = sight_of(a.row_positions[row_at(i)], shape.window);
         const Index to = listed.before(sight.high), from = shape.window > 0 ? std::min(to, listed.before(sight.low)) : 0;
         step[static_cast<std::size_t>(from)] += w / static_cast<double>(group);
         step[static_cast<std::size_t>(to)] -= w / static_cast<double>(group);
       }
       double running = 0;
-      for (Index j = 0; j < listed.size(); ++j) {
-        running += step[static_cast<std::size_t>(j)];
-        a.seen[h * a.columns + listed.columns[static_cast<std::size_t>(j)]] += static_cast<float>(running);
-      }
+      listed.for_each([&](Index key, Index column) {
+        running += step[static_cast<std::size_t>(key)];
+        a.seen[h * a.columns + column] += static_cast<float>(running);
+      });
     });
 
   if (a.out == nullptr) return;
   const Index out_heads = a.out_heads();
-  const auto add_head = [&](Index h) {  // partial outputs of one kv head into the caller's rows
+  const auto add_head = [&](Index h) {  // partial outputs of one kv head into the caller's rows, stripe by stripe
     const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
-    const Index n = listed.size();
+    const Index n = listed.size;
+    const auto partial_row = [&](Index stripe, Index p, Index m) {
+      return partial[static_cast<std::size_t>(h * stripes + stripe)].data() + (p * members + m) * n;
+    };
+    std::vector<float> joined_row;
     for (Index p = 0; p < parts; ++p)
       for (Index m = 0; m < (a.heads == HeadGroups::query_head ? group : 1); ++m) {
         const Index row = a.heads == HeadGroups::layer ? 0 : a.heads == HeadGroups::kv_head ? h : h * group + m;
         float* to = a.out + (p * out_heads + row) * a.columns;
-        for (Index j = 0; j < n; ++j) {
-          float value = 0;
-          if (!a.take_max) {
-            for (Index s = 0; s < stripes; ++s)
-              value += partial[static_cast<std::size_t>(h * stripes + s)][static_cast<std::size_t>((p * members + m) * n + j)];
-          } else {
-            const Index first = a.heads == HeadGroups::query_head ? m : 0, last = a.heads == HeadGroups::query_head ? m + 1 : group;
-            for (Index g = first; g < last; ++g) {
-              float best = 0;
-              for (Index s = 0; s < stripes; ++s)
-                best = std::max(best, partial[static_cast<std::size_t>(h * stripes + s)][static_cast<std::size_t>((p * members + g) * n + j)]);
-              value += best;
-            }
-            if (a.heads != HeadGroups::query_head)
-              value /= static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : group);
-          }
-          float& o = to[listed.columns[static_cast<std::size_t>(j)]];
-          o = a.take_max && a.heads != HeadGroups::layer ? std::max(o, value) : o + value;
+        if (!a.take_max) {
+          for (Index s = 0; s < stripes; ++s) listed.scatter_add(k, partial_row(s, p, m), to);
+          continue;
         }
+        // A maximum over the rows of each query head, then the mean over the heads joined.
+        joined_row.assign(static_cast<std::size_t>(n), 0.0f);
+        const Index first = a.heads == HeadGroups::query_head ? m : 0, last = a.heads == HeadGroups::query_head ? m + 1 : group;
+        for (Index g = first; g < last; ++g) {
+          for (Index s = 1; s < stripes; ++s) k.max_scaled(partial_row(s, p, g), n, 1, const_cast<float*>(partial_row(0, p, g)));
+          k.add_scaled(partial_row(0, p, g), n, 1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : last - first),
+                       joined_row.data());
+        }
+        listed.for_each([&](Index key, Index column) {
+          float& o = to[column];
+          const float value = joined_row[static_cast<std::size_t>(key)];
+          o = a.heads == HeadGroups::layer ? o + value : std::max(o, value);
+        });
       }
   };
   if (a.heads == HeadGroups::layer)

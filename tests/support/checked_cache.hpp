@@ -1,0 +1,313 @@
+// A KvCache beside its naive model: every operation is done on both, and everything one can ask must agree.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <kvpare/kvpare.hpp>
+#include <limits>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "oracle/cached_sequence.hpp"
+#include "support/inputs.hpp"
+#include "support/tolerance.hpp"
+
+namespace kvpare::test {
+
+using Positions = std::vector<Position>;
+
+/// Stats of a sequence but for the spare capacity of its host arrays, which is not part of any promise.
+struct Counted {
+  std::uint64_t epoch = 0;
+  Index live_tokens = 0, pages = 0, page_bytes = 0, live_bytes = 0, observation_bytes = 0;
+  Tags tags;
+  friend bool operator==(const Counted&, const Counted&) = default;
+};
+
+template <class FormatList>
+class CheckedCache {
+ public:
+  using Cache = KvCache<cpu::Backend, FormatList>;
+
+  CheckedCache(cpu::Backend& be, Model model, CacheOptions options, std::uint64_t seed = 1)
+      : be(be), cache(be, std::move(model), options), dice{seed} {}
+
+  cpu::Backend& be;
+  Cache cache;
+  Dice dice;
+  std::map<SequenceId, oracle::CachedSequence> held;
+
+  const LayerShape& shape(Index layer) const { return cache.model().layers[static_cast<std::size_t>(layer)]; }
+  oracle::CachedLayer& model(SequenceId id, Index layer) { return oracle::item(held.at(id), layer); }
+
+  // ---- the operations
+
+  SequenceId create() {
+    const SequenceId id = cache.create();
+    auto& sequence = held[id];
+    for (Index l = 0; l < cache.layers(); ++l) sequence.push_back({std::vector<oracle::CachedHead>(static_cast<std::size_t>(shape(l).kv_heads)), {}});
+    return id;
+  }
+
+  SequenceId fork(SequenceId id) {
+    const SequenceId copy = cache.fork(id);
+    held[copy] = held.at(id);
+    return copy;
+  }
+
+  void release(SequenceId id) {
+    cache.release(id);
+    held.erase(id);
+  }
+
+  void tag(SequenceId id, const TagSpan& span) { cache.tag(id, span); }
+
+  void truncate(SequenceId id, Position n) {
+    cache.truncate(id, n);
+    for (oracle::CachedLayer& layer : held.at(id)) layer.truncate(n);
+  }
+
+  /// Random rows, exact in every element type. A refusal must change nothing.
+  Outcome append(SequenceId id, Index layer, const Positions& positions, DType type = DType::f32) {
+    const Index n = static_cast<Index>(positions.size());
+    const LayerShape& s = shape(layer);
+    const oracle::Array3 keys = rows(n, s.kv_heads, s.key_dim), values = rows(n, s.kv_heads, s.value_dim);
+    const TensorBuffer<cpu::Backend> k(be, keys, type), v(be, values, type);
+    const Counted before = counted(id);
+    const Outcome outcome = cache.append(id, layer, k.tensor(), v.tensor(), positions);
+    if (outcome == Outcome::done) model(id, layer).append({positions.begin(), positions.end()}, keys, values);
+    else EXPECT_EQ(counted(id), before);
+    return outcome;
+  }
+
+  /// `count` tokens after the last, the next ones unless `gap` says otherwise.
+  Outcome append(SequenceId id, Index layer, Index count, Position gap = 0) {
+    const Position first = static_cast<Position>(model(id, layer).last()) + 1 + gap;
+    Positions positions(static_cast<std::size_t>(count));
+    std::iota(positions.begin(), positions.end(), first);
+    return append(id, layer, positions);
+  }
+
+  /// Carries out a plan on both; the report must tell the truth about the pool when nobody else uses it.
+  CompressReport commit(const Plan& plan, bool alone = true) {
+    const SequenceId id = plan.sequence;
+    std::vector<std::vector<std::vector<Index>>> stay(plan.layers.size());  // read before the lists change
+    for (Index l = 0; l < cache.layers(); ++l) {
+      const LayerPlan& of_layer = plan.layers[static_cast<std::size_t>(l)];
+      const auto lists = cache.pages(id, l);
+      for (std::size_t h = 0; h < of_layer.keep.size(); ++h) {
+        Selection live = of_layer.keep[h];
+        live &= Selection::live(lists[h].entries);
+        const Positions at = positions_of(lists[h], live);
+        stay[static_cast<std::size_t>(l)].emplace_back(at.begin(), at.end());
+      }
+    }
+    const SequenceStats before = cache.stats(id);
+    const PoolStats pool_before = cache.pool().stats();
+    const CompressReport report = cache.commit(plan);
+    for (Index l = 0; l < cache.layers(); ++l)
+      for (std::size_t h = 0; h < stay[static_cast<std::size_t>(l)].size(); ++h)
+        model(id, l).keep(static_cast<Index>(h), stay[static_cast<std::size_t>(l)][h]);
+
+    const SequenceStats after = cache.stats(id);
+    EXPECT_EQ(report.tokens_before, before.live_tokens);
+    EXPECT_EQ(report.tokens_after, after.live_tokens);
+    EXPECT_EQ(report.pages_before, before.pages);
+    EXPECT_EQ(report.pages_after, after.pages);
+    EXPECT_EQ(report.page_bytes_before, before.page_bytes);
+    EXPECT_EQ(report.page_bytes_after, after.page_bytes);
+    EXPECT_EQ(after.observation_bytes, 0);
+    if (alone) {
+      const PoolStats pool_after = cache.pool().stats();
+      EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
+      EXPECT_EQ(report.bytes_freed, pool_before.bytes_in_use - pool_after.bytes_in_use);
+      EXPECT_EQ(pool_after.peak_bytes_in_use, pool_before.peak_bytes_in_use) << "a commit takes no pages";
+    }
+    return report;
+  }
+
+  /// A plan that keeps each live token with probability `keep`, in every head for itself.
+  Plan random_plan(SequenceId id, double keep) {
+    Plan plan = empty_plan(id);
+    for (Index l = 0; l < cache.layers(); ++l) {
+      LayerPlan& of_layer = plan.layers[static_cast<std::size_t>(l)];
+      of_layer.touched = true;
+      for (const HeadPages& list : cache.pages(id, l)) {
+        Selection& stay = of_layer.keep.emplace_back(static_cast<Index>(list.entries.size()));
+        for (Index e = 0; e < stay.entries(); ++e)
+          for (Index s = 0; s < 64; ++s)  // bits that stand for no live token must not matter
+            if (dice.chance(keep)) stay.insert(e, s);
+      }
+    }
+    return plan;
+  }
+
+  Plan empty_plan(SequenceId id) const {
+    Plan plan;
+    plan.sequence = id, plan.epoch = cache.epoch(id);
+    plan.layers.resize(static_cast<std::size_t>(cache.layers()));
+    return plan;
+  }
+
+  /// Shows random queries of the layer's `count` newest live tokens to a policy, in two chunks when there are enough.
+  template <class C>
+  void observe(SequenceId id, Index layer, const C& compressor, Index count) {
+    std::set<Position> live;
+    for (const oracle::CachedHead& head : model(id, layer).heads)
+      for (const oracle::CachedToken& token : head) live.insert(static_cast<Position>(token.position));
+    Positions positions(live.begin(), live.end());
+    positions.erase(positions.begin(), positions.end() - std::min<Index>(count, std::ssize(positions)));
+    if (positions.empty()) return;
+    const LayerShape& s = shape(layer);
+    const TensorBuffer<cpu::Backend> q(be, rows(std::ssize(positions), s.q_heads, s.key_dim), DType::f32);
+    const std::span<const Position> all = positions;
+    const std::size_t half = all.size() / 2;
+    if (half > 0) cache.observe(id, layer, compressor, q.tensor().part(0, static_cast<Index>(half)), all.first(half), false);
+    cache.observe(id, layer, compressor, q.tensor().part(static_cast<Index>(half), std::ssize(all) - static_cast<Index>(half)),
+                  all.subspan(half), true);
+  }
+
+  // ---- what must hold
+
+  Counted counted(SequenceId id) const {
+    const SequenceStats s = cache.stats(id);
+    return {cache.epoch(id), s.live_tokens, s.pages, s.page_bytes, s.live_bytes, s.observation_bytes, cache.tags(id)};
+  }
+
+  /// Lists, kept positions and stats of a sequence.
+  void verify(SequenceId id) {
+    const SequenceStats stats = cache.stats(id);
+    Index tokens = 0, pages = 0, page_bytes = 0, live_bytes = 0;
+    for (Index l = 0; l < cache.layers(); ++l) {
+      const auto lists = cache.pages(id, l);
+      for (Index h = 0; h < shape(l).kv_heads; ++h) {
+        const HeadPages& list = lists[static_cast<std::size_t>(h)];
+        verify_list(list);
+        const std::vector<Index> wanted = model(id, l).positions(h);
+        const Positions got = cache.kept(id, l, h);
+        ASSERT_TRUE(std::equal(got.begin(), got.end(), wanted.begin(), wanted.end()))
+            << "sequence " << id << " layer " << l << " head " << h << ": holds " << ::testing::PrintToString(got) << "\nmodel "
+            << ::testing::PrintToString(wanted);
+        const auto& of_head = stats.heads[static_cast<std::size_t>(l)][static_cast<std::size_t>(h)];
+        ASSERT_EQ(of_head.live_tokens, std::ssize(wanted));
+        ASSERT_EQ(of_head.pages, std::ssize(list.entries));
+        tokens += of_head.live_tokens, pages += of_head.pages;
+        for (const Entry& e : list.entries) {
+          const PageGeometry& g = list.formats[e.format];
+          const Index row = shape(l).key_dim * size_of(g.key_type) + shape(l).value_dim * size_of(g.value_type);
+          live_bytes += std::popcount(e.live) * row;
+          page_bytes += round_up(list.page_tokens * shape(l).key_dim * size_of(g.key_type), 64) +
+                        round_up(list.page_tokens * shape(l).value_dim * size_of(g.value_type), 64);
+        }
+      }
+    }
+    ASSERT_EQ(stats.live_tokens, tokens);
+    ASSERT_EQ(stats.pages, pages);
+    ASSERT_EQ(stats.page_bytes, page_bytes);
+    ASSERT_EQ(stats.live_bytes, live_bytes);
+    ASSERT_EQ(stats.slack_bytes(), page_bytes - live_bytes);
+  }
+
+  /// Every live row of a sequence, bit for bit.
+  void verify_rows(SequenceId id) {
+    for (Index l = 0; l < cache.layers(); ++l) {
+      const auto lists = cache.pages(id, l);
+      for (Index h = 0; h < shape(l).kv_heads; ++h) {
+        const oracle::CachedHead& wanted = oracle::item(model(id, l).heads, h);
+        for (const Side side : {Side::keys, Side::values}) {
+          const Index width = side == Side::keys ? shape(l).key_dim : shape(l).value_dim;
+          std::vector<float> got(wanted.size() * static_cast<std::size_t>(width)), rows;
+          const GatherRow gather{lists[static_cast<std::size_t>(h)], side, nullptr, width, got.data()};
+          ASSERT_EQ(gather.pages.live_tokens(), std::ssize(wanted));
+          be.gather(std::span(&gather, 1));
+          for (const oracle::CachedToken& token : wanted)
+            for (const double x : side == Side::keys ? token.key : token.value) rows.push_back(static_cast<float>(x));
+          ASSERT_EQ(got, rows) << "sequence " << id << " layer " << l << " head " << h << (side == Side::keys ? " keys" : " values");
+        }
+      }
+    }
+  }
+
+  /// Attention of random rows, some of which see only part of the tokens, or none.
+  void verify_attend(SequenceId id, Index layer) {
+    const LayerShape& s = shape(layer);
+    const Index n = dice.within(1, 3), last = model(id, layer).last();
+    oracle::AttendInput in;
+    in.queries = rows(n, s.q_heads, s.key_dim);
+    in.heads = model(id, layer).heads;
+    in.value_width = s.value_dim;
+    in.how = {static_cast<double>(s.scale), static_cast<double>(s.softcap), s.window, true};
+    in.sink.assign(s.sink_logits.begin(), s.sink_logits.end());
+    Positions positions;
+    for (Index r = 0; r < n; ++r) {
+      positions.push_back(static_cast<Position>(dice.chance(0.5) ? last : dice.within(-1, last + 3)));
+      in.positions.push_back(positions.back());
+    }
+    const TensorBuffer<cpu::Backend> q(be, in.queries, DType::f32);
+    std::vector<float> out(static_cast<std::size_t>(n * s.q_heads * s.value_dim), -1), lse(static_cast<std::size_t>(n * s.q_heads), -1);
+    cache.attend(layer, {{.sequence = id, .queries = q.tensor(), .positions = positions,
+                          .out = Tensor(out.data(), n, s.q_heads, s.value_dim), .lse = lse.data()}});
+    const oracle::AttendResult wanted = oracle::attend(in);
+    for (std::size_t i = 0; i < out.size(); ++i)
+      ASSERT_TRUE(close(out[i], wanted.out.values[i], tolerance(Operation::attended))) << "sequence " << id << " layer " << layer << " out " << i;
+    for (std::size_t i = 0; i < lse.size(); ++i)
+      ASSERT_TRUE(close(lse[i], wanted.lse.values[i], tolerance(Operation::logit))) << "sequence " << id << " layer " << layer << " lse " << i;
+  }
+
+  /// Every page in use is in some list, as often as it has references.
+  void verify_pool() {
+    std::map<PageId, Index> entries;
+    std::map<PageId, Index> bytes;
+    for (const auto& [id, sequence] : held) {
+      Index shared = 0;
+      for (Index l = 0; l < cache.layers(); ++l)
+        for (const HeadPages& list : cache.pages(id, l))
+          for (const Entry& e : list.entries) {
+            ++entries[e.page];
+            bytes[e.page] = round_up(list.page_tokens * list.formats[e.format].key_row_bytes, 64) +
+                            round_up(list.page_tokens * list.formats[e.format].value_row_bytes, 64);
+            shared += cache.pool().references(e.page) > 1;
+          }
+      ASSERT_EQ(cache.stats(id).shared_pages, shared);
+    }
+    Index in_use = 0;
+    for (const auto& [page, count] : entries) {
+      ASSERT_EQ(cache.pool().references(page), count) << "page " << page;
+      in_use += bytes[page];
+    }
+    ASSERT_EQ(cache.pool().stats().pages_in_use, std::ssize(entries));
+    ASSERT_EQ(cache.pool().stats().bytes_in_use, in_use);
+  }
+
+  void verify_all() {
+    for (const auto& [id, sequence] : held) verify(id), verify_rows(id);
+    verify_pool();
+  }
+
+  oracle::Array3 rows(Index n, Index heads, Index width) {
+    oracle::Array3 x(n, heads, width);
+    for (double& v : x.values) v = static_cast<double>(dice.within(-64, 64)) / 64;
+    return x;
+  }
+
+ private:
+  static void verify_list(const HeadPages& list) {
+    Position before = -1;
+    std::set<std::uint32_t> blocks;
+    for (const Entry& e : list.entries) {
+      ASSERT_NE(e.live, 0u) << "an entry without tokens holds a page";
+      ASSERT_TRUE(e.used >= 1 && e.used <= list.page_tokens);
+      ASSERT_EQ(e.live & ~low_bits(e.used), 0u) << "live beyond the slots used";
+      ASSERT_EQ(list.position(e, 0), e.first);
+      ASSERT_EQ(list.position(e, e.used - 1), e.last);
+      ASSERT_TRUE(e.offsets == 0 || blocks.insert(e.offsets).second) << "two entries share a block of offsets";
+      for (Index s = 0; s < e.used; ++s) {
+        ASSERT_GT(list.position(e, s), before);
+        before = list.position(e, s);
+      }
+    }
+  }
+};
+
+}  // namespace kvpare::test

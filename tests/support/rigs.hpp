@@ -1,0 +1,88 @@
+// The backends that every conformance suite runs on: the CPU at every instruction set and with one and two threads, and
+// the walled backend.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "walled_backend.hpp"
+
+namespace kvpare::test {
+
+template <cpu::Isa set, Index thread_count>
+struct CpuRig {
+  using Backend = cpu::Backend;
+  static constexpr cpu::Isa isa = set;
+  static constexpr Index threads = thread_count;
+  static std::string name() { return std::string("Cpu_") + std::string(cpu::name_of(set)) + "_" + std::to_string(thread_count); }
+  static bool available() { return set <= cpu::detected_isa(); }
+  static Backend& backend() {
+    static Backend one({.threads = thread_count, .isa = set});
+    return one;
+  }
+};
+
+struct WalledRig {
+  using Backend = WalledBackend;
+  static std::string name() { return "Walled"; }
+  static bool available() { return true; }
+  static Backend& backend() {
+    static Backend one;
+    return one;
+  }
+};
+
+using AllRigs = ::testing::Types<CpuRig<cpu::Isa::plain, 1>, CpuRig<cpu::Isa::plain, 2>, CpuRig<cpu::Isa::avx2, 1>,
+                                 CpuRig<cpu::Isa::avx2, 2>, CpuRig<cpu::Isa::avx512, 1>, CpuRig<cpu::Isa::avx512, 2>, WalledRig>;
+
+/// For what does not depend on the instruction set: pipelines, policies.
+using PipelineRigs = ::testing::Types<CpuRig<cpu::Isa::plain, 2>, WalledRig>;
+
+struct RigNames {
+  template <class Rig>
+  static std::string GetName(int) {
+    return Rig::name();
+  }
+};
+
+/// A typed suite's fixture: `be()` is the rig's backend.
+template <class Rig>
+class OnRig : public ::testing::Test {
+ public:
+  using B = typename Rig::Backend;
+
+ protected:
+  void SetUp() override {
+    if (!Rig::available()) GTEST_SKIP() << Rig::name() << ": this machine lacks the instruction set";
+  }
+  static B& be() { return Rig::backend(); }
+};
+
+/// A host array in backend memory.
+template <Backend B, class T>
+Buffer<B, T> upload(B& be, const std::vector<T>& values) {
+  return Buffer<B, T>(be, std::span<const T>(values));
+}
+
+/// Backend memory as a host array: one copy, one wait.
+template <Backend B, class T>
+std::vector<T> download(B& be, const Buffer<B, T>& buffer) {
+  std::vector<T> values;
+  if (buffer.size() > 0) be.wait(buffer.to_host(values));
+  return values;
+}
+
+/// The message of an InvalidArgument, or "no error".
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const InvalidArgument& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+}  // namespace kvpare::test

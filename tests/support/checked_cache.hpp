@@ -6,6 +6,7 @@
 #include <kvpare/kvpare.hpp>
 #include <limits>
 #include <map>
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -30,11 +31,25 @@ class CheckedCache {
  public:
   using Cache = KvCache<cpu::Backend, FormatList>;
 
-  CheckedCache(cpu::Backend& be, Model model, CacheOptions options, std::uint64_t seed = 1)
-      : be(be), cache(be, std::move(model), options), dice{seed} {}
+  CheckedCache(cpu::Backend& backend, Model model, CacheOptions options, std::uint64_t seed = 1)
+      : CheckedCache(backend, std::make_shared<Cache>(backend, std::move(model), options), seed) {}
 
+  /// The same cache with some of the sequences, for another thread.
+  CheckedCache part(const std::vector<SequenceId>& ids, std::uint64_t seed) const {
+    CheckedCache some(be, owned_, seed);
+    for (const SequenceId id : ids) some.held[id] = held.at(id);
+    return some;
+  }
+
+ private:
+  std::shared_ptr<Cache> owned_;
+
+  CheckedCache(cpu::Backend& backend, std::shared_ptr<Cache> shared, std::uint64_t seed)
+      : owned_(std::move(shared)), be(backend), cache(*owned_), dice{seed} {}
+
+ public:
   cpu::Backend& be;
-  Cache cache;
+  Cache& cache;
   Dice dice;
   std::map<SequenceId, oracle::CachedSequence> held;
 

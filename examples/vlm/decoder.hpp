@@ -1,0 +1,71 @@
+// The model: its weights, and the pass through its layers. Keys and values live in kvpare's cache and nowhere else.
+//
+// data/README.md describes the architecture; names of weights are those of the file.
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <functional>
+#include <kvpare/kvpare.hpp>
+#include <span>
+#include <vector>
+
+#include "safetensors.hpp"
+
+namespace vlm {
+
+using kvpare::Index;
+using kvpare::Position;
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Row = Eigen::RowVectorXf;
+
+using Cache =
+    kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>>>;
+
+inline constexpr Index layer_count = 4;
+inline constexpr Index width = 128;
+inline constexpr Index q_heads = 8;
+inline constexpr Index kv_heads = 2;
+inline constexpr Index head_dim = 32;
+inline constexpr Index hidden = 352;
+inline constexpr Index vocabulary_size = 188;
+inline constexpr Index patches_per_side = 12;
+inline constexpr Index visual_tokens = patches_per_side * patches_per_side;
+inline constexpr Position image_begin = 1;  // position 0 is <bos>
+inline constexpr Position image_end = image_begin + visual_tokens;
+
+/// What the cache needs to know of the model.
+kvpare::Model attention_shapes();
+
+class Decoder {
+ public:
+  /// Called once per layer with the queries of all new rows (after RoPE), when the layer's keys are in the cache.
+  using Watch = std::function<void(Index layer, kvpare::ConstTensor queries, std::span<const Position> positions)>;
+
+  /// Throws BadFile.
+  explicit Decoder(const Safetensors& file);
+
+  /// <bos> and the image (96 x 96 RGB): [145, width].
+  Matrix embed_image(std::span<const std::uint8_t> rgb) const;
+  Matrix embed_words(std::span<const int> tokens) const;
+
+  /// Appends the embedded tokens to a sequence, at consecutive positions from `first`, and gives the logits after the
+  /// last.
+  Row forward(Cache& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch = {}) const;
+
+ private:
+  struct Layer {
+    Row attention_norm, mlp_norm;
+    Matrix query, key, value, output;  // [out, in]: y = x * W^T
+    Matrix gate, up, down;
+  };
+
+  Matrix words_, head_;
+  Matrix patch_;
+  Row patch_bias_;
+  Matrix row_place_, column_place_;
+  Row final_norm_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace vlm

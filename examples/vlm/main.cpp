@@ -1,0 +1,223 @@
+// kvpare_vlm: how many right answers a vision-language model keeps when the visual part of its KV cache shrinks.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <sstream>
+#include <string_view>
+#include <thread>
+
+#include "evaluate.hpp"
+#include "plot.hpp"
+#include "report.hpp"
+
+namespace {
+
+using namespace vlm;
+namespace fs = std::filesystem;
+
+struct Arguments {
+  std::vector<std::string> policies = {
+      "full",
+      "random",
+      "streaming_llm",
+      "h2o",
+      "h2o(recent_share=0)",
+      "snap_kv(rows=text)",
+      "snap_kv(rows=text, pool=1)",
+      "air_cache",
+      "air_cache(alpha=0.2)",
+  };
+  std::vector<double> keeps = {1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01};
+  std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
+  Index scenes = 64;
+  Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
+  Index page_tokens = 16;
+  std::string data, json, plot;
+  Index show = -1;
+  bool list = false, verify = false;
+};
+
+/// The folder with the model: the one named, else where the sources were when this was built, else beside the program.
+std::string find_data(const std::string& named) {
+  if (!named.empty()) return named;
+  std::error_code ignored;
+  const fs::path program = fs::read_symlink("/proc/self/exe", ignored);
+  const std::vector<fs::path> places = {KVPARE_VLM_DATA, program.parent_path() / "data"};
+  for (const fs::path& place : places)
+    if (fs::exists(place / "vlm.safetensors", ignored)) return place.string();
+  throw BadFile("the model is neither in " + places[0].string() + " nor in " + places[1].string() +
+                "; say where with --data DIR");
+}
+
+bool says(const std::string& policy, std::string_view setting) { return policy.find(setting) != std::string::npos; }
+
+/// A policy as this program runs it: it evicts visual tokens only, unless it says `among=` itself.
+kvpare::AnyCompressor compressor_of(const std::string& policy) {
+  kvpare::AnyCompressor compressor = kvpare::make_compressor(policy);
+  if (!says(policy, "among")) compressor.selector.among = kvpare::visual;
+  return compressor;
+}
+
+/// Every policy with every budget; one that has none (full), or says `keep=` itself, comes once.
+std::vector<Setting> make_settings(const Arguments& arguments) {
+  std::vector<Setting> settings;
+  for (const std::string& policy : arguments.policies) {
+    kvpare::AnyCompressor compressor = compressor_of(policy);
+    if (policy == "full" || says(policy, "keep")) {
+      settings.push_back({policy, {}, compressor});
+      continue;
+    }
+    for (const double keep : arguments.keeps) {
+      compressor.keep = kvpare::Keep::ratio(keep);
+      settings.push_back({policy, keep, compressor});
+    }
+  }
+  return settings;
+}
+
+int run_verification(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  const Verification found = verify(decoder, set, arguments.scenes, arguments.page_tokens);
+  for (const std::string& difference : found.differences) std::cout << difference << '\n';
+  constexpr double tolerance = 1e-3;
+  const bool good = found.identical == found.turns && found.largest_logit_difference <= tolerance;
+  std::cout << found.identical << " of " << found.turns
+            << " answers identical to the references, token for token; logits differ by at most "
+            << found.largest_logit_difference << " (allowed: " << tolerance
+            << "): " << (good ? "as it should be" : "WRONG") << '\n';
+  return good ? 0 : 1;
+}
+
+/// The picture of one scene: what each policy keeps of it after the first question asked.
+int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  if (arguments.plot.empty()) throw CLI::ValidationError("--show", "needs --plot FILE for the picture");
+  const Scene& scene = set.scenes[static_cast<std::size_t>(arguments.show)];
+  const Turn& asked = arguments.tasks.front() == "desc" ? scene.describe : scene.first;
+  std::vector<double> keeps;
+  for (const double keep : arguments.keeps)
+    if (keep < 1) keeps.push_back(keep);
+  std::sort(keeps.begin(), keeps.end(), std::greater<>());
+  if (keeps.empty()) throw CLI::ValidationError("--keep", "--show needs budgets below 1");
+
+  kvpare::cpu::Backend backend({.threads = arguments.threads});
+  Cache cache(backend, attention_shapes(), cache_options(arguments.page_tokens));
+  std::vector<Survival> rows;
+  for (const std::string& policy : arguments.policies) {
+    if (policy == "full") continue;
+    Survival row{policy, std::vector<std::vector<double>>(layer_count, std::vector<double>(visual_tokens, 0.0))};
+    kvpare::AnyCompressor compressor = compressor_of(policy);
+    for (const double keep : keeps) {
+      compressor.keep = kvpare::Keep::ratio(keep);
+      const Dialogue dialogue(decoder, cache, scene.image, asked.prompt, compressor);
+      for (Index l = 0; l < layer_count; ++l)
+        for (Index h = 0; h < kv_heads; ++h)
+          for (const Index patch : dialogue.kept_patches(l, h))
+            row.layers[static_cast<std::size_t>(l)][static_cast<std::size_t>(patch)] += 1.0 / kv_heads;
+    }
+    rows.push_back(std::move(row));
+  }
+  std::ostringstream words;
+  for (const int token : asked.prompt)
+    if (token != asked.prompt.back()) words << set.vocabulary[static_cast<std::size_t>(token)] << ' ';
+  plot_survival(arguments.plot, scene, "Scene " + std::to_string(arguments.show) + ": which visual tokens stay",
+                "asked: " + words.str(), keeps, rows);
+  std::cout << "drew " << arguments.plot << '\n';
+  return 0;
+}
+
+int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  EvaluateOptions options;
+  options.scenes = arguments.scenes, options.threads = arguments.threads, options.page_tokens = arguments.page_tokens;
+  options.tasks.clear();
+  for (std::size_t t = 0; t < task_count; ++t)
+    if (std::find(arguments.tasks.begin(), arguments.tasks.end(), task_names[t]) != arguments.tasks.end())
+      options.tasks.push_back(static_cast<Task>(t));
+
+  const std::vector<Setting> settings = make_settings(arguments);
+  Progress progress(std::to_string(settings.size()) + " settings, " + std::to_string(options.scenes) + " scenes");
+  options.progress = [&](Index done, Index total) { progress(done, total); };
+  const std::vector<Result> results = evaluate(decoder, set, settings, options);
+
+  print_table(std::cout, settings, results, options);
+  if (!arguments.json.empty()) {
+    write_json(arguments.json, settings, results, options);
+    std::cout << "wrote " << arguments.json << '\n';
+  }
+  if (!arguments.plot.empty()) {
+    plot_accuracy(arguments.plot, settings, results, options);
+    std::cout << "drew " << arguments.plot << '\n';
+  }
+  return 0;
+}
+
+int list_policies() {
+  for (const kvpare::Recipe& recipe : kvpare::known_recipes()) {
+    std::cout << recipe.name << ": " << recipe.summary << '\n';
+    if (!recipe.source.empty()) std::cout << "  source: " << recipe.source << '\n';
+    if (recipe.has_settings)
+      for (const kvpare::SettingText& setting : kvpare::settings_of(recipe.compressor))
+        std::cout << "  " << setting.name << " = " << setting.value << "  (" << setting.allowed << ") " << setting.help
+                  << '\n';
+    std::cout << '\n';
+  }
+  return 0;
+}
+
+void declare(CLI::App& app, Arguments& a) {
+  app.add_option("--policy", a.policies, "a policy with its settings, e.g. \"air_cache(alpha=0.5)\"; may be repeated")
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app.add_option("--keep", a.keeps, "shares of the visual tokens to keep")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--task", a.tasks, "which answers to count")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"desc", "same", "other", "turn1"}))
+      ->capture_default_str();
+  app.add_option("--scenes", a.scenes, "how many scenes, from the first")
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
+  app.add_option("--threads", a.threads, "dialogues at the same time")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--page-tokens", a.page_tokens, "tokens per page of the cache")
+      ->check(CLI::IsMember({16, 32, 64}))
+      ->capture_default_str();
+  app.add_option("--json", a.json, "write the results to this file");
+  app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
+  app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
+      ->check(CLI::Range(0, 127));
+  app.add_option("--data", a.data, "folder with the model and the evaluation set");
+  app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
+  app.add_flag("--list", a.list, "show the policies with their settings and sources");
+}
+
+int run(const Arguments& arguments) {
+  if (arguments.list) return list_policies();
+  if (!arguments.plot.empty()) check_plot(arguments.plot);
+  const std::string data = find_data(arguments.data);
+  const Decoder decoder(Safetensors::open(data + "/vlm.safetensors"));
+  const EvaluationSet set = read_evaluation_set(data);
+  if (arguments.verify) return run_verification(decoder, set, arguments);
+  if (arguments.show >= 0) return show_scene(decoder, set, arguments);
+  return run_evaluation(decoder, set, arguments);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  CLI::App app("How many right answers a vision-language model keeps when the visual part of its KV cache shrinks.");
+  Arguments arguments;
+  declare(app, arguments);
+  try {
+    app.parse(count, words);
+    return run(arguments);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  } catch (const std::exception& error) {
+    std::cerr << "kvpare_vlm: " << error.what() << '\n';
+    return 1;
+  }
+}

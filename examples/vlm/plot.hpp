@@ -1,0 +1,36 @@
+// Pictures, drawn by gnuplot.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "evaluate.hpp"
+
+namespace vlm {
+
+/// gnuplot is missing, or did not do what it was asked.
+struct PlotError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws PlotError unless a picture can be drawn into this file: gnuplot is there and the name ends in .svg or .png.
+/// Ask before long work.
+void check_plot(const std::string& path);
+
+/// Right answers over what is kept: one panel per task, one line per policy.
+void plot_accuracy(const std::string& path, const std::vector<Setting>& settings, const std::vector<Result>& results,
+                   const EvaluateOptions& options);
+
+/// What one policy leaves of one picture under several budgets.
+struct Survival {
+  std::string policy;
+  std::vector<std::vector<double>> layers;  // [layer][patch]: how many budgets the patch survives, mean over kv heads
+};
+
+/// The picture, and beside it, layer by layer, how small the budget may be before a patch is lost.
+/// `keeps` are the budgets, descending; `caption` stands under the title.
+void plot_survival(const std::string& path, const Scene& scene, const std::string& title, const std::string& caption,
+                   const std::vector<double>& keeps, const std::vector<Survival>& rows);
+
+}  // namespace vlm

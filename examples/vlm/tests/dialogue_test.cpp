@@ -1,0 +1,153 @@
+// The engine around the library: chunks, forks, budgets and bytes of real dialogues.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <numeric>
+
+#include "../evaluate.hpp"
+
+namespace {
+
+using namespace vlm;
+
+const EvaluationSet& evaluation_set() {
+  static const EvaluationSet set = read_evaluation_set(KVPARE_VLM_DATA);
+  return set;
+}
+
+const Decoder& decoder() {
+  static const Decoder loaded(Safetensors::open(KVPARE_VLM_DATA "/vlm.safetensors"));
+  return loaded;
+}
+
+kvpare::AnyCompressor visual(const char* words) {
+  auto compressor = kvpare::make_compressor(words);
+  compressor.selector.among = kvpare::visual;
+  return compressor;
+}
+
+class DialogueTest : public ::testing::Test {
+ protected:
+  Dialogue begin(const char* policy, const Turn& turn, const Scene& scene = evaluation_set().scenes[2]) {
+    return Dialogue(decoder(), cache_, scene.image, turn.prompt, visual(policy));
+  }
+
+  const Scene& scene_ = evaluation_set().scenes[2];
+  kvpare::cpu::Backend backend_{{.threads = 1}};
+  Cache cache_{backend_, attention_shapes(), cache_options(16)};
+};
+
+TEST_F(DialogueTest, ForkedFollowUpsAnswerAsIfTheyStoodAlone) {
+  Dialogue first = begin("air_cache(keep=0.1)", scene_.first);
+  first.answer(4);
+  Dialogue same = first.fork(), other = first.fork();
+  // In turns, so that each writes to pages which the other would see if they were not copied.
+  same.read(scene_.same[0].prompt);
+  other.read(scene_.other[0].prompt);
+  const auto about_same = same.answer(4), about_other = other.answer(4);
+
+  for (const auto& [turn, answer] :
+       {std::pair(&scene_.same[0], &about_same), std::pair(&scene_.other[0], &about_other)}) {
+    Dialogue alone = begin("air_cache(keep=0.1)", scene_.first);
+    alone.answer(4);
+    alone.read(turn->prompt);
+    EXPECT_EQ(alone.answer(4), *answer);
+  }
+}
+
+TEST_F(DialogueTest, ReleasedDialoguesGiveAllPagesBack) {
+  {
+    Dialogue first = begin("snap_kv(keep=0.2)", scene_.first);
+    Dialogue second = first.fork();
+    second.read(scene_.same[0].prompt);
+    second.answer(4);
+    EXPECT_GT(cache_.pool().stats().pages_in_use, 0);
+  }
+  EXPECT_EQ(cache_.pool().stats().pages_in_use, 0);
+}
+
+TEST_F(DialogueTest, UniformBudgetsAreThoseOfTheProtocol) {
+  // floor(r * 144 * 4 + 0.5) tokens over the layers, the first layers take the remainder.
+  const std::pair<const char*, std::vector<Index>> cases[] = {
+      {"random(keep=0.5)", {72, 72, 72, 72}}, {"random(keep=0.2)", {29, 29, 29, 28}},
+      {"random(keep=0.1)", {15, 15, 14, 14}}, {"h2o(keep=0.05)", {8, 7, 7, 7}},
+      {"snap_kv(keep=0.02)", {3, 3, 3, 3}},   {"snap_kv(keep=0.01)", {2, 2, 1, 1}}};
+  for (const auto& [policy, wanted] : cases) {
+    const Dialogue dialogue = begin(policy, scene_.describe);
+    for (Index l = 0; l < layer_count; ++l)
+      for (Index h = 0; h < kv_heads; ++h)
+        EXPECT_EQ(std::ssize(dialogue.kept_patches(l, h)), wanted[static_cast<std::size_t>(l)])
+            << policy << " layer " << l;
+  }
+}
+
+TEST_F(DialogueTest, LayerBudgetsSpreadTheSameTotal) {
+  const Dialogue dialogue = begin("air_cache(keep=0.1)", scene_.describe);
+  Index total = 0;
+  for (Index l = 0; l < layer_count; ++l) {
+    const auto kept = dialogue.kept_patches(l, 0);
+    EXPECT_GE(std::ssize(kept), 1);
+    EXPECT_EQ(kept, dialogue.kept_patches(l, 1)) << "one choice per layer";
+    total += std::ssize(kept);
+  }
+  EXPECT_EQ(total, 58);
+}
+
+TEST_F(DialogueTest, CompressingFreesPages) {
+  const Dialogue full = begin("full", scene_.describe);
+  const Dialogue small = begin("random(keep=0.1)", scene_.describe);
+  // Per layer and kv head: pages of 16 tokens of 2 * 32 floats.
+  const Index text = 1 + std::ssize(scene_.describe.prompt);
+  const auto bytes = [](Index tokens) { return kvpare::ceil_div(tokens, 16) * 16 * 2 * 32 * 4; };
+  EXPECT_EQ(full.cost().bytes_before, layer_count * kv_heads * bytes(text + visual_tokens));
+  EXPECT_EQ(full.cost().bytes_after, full.cost().bytes_before);
+  EXPECT_EQ(small.cost().bytes_before, full.cost().bytes_before);
+  EXPECT_EQ(small.cost().bytes_after, kv_heads * (2 * bytes(text + 15) + 2 * bytes(text + 14)));
+}
+
+TEST(EvaluateTest, DoesNotDependOnThreadsAndCountsEveryAnswer) {
+  std::vector<Setting> settings;
+  for (const char* policy : {"full", "air_cache(keep=0.05)", "h2o(keep=0.2)"})
+    settings.push_back({policy, {}, visual(policy)});
+  EvaluateOptions options;
+  options.scenes = 3;
+  const auto alone = evaluate(decoder(), evaluation_set(), settings, options);
+  options.threads = 3;
+  const auto together = evaluate(decoder(), evaluation_set(), settings, options);
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    EXPECT_EQ(alone[i][Task::desc].answers, 3);
+    EXPECT_EQ(alone[i][Task::turn1].answers, 3);
+    EXPECT_EQ(alone[i][Task::same].answers, 6);
+    EXPECT_EQ(alone[i][Task::other].answers, 12);
+    EXPECT_EQ(alone[i].prompts, 6);
+    for (std::size_t t = 0; t < task_count; ++t) {
+      EXPECT_EQ(alone[i].scores[t].right, together[i].scores[t].right);
+      EXPECT_EQ(alone[i].scores[t].right_tokens, together[i].scores[t].right_tokens);
+    }
+    EXPECT_EQ(alone[i].kept_visual, together[i].kept_visual);
+    EXPECT_EQ(alone[i].cost.bytes_after, together[i].cost.bytes_after);
+  }
+  EXPECT_EQ(alone[0][Task::same].right, 6) << "the full cache answers these";
+}
+
+TEST(EvaluateTest, WhatAWorkerThrowsReachesTheCaller) {
+  std::vector<Setting> settings{{"snap_kv(pool=2)", {}, visual("snap_kv(keep=0.1, pool=2)")}};  // pool must be odd
+  EvaluateOptions options;
+  options.scenes = 2, options.threads = 2;
+  EXPECT_THROW(evaluate(decoder(), evaluation_set(), settings, options), kvpare::InvalidArgument);
+}
+
+TEST(VerifyTest, NoticesAWrongAnswerAndWrongLogits) {
+  EvaluationSet set;
+  set.vocabulary = evaluation_set().vocabulary;
+  set.scenes = {evaluation_set().scenes[0]};
+  set.scenes[0].other[1].reference[0] ^= 1;
+  set.scenes[0].describe.logits[7] += 0.5f;
+  const Verification found = verify(decoder(), set, 1, 16);
+  EXPECT_EQ(found.turns, 8);
+  EXPECT_EQ(found.identical, 7);
+  EXPECT_EQ(found.differences.size(), 1u);
+  EXPECT_NEAR(found.largest_logit_difference, 0.5, 0.01);
+}
+
+}  // namespace

@@ -48,7 +48,7 @@ inline Tolerance tolerance(Operation operation, DType written = DType::f32) {
 inline ::testing::AssertionResult close(double got, double wanted, Tolerance t) {
   if (std::isnan(got) && std::isnan(wanted)) return ::testing::AssertionSuccess();
   if (got == wanted) return ::testing::AssertionSuccess();
-  if (std::abs(got - wanted) <= t.of(wanted)) return ::testing::AssertionSuccess();
+  if (std::isfinite(wanted) && std::abs(got - wanted) <= t.of(wanted)) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << "got " << got << ", wanted " << wanted << ", off by " << std::abs(got - wanted)
                                        << ", allowed " << t.of(wanted);
 }

@@ -138,7 +138,7 @@ struct Probability {
 template <class Logit = PlainLogit, class EntryOf = Probability>
 struct MassArguments {
   const LayerShape* shape = nullptr;
-  std::span<const HeadPages> keys;                  // per kv head: cache, engine pages or any dense tensor (dense_list)
+  std::span<const HeadPages> keys;                  // per kv head: cache, engine pages or any dense tensor
   std::span<const std::uint64_t* const> key_mask = {};   // [backend] per kv head, a word per entry; empty = all live
   std::span<const std::int32_t* const> column_of = {};   // [backend] per kv head, slot -> column; empty = the slot itself
   Index columns = 0;                                // width of the output rows
@@ -159,7 +159,7 @@ struct MassArguments {
   bool take_max = false;                            // max over rows (of w * entry, at least 0) instead of the sum
   float* out = nullptr;                             // [backend] [parts][heads][columns], added to (max: joined)
   float* seen = nullptr;                            // [backend] [kv_heads][columns] += weight of the rows that see it
-  float* row_lse = nullptr;                         // [backend] [rows, q_heads] written for the rows used
+  float* row_lse = nullptr;                         // [backend] [rows, q_heads] written for the rows used; -inf: sees nothing
   float* row_peak = nullptr;                        // [backend] [rows, q_heads] the largest p
   float peak_share = 0;                             // with row_near_peak: entries with p >= peak_share * peak
   Index* row_near_peak = nullptr;                   // [backend] [rows, q_heads]

@@ -286,9 +286,9 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
           k.multiply(x, seen, scale);
           scale = 1;
         }
-        if (a.row_lse != nullptr) a.row_lse[at] = lse2 * ln_2;
+        if (a.row_lse != nullptr) a.row_lse[at] = seen == 0 ? minus_infinity : lse2 * ln_2;
         if (a.row_peak != nullptr || a.row_near_peak != nullptr) {
-          const float peak = nothing ? 0 : k.max_of(x, seen);
+          const float peak = nothing ? 0 : std::max(0.0f, k.max_of(x, seen));  // 0 when all is NaN
           if (a.row_peak != nullptr) a.row_peak[at] = peak;
           if (a.row_near_peak != nullptr)
             a.row_near_peak[at] = nothing ? 0 : std::count_if(x, x + seen, [&](float p) { return p >= a.peak_share * peak; });
@@ -341,6 +341,9 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
 
   if (a.out == nullptr) return;
   const Index out_heads = a.out_heads();
+  // Maxima of a layer are summed over its kv heads before they may meet what `out` held.
+  std::vector<float> layer_peaks;
+  if (a.take_max && a.heads == HeadGroups::layer) layer_peaks.assign(static_cast<std::size_t>(parts * a.columns), 0.0f);
   const auto add_head = [&](Index h) {  // partial outputs of one kv head into the caller's rows, stripe by stripe
     const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
     const Index n = listed.size;
@@ -351,7 +354,7 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
     for (Index p = 0; p < parts; ++p)
       for (Index m = 0; m < (a.heads == HeadGroups::query_head ? group : 1); ++m) {
         const Index row = a.heads == HeadGroups::layer ? 0 : a.heads == HeadGroups::kv_head ? h : h * group + m;
-        float* to = a.out + (p * out_heads + row) * a.columns;
+        float* to = (layer_peaks.empty() ? a.out : layer_peaks.data()) + (p * out_heads + row) * a.columns;
         if (!a.take_max) {
           for (Index s = 0; s < stripes; ++s) listed.scatter_add(k, partial_row(s, p, m), to);
           continue;
@@ -371,10 +374,12 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         });
       }
   };
-  if (a.heads == HeadGroups::layer)
-    for (Index h = 0; h < heads; ++h) add_head(h);
-  else
+  if (a.heads != HeadGroups::layer) {
     team.run(heads, add_head);
+    return;
+  }
+  for (Index h = 0; h < heads; ++h) add_head(h);
+  for (std::size_t i = 0; i < layer_peaks.size(); ++i) a.out[i] = std::max(a.out[i], layer_peaks[i]);
 }
 
 }  // namespace kvpare::cpu

@@ -1,9 +1,9 @@
 // The CPU backend: the trait's verbs on the machine's own memory.
 #pragma once
 
+#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <new>
 #include <string_view>
 #include <thread>
 
@@ -13,6 +13,10 @@
 #include "isa.hpp"
 #include "rows.hpp"
 #include "select_top.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace kvpare::cpu {
 
@@ -47,8 +51,18 @@ class Backend {
   Isa isa() const { return isa_; }
   Index threads() const { return pool_ ? pool_->threads() : 0; }  // 0: the engine's pool
 
-  void* allocate(Index bytes) { return ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64}, std::nothrow); }
-  void release(void* memory) { ::operator delete(memory, std::align_val_t{64}); }
+  /// Large blocks ask for huge pages where the system has them: attention walks the whole pool at every step, and with
+  /// 4 KiB pages a tenth of its time goes to address translation.
+  void* allocate(Index bytes) {
+    constexpr Index huge_page = 2 << 20;
+    const Index alignment = bytes >= huge_page ? huge_page : 64;
+    void* memory = std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(round_up(bytes, alignment)));
+#if defined(__linux__)
+    if (memory != nullptr && bytes >= huge_page) madvise(memory, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+#endif
+    return memory;
+  }
+  void release(void* memory) { std::free(memory); }
   void to_backend(void* to, const void* from, Index bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
   Ticket to_host(void* to, const void* from, Index bytes) {
     std::memcpy(to, from, static_cast<std::size_t>(bytes));

@@ -24,6 +24,10 @@ struct Counted {
   Index live_tokens = 0, pages = 0, page_bytes = 0, live_bytes = 0, observation_bytes = 0;
   Tags tags;
   friend bool operator==(const Counted&, const Counted&) = default;
+  friend std::ostream& operator<<(std::ostream& out, const Counted& c) {
+    return out << "epoch " << c.epoch << ", live tokens " << c.live_tokens << ", pages " << c.pages << " of " << c.page_bytes << " bytes, live bytes "
+               << c.live_bytes << ", observations " << c.observation_bytes << " bytes, tag spans " << c.tags.spans().size();
+  }
 };
 
 template <class FormatList>
@@ -90,9 +94,14 @@ class CheckedCache {
     const oracle::Array3 keys = rows(n, s.kv_heads, s.key_dim), values = rows(n, s.kv_heads, s.value_dim);
     const TensorBuffer<cpu::Backend> k(be, keys, type), v(be, values, type);
     const Counted before = counted(id);
+    const Index bookkeeping = cache.stats(id).bookkeeping_bytes;
     const Outcome outcome = cache.append(id, layer, k.tensor(), v.tensor(), positions);
-    if (outcome == Outcome::done) model(id, layer).append({positions.begin(), positions.end()}, keys, values);
-    else EXPECT_EQ(counted(id), before);
+    if (outcome == Outcome::done) {
+      model(id, layer).append({positions.begin(), positions.end()}, keys, values);
+    } else {
+      EXPECT_EQ(counted(id), before);
+      EXPECT_EQ(cache.stats(id).bookkeeping_bytes, bookkeeping);
+    }
     return outcome;
   }
 

@@ -154,6 +154,9 @@ class ObservedLayer {
                 const std::vector<Position>& positions) const {
     require(kept_.positions.empty() || kept_.dtype == queries.dtype, "observe: queries are ", name_of(queries.dtype),
             ", earlier chunks were ", name_of(kept_.dtype));
+    require(kept_.positions.empty() || positions.empty() || positions.front() > kept_.positions.back(), "observe: a row of position ",
+            positions.empty() ? 0 : positions.front(), " follows one of position ", kept_.positions.empty() ? 0 : kept_.positions.back(),
+            " of an earlier chunk, rows must ascend");
     const Index before = static_cast<Index>(kept_.positions.size()), added = static_cast<Index>(rows.size());
     const Index dropped = reads.rows == Reads::Rows::last ? std::clamp<Index>(before + added - reads.count, 0, before) : 0;
     const Index stay = before - dropped, row_bytes = queries.heads * queries.width * size_of(queries.dtype);

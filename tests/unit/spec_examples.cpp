@@ -1,0 +1,181 @@
+// The worked examples of the papers' specifications, on the library: exact numbers, exact survivors.
+#include <gtest/gtest.h>
+
+#include <kvpare/pipeline/recipes.hpp>
+
+#include "support/prompt.hpp"
+
+namespace kvpare::test {
+namespace {
+
+using Positions = std::vector<Position>;
+
+template <class Rig>
+class SpecExample : public OnRig<Rig> {};
+TYPED_TEST_SUITE(SpecExample, PipelineRigs, RigNames);
+
+void expect_near(const std::vector<double>& got, std::size_t first, const std::vector<double>& wanted) {
+  for (std::size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(got[first + i], wanted[i], 1e-5) << "at " << i;
+}
+
+// ---- AirCache
+
+const TagSpan image{.begin = 0, .end = 5, .token_class = TokenClass::image};
+
+TYPED_TEST(SpecExample, AirCacheA_TheEliteSet) {
+  // Four visual tokens, four text tokens. Text row r looks at visual token r and at nothing else visual, so that the
+  // scores tell who was elected; the last row gives the text tokens 0.10, 0.30, 0.28, 0.32.
+  const Prompt p = prompt_of_rows({{1},
+                                   {1, 1},
+                                   {1, 1, 1},
+                                   {1, 1, 1, 1},
+                                   {1, 0, 0, 0, 1},
+                                   {0, 1, 0, 0, 0, 1},
+                                   {0, 0, 1, 0, 0, 0, 1},
+                                   {0, 0, 0, 1, 0.10, 0.30, 0.28, 0.32}},
+                                  {{.begin = 0, .end = 4, .token_class = TokenClass::image}});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 8);
+  const auto elected = [&](double alpha) {
+    const auto scores = fed.scores(0, EliteWindow{.alpha = alpha}, visual, {4, 5, 6, 7})[0];
+    std::vector<int> rows;
+    for (int r = 0; r < 4; ++r)
+      if (scores[static_cast<std::size_t>(r)] > 1e-6) rows.push_back(r);
+    return rows;
+  };
+  EXPECT_EQ(elected(0.9), (std::vector<int>{1, 3})) << "threshold 0.288";
+  EXPECT_EQ(elected(0.87), (std::vector<int>{1, 2, 3}));
+  EXPECT_EQ(elected(1.0), (std::vector<int>{3}));
+}
+
+/// Part B: 5 visual tokens, 4 text tokens of which the second and the fourth are elite (at alpha 0.6).
+Prompt part_b() {
+  return prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1},
+                         {1, 1, 1, 1, 1, 1},
+                         {1, 2, 4, 1, 8, 0.1, 4},
+                         {1, 1, 1, 1, 1, 1, 1, 1},
+                         {2, 2, 8, 2, 16, 0.1, 6, 0.1, 4}},
+                        {image});
+}
+
+TYPED_TEST(SpecExample, AirCacheB_Importance) {
+  const Prompt p = part_b();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 9);
+  const auto scores = fed.scores(0, EliteWindow{.alpha = 0.6}, visual, {5, 6, 7, 8})[0];
+  expect_near(scores, 0, {0.05, 0.075, 0.20, 0.05, 0.40});
+}
+
+TYPED_TEST(SpecExample, AirCacheB_KeepsTwoVisualTokens) {
+  const Prompt p = part_b();
+  auto method = air_cache();
+  method.scorer.alpha = 0.6;
+  method.keep = Keep::tokens(2);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, 9);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{2, 4, 5, 6, 7, 8})) << "text is untouched";
+}
+
+TYPED_TEST(SpecExample, AirCacheB_StrengthAndSkewness) {
+  const auto scores = upload(this->be(), std::vector<float>{0.05f, 0.075f, 0.20f, 0.05f, 0.40f});
+  const Buffer<typename TestFixture::B, RowSummary> summary(this->be(), 1);
+  const MaskedRow row{scores.data(), nullptr, 5, 64};
+  this->be().reduce(std::span(&row, 1), summary.data());
+  const RowSummary s = download(this->be(), summary)[0];
+  EXPECT_NEAR(s.sum, 0.775, 1e-6);
+  EXPECT_NEAR(s.mean, 0.155, 1e-7);
+  EXPECT_NEAR(std::sqrt(s.moment2 / 4), 0.150416, 1e-6);
+  EXPECT_NEAR(s.skewness(), 1.465548, 2e-6) << "2.048165 is what the population's deviation gives";
+}
+
+TEST(SpecExamples, AirCacheC_Budgets) {
+  const LayerSummary layers[] = {{0.775, 1.5, 100}, {0.5, 1.0, 100}, {0.225, 0.5, 100}};
+  const Index available[] = {100, 100, 100};
+  double scratch[3];
+  Index keep[3];
+  StrengthSkewness{}.allocate(layers, available, 3, 120, scratch, keep);
+  EXPECT_EQ(keep[0], 61);
+  EXPECT_EQ(keep[1], 40);
+  EXPECT_EQ(keep[2], 19);
+  StrengthSkewness{.use = BudgetUse::strength}.allocate(layers, available, 3, 120, scratch, keep);
+  EXPECT_EQ(keep[0], 62);
+  EXPECT_EQ(keep[2], 18);
+  StrengthSkewness{.use = BudgetUse::skewness}.allocate(layers, available, 3, 120, scratch, keep);
+  EXPECT_EQ(keep[0], 60);
+  EXPECT_EQ(keep[2], 20);
+}
+
+// ---- StreamingLLM
+
+TYPED_TEST(SpecExample, StreamingLlmKeepsSinksAndRecent) {
+  const Prompt p = random_prompt(1, 1, 9, 2, 1, {});
+  auto method = streaming_llm();
+  method.scorer.sinks = 2;
+  method.keep = Keep::tokens(5);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 8);
+  fed.cache.compress(fed.id, method);
+  for (const Index head : {0, 1}) EXPECT_EQ(fed.cache.kept(fed.id, 0, head), (Positions{0, 1, 5, 6, 7}));
+
+  method.keep = Keep::tokens(4);  // room for one
+  fed.cache.compress(fed.id, method);
+  fed.append(8, 1);
+  for (const Index head : {0, 1}) EXPECT_EQ(fed.cache.kept(fed.id, 0, head), (Positions{0, 1, 6, 7, 8}));
+}
+
+// ---- H2O
+
+TYPED_TEST(SpecExample, H2oAccumulatesThePrompt) {
+  const Prompt p = prompt_of_rows({{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}});
+  auto method = h2o();
+  method.selector.recent_share = 2.0 / 3;  // heavy 1, recent 2
+  method.keep = Keep::tokens(3);
+  for (const Index chunk : {4, 1, 3}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 4);
+    expect_near(fed.scores(0, AccumulatedAttention{}, all_tokens, {0, 1, 2, 3})[0], 0, {2.80, .80, .25, .15});
+
+    FedCache<typename TestFixture::B> again(this->be(), p);
+    again.feed(method, 0, 4, chunk);
+    again.cache.compress(again.id, method);
+    EXPECT_EQ(again.cache.kept(again.id, 0, 0), (Positions{0, 2, 3})) << "chunks of " << chunk;
+  }
+}
+
+// ---- SnapKV
+
+/// Votes .1 .6 .1 .05 .3 .05 from a window of two rows, half each.
+Prompt snap_kv_prompt() {
+  return prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1},
+                         {.05, .3, .05, .025, .15, .025, .4},
+                         {.05, .3, .05, .025, .15, .025, .2, .2}});
+}
+
+TYPED_TEST(SpecExample, SnapKvPoolsTheVotes) {
+  const Prompt p = snap_kv_prompt();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 8);
+  const auto scores = [&](Index pool, Pooling how) {
+    return fed.scores(0, ObservationWindow{.window = 2, .pool = pool, .pooling = how}, all_tokens, {6, 7})[0];
+  };
+  expect_near(scores(3, Pooling::avg), 0, {.233333, .266667, .25, .15, .133333, .116667});
+  expect_near(scores(3, Pooling::max), 0, {.6, .6, .6, .3, .3, .3});
+  expect_near(scores(1, Pooling::avg), 0, {.1, .6, .1, .05, .3, .05});
+}
+
+TYPED_TEST(SpecExample, SnapKvKeepsItsWindowAndTheBest) {
+  const Prompt p = snap_kv_prompt();
+  for (const Index pool : {3, 1}) {
+    auto method = snap_kv();
+    method.scorer.window = 2, method.scorer.pool = pool;
+    method.keep = Keep::tokens(4);
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 8);
+    fed.cache.compress(fed.id, method);
+    EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), pool == 3 ? (Positions{1, 2, 6, 7}) : (Positions{1, 4, 6, 7})) << "pool " << pool;
+  }
+}
+
+}  // namespace
+}  // namespace kvpare::test

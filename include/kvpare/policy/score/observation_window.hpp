@@ -16,7 +16,8 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 ///
 /// Formula  vote[h, j] = sum over the window's rows of softmax(q_r K^T)[j], mean over the query heads of kv head h
 ///          score = pooled vote: average (divided by `pool` at the borders too) or maximum over `pool` neighbours,
-///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote
+///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote. Neighbours are
+///          tokens that any head still holds, wherever their pages put them
 /// Shapes   the window's queries [window, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
 /// Ties     none made here; a NaN logit makes its row, and so every vote, NaN
 /// Cost     `window` rows over all keys; scratch that of `attention_mass` and one more row per head
@@ -45,6 +46,7 @@ namespace detail {
 struct PoolVotes {
   const float* votes;               // [heads, columns]
   const std::uint64_t* voters;      // bitmap per head of the columns whose votes count
+  const std::uint64_t* present;     // bitmap of the columns that stand for a token: the others are nobody's neighbours
   const float* own;                 // [columns] 0, or the rank of a window token
   Index columns, words, word_tokens, pool;
   bool take_max;
@@ -56,15 +58,19 @@ struct PoolVotes {
       out[i] = own[column];
       return;
     }
+    Index begin = column;
+    for (Index before = pool / 2; begin > 0 && before > 0;) before -= has(present, --begin);
     float joined = 0;
-    for (Index c = column - pool / 2; c <= column + pool / 2; ++c) {
-      if (c < 0 || c >= columns) continue;
-      if (!(voters[head * words + c / word_tokens] >> (c % word_tokens) & 1u)) continue;
+    for (Index c = begin, after = pool / 2; c < columns; ++c) {
+      if (!has(present, c)) continue;
+      if (c > column && after-- == 0) break;
+      if (!has(voters + head * words, c)) continue;
       const float v = votes[head * columns + c];
       joined = take_max ? (v > joined || v != v ? v : joined) : joined + v;
     }
     out[i] = take_max ? joined : joined / static_cast<float>(pool);
   }
+  KVPARE_HD bool has(const std::uint64_t* bitmap, Index column) const { return bitmap[column / word_tokens] >> (column % word_tokens) & 1u; }
 };
 
 }  // namespace detail
@@ -98,8 +104,8 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
     for (Index h = 0; h < heads; ++h)
       voters[static_cast<std::size_t>(h * words + c / columns.word_tokens)] &= ~(std::uint64_t{1} << (c % columns.word_tokens));
   const Buffer<B, float> own_rank(be, own);
-  const Buffer<B, std::uint64_t> voter_bits(be, voters);
-  be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), own_rank.data(), n, words, columns.word_tokens, policy.pool,
+  const Buffer<B, std::uint64_t> voter_bits(be, voters), present(be, columns.live_in_any());
+  be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), present.data(), own_rank.data(), n, words, columns.word_tokens, policy.pool,
                                        policy.pooling == Pooling::max, out.data});
 }
 

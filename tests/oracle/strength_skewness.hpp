@@ -24,6 +24,19 @@ inline std::vector<double> clamped_shares(const std::vector<double>& weights, do
   const Index n = count_of(weights);
   std::vector<double> share(weights.size(), 0.0);
   std::vector<bool> frozen(weights.size(), false);
+
+  // Entries without weight: their lowest, unless all the others at their highest do not reach the total.
+  double most = 0;
+  bool any_weight = false;
+  for (Index i = 0; i < n; ++i) {
+    most += item(weights, i) > 0 ? item(highest, i) : item(lowest, i);
+    any_weight = any_weight || item(weights, i) > 0;
+  }
+  for (Index i = 0; i < n && any_weight; ++i) {
+    if (most >= total && item(weights, i) == 0) item(share, i) = item(lowest, i), item(frozen, i) = true;
+    if (most < total && item(weights, i) > 0) item(share, i) = item(highest, i), item(frozen, i) = true;
+  }
+
   while (true) {
     double rest = total, weight_left = 0, room_left = 0;
     for (Index i = 0; i < n; ++i) {

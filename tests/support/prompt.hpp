@@ -69,7 +69,7 @@ class FedCache {
  public:
   using Cache = KvCache<B, Formats<Pair<Raw<float>, Raw<float>>>>;
 
-  FedCache(B& be, const Prompt& prompt, Index page_tokens = 16, Index pool_bytes = Index{8} << 20)
+  FedCache(B& be, const Prompt& prompt, Index page_tokens = 16, Index pool_bytes = Index{1} << 20)
       : be_(be), prompt_(prompt), cache(be, prompt.model, {.page_tokens = page_tokens, .pool_bytes = pool_bytes}), id(cache.create()) {
     for (const TagSpan& s : prompt.tags) cache.tag(id, s);
     for (Index l = 0; l < prompt.layers(); ++l) {

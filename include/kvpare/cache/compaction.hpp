@@ -111,11 +111,11 @@ class ListBuilder {
 /// Entries whose page is shared, or whose format does not move rows, only lose bits. Of the others, those with less than
 /// 3/4 of their slots live are packed together with their neighbours, in place and ascending: the first of their pages
 /// take the survivors, the rest go back, so no page is needed and the result does not depend on free memory. When that
-/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed.
+/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; `dense` always packs all.
 ///
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
-CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private) {
+CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private, bool dense = false) {
   std::vector<std::uint64_t> live(list.entries.size());
   Index tokens = 0;
   for (std::size_t e = 0; e < live.size(); ++e) live[e] = list.entries[e].live & keep[e], tokens += std::popcount(live[e]);
@@ -142,8 +142,8 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     }
     return out;
   };
-  CompactedList out = build(false);
-  if (static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens)) out = build(true);
+  CompactedList out = build(dense);
+  if (!dense && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens)) out = build(true);
   return out;
 }
 

@@ -24,6 +24,7 @@ struct Plan {
   std::vector<LayerPlan> layers;
   Index candidates = 0;                // tokens that were up for choice, over all layers and kv heads
   Index chosen = 0;                    // of these, how many stay
+  bool dense = false;                  // pack survivors without holes: the budget was said in pages or bytes
   Index nan_scores = 0;                // candidates whose score was NaN; they rank last
   friend bool operator==(const Plan&, const Plan&) = default;
 };

@@ -292,7 +292,7 @@ class KvCache {
       const LayerLists lists(*this, s, l);
       for (std::size_t h = 0; h < lists.heads.size(); ++h)
         changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
-                           compact_list(lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; })});
+                           compact_list(lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; }, plan.dense)});
     }
     for (const Change& c : changes) {
       if (c.list.moves.empty()) continue;

@@ -143,6 +143,7 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   std::vector<Index> available_tokens(n, 0), available(n), layer_of, reserved;
   const bool in_pages = compressor.keep.unit == Keep::Unit::pages || compressor.keep.unit == Keep::Unit::bytes;
   const Index quantum = in_pages ? layers[0].columns->word_tokens : 1;
+  plan.dense = in_pages;
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
     for (Index h = 0; h < (one ? 1 : static_cast<Index>(layers[l].heads.size())); ++h) {

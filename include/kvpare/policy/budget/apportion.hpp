@@ -9,7 +9,8 @@ namespace kvpare {
 ///
 /// Formula  x_l = clamp(f * wish_l, min(least, available_l), available_l) with the one factor f for which they sum to the
 ///          total: what clamping takes from some layers goes to the others in proportion. Then largest remainder.
-/// Ties     equal remainders go to the lower layer. NaN and negative wishes count as 0; all zero = all equal.
+/// Ties     equal remainders go to the lower layer. NaN and negative wishes count as 0 and get what the others have no room
+///          for, in proportion to what is available; all zero = all equal.
 /// Bounds   when the total is below the sum of the lower bounds, these are dropped.
 /// Cost     O(n) * 200, plus O(n * leftover) with leftover < n; no memory but `wish`, which is overwritten with x_l
 KVPARE_HD inline void apportion(double* wish, const Index* available, Index n, Index total, Index least, Index* keep) {
@@ -33,26 +34,25 @@ KVPARE_HD inline void apportion(double* wish, const Index* available, Index n, I
     const double x = factor * wish[l];
     return x < low ? low : x > high ? high : x;
   };
-  // The factor is 1 unless something is clamped; else between 0 and a value at which all with a wish are full.
-  double target = static_cast<double>(total), now = 0;
+  const auto sum_at = [&](double factor) {
+    double all = 0;
+    for (Index l = 0; l < n; ++l) all += clamped(l, factor);
+    return all;
+  };
   sum = 0;
   for (Index l = 0; l < n; ++l) sum += wish[l];
-  const double start = target / sum;
-  for (Index l = 0; l < n; ++l) now += clamped(l, start);
-  double factor = start;
-  if (now - target > 1e-9 || target - now > 1e-9) {
-    double low = 0, high = start;
-    for (int i = 0; i < 1100; ++i) {
-      now = 0;
-      for (Index l = 0; l < n; ++l) now += clamped(l, high);
-      if (now >= target || high > 1e300) break;
-      high *= 2;
+  const double target = static_cast<double>(total);
+  double factor = target / sum;  // the one, unless something is clamped
+  if (const double now = sum_at(factor); now - target > 1e-9 || target - now > 1e-9) {
+    double low = 0, high = factor;
+    while (sum_at(high) < target && high <= 1e300) high *= 2;
+    if (sum_at(high) < target) {  // who has a wish is full: the others share the rest in proportion to what they have
+      for (Index l = 0; l < n; ++l) wish[l] = wish[l] > 0 ? 1e300 : static_cast<double>(available[l]);
+      high = 1;
     }
     for (int i = 0; i < 200; ++i) {
       const double middle = low + (high - low) / 2;
-      now = 0;
-      for (Index l = 0; l < n; ++l) now += clamped(l, middle);
-      (now < target ? low : high) = middle;
+      (sum_at(middle) < target ? low : high) = middle;
     }
     factor = high;
   }

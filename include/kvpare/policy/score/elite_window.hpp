@@ -15,7 +15,8 @@ namespace kvpare {
 /// strongly as to its favourite.
 ///
 /// Formula  att = mean over query heads of softmax(q_last K_text^T), text keys only
-///          elite = { text j : att[j] >= alpha * max(att) },  without tokens that precede every visual token
+///          elite = { text j : att[j] >= alpha * max(att) },  without tokens that precede every visual token or that the
+///          last row does not see
 ///          A = softmax(Q_elite K^T) over {visual keys, elite keys}, causal
 ///          score[h, i] = mean over elite rows that see i of A[row, i], mean over the query heads of kv head h
 /// Shapes   queries of all text rows [rows, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
@@ -126,8 +127,10 @@ void score(B& be, const EliteWindow& policy, const Observation<B>& seen, Scores 
   // What the host knows: which columns may be elected, and the last text row.
   std::vector<std::uint8_t> eligible(static_cast<std::size_t>(n), 0);
   std::vector<std::uint64_t> eligible_columns(text_columns.size(), 0);
+  const Position image_begin = columns.positions[static_cast<std::size_t>(first_visual)], last_position = seen.row_positions.back();
   for (const std::int32_t c : seen.row_columns)
-    if (columns.positions[static_cast<std::size_t>(c)] > columns.positions[static_cast<std::size_t>(first_visual)]) {
+    if (const Position p = columns.positions[static_cast<std::size_t>(c)];
+        p > image_begin && (seen.shape->window == 0 || p > last_position - seen.shape->window)) {
       eligible[static_cast<std::size_t>(c)] = 1;
       eligible_columns[static_cast<std::size_t>(c / columns.word_tokens)] |= std::uint64_t{1} << (c % columns.word_tokens);
     }

@@ -17,7 +17,7 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 /// Formula  vote[h, j] = sum over the window's rows of softmax(q_r K^T)[j], mean over the query heads of kv head h
 ///          score = pooled vote: average (divided by `pool` at the borders too) or maximum over `pool` neighbours,
 ///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote. Neighbours are
-///          tokens that any head still holds, wherever their pages put them
+///          tokens that the head still holds, wherever their pages put them
 /// Shapes   the window's queries [window, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
 /// Ties     none made here; a NaN logit makes its row, and so every vote, NaN
 /// Cost     `window` rows over all keys; scratch that of `attention_mass` and one more row per head
@@ -46,7 +46,7 @@ namespace detail {
 struct PoolVotes {
   const float* votes;               // [heads, columns]
   const std::uint64_t* voters;      // bitmap per head of the columns whose votes count
-  const std::uint64_t* present;     // bitmap of the columns that stand for a token: the others are nobody's neighbours
+  const std::uint64_t* present;     // bitmap per head of the tokens it holds: the others are nobody's neighbours
   const float* own;                 // [columns] 0, or the rank of a window token
   Index columns, words, word_tokens, pool;
   bool take_max;
@@ -58,11 +58,12 @@ struct PoolVotes {
       out[i] = own[column];
       return;
     }
+    const std::uint64_t* held = present + head * words;
     Index begin = column;
-    for (Index before = pool / 2; begin > 0 && before > 0;) before -= has(present, --begin);
+    for (Index before = pool / 2; begin > 0 && before > 0;) before -= has(held, --begin);
     float joined = 0;
     for (Index c = begin, after = pool / 2; c < columns; ++c) {
-      if (!has(present, c)) continue;
+      if (!has(held, c)) continue;
       if (c > column && after-- == 0) break;
       if (!has(voters + head * words, c)) continue;
       const float v = votes[head * columns + c];
@@ -95,16 +96,18 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
   for (Index r = 0; r < seen.rows(); ++r)
     own[static_cast<std::size_t>(seen.row_columns[static_cast<std::size_t>(r)])] =
         2.0f * static_cast<float>(seen.rows()) + static_cast<float>(r);
-  std::vector<std::uint64_t> voters;
+  std::vector<std::uint64_t> voters, held;
   const std::vector<std::uint64_t> candidates = columns.of_class(seen.among);
   for (Index h = 0; h < heads; ++h)
-    for (Index w = 0; w < words; ++w)
-      voters.push_back(candidates[static_cast<std::size_t>(w)] & columns.live_in(h)[static_cast<std::size_t>(w)]);
+    for (Index w = 0; w < words; ++w) {
+      held.push_back(columns.live_in(h)[static_cast<std::size_t>(w)]);
+      voters.push_back(candidates[static_cast<std::size_t>(w)] & held.back());
+    }
   for (const std::int32_t c : seen.row_columns)
     for (Index h = 0; h < heads; ++h)
       voters[static_cast<std::size_t>(h * words + c / columns.word_tokens)] &= ~(std::uint64_t{1} << (c % columns.word_tokens));
   const Buffer<B, float> own_rank(be, own);
-  const Buffer<B, std::uint64_t> voter_bits(be, voters), present(be, columns.live_in_any());
+  const Buffer<B, std::uint64_t> voter_bits(be, voters), present(be, held);
   be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), present.data(), own_rank.data(), n, words, columns.word_tokens, policy.pool,
                                        policy.pooling == Pooling::max, out.data});
 }

@@ -1,0 +1,713 @@
+// Scorers, budgets and whole recipes against the papers' textbook versions, on the CPU and behind the wall.
+#include <gtest/gtest.h>
+
+#include <kvpare/pipeline/recipes.hpp>
+
+#include "oracle/accumulated_attention.hpp"
+#include "oracle/attention_mass.hpp"
+#include "oracle/elite_window.hpp"
+#include "oracle/observation_window.hpp"
+#include "oracle/streaming.hpp"
+#include "oracle/strength_skewness.hpp"
+#include "support/prompt.hpp"
+#include "support/tolerance.hpp"
+
+namespace kvpare::test {
+namespace {
+
+using Positions = std::vector<Position>;
+using Kept = std::vector<std::vector<Positions>>;  // [layer][kv head]
+
+// ---- prompts
+
+TagSpan span(Position begin, Position end, TokenClass what = TokenClass::image, bool is_protected = false) {
+  return {.begin = begin, .end = end, .token_class = what, .is_protected = is_protected};
+}
+
+struct Case {
+  std::string name;
+  std::vector<TagSpan> tags;
+  Index tokens = 70, kv_heads = 2, group = 3, page_tokens = 16;
+};
+
+/// Where images may stand, and the shapes of the heads.
+std::vector<Case> cases() {
+  return {{"image, then text", {span(0, 40)}},
+          {"BOS, image, text", {span(1, 50)}},
+          {"text before and after", {span(20, 55)}},
+          {"two images", {span(5, 25), span(35, 60, TokenClass::video)}},
+          {"two images, text only between and after", {span(0, 20), span(30, 62)}},
+          {"the image is last", {span(30, 70)}},
+          {"one visual token", {span(11, 12)}},
+          {"two visual tokens", {span(11, 13)}},
+          {"no image", {}},
+          {"one head", {span(3, 60)}, 70, 1, 1},
+          {"groups of 5", {span(3, 90)}, 100, 1, 5, 32},
+          {"groups of 7", {span(8, 100)}, 129, 3, 7, 64}};
+}
+
+oracle::AttentionSettings settings_of(const LayerShape& s) {
+  return {.scale = static_cast<double>(s.scale), .softcap = static_cast<double>(s.softcap), .window = s.window};
+}
+
+std::vector<oracle::TokenKind> kinds_of(const Prompt& p) {
+  std::vector<oracle::TokenKind> kinds;
+  for (const TokenClass c : p.classes()) kinds.push_back(visual.has(c) ? oracle::TokenKind::visual : oracle::TokenKind::text);
+  return kinds;
+}
+
+Positions text_rows(const Prompt& p) {
+  Positions rows;
+  const auto kinds = kinds_of(p);
+  for (std::size_t t = 0; t < kinds.size(); ++t)
+    if (kinds[t] == oracle::TokenKind::text) rows.push_back(static_cast<Position>(t));
+  return rows;
+}
+
+Positions all_rows(const Prompt& p) {
+  Positions rows(static_cast<std::size_t>(p.tokens()));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+Positions to_positions(const std::vector<Index>& x) { return {x.begin(), x.end()}; }
+
+// ---- scores
+
+template <class Rig>
+class Policies : public OnRig<Rig> {};
+TYPED_TEST_SUITE(Policies, PipelineRigs, RigNames);
+
+TYPED_TEST(Policies, EliteWindowScores) {
+  for (const Case& c : cases())
+    for (const double alpha : {0.0, 0.5, 0.9, 1.0})
+      for (const bool modern : {false, true}) {
+        Prompt p = random_prompt(7, 2, c.tokens, c.kv_heads, c.group, c.tags);
+        if (modern) p.model.layers[1].softcap = 3, p.model.layers[1].window = 30;
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        for (const Index layer : {0, 1}) {
+          const LayerShape& shape = p.shape(layer);
+          const auto at = static_cast<std::size_t>(layer);
+          const auto wanted = oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p), static_cast<double>(shape.scale),
+                                                   {.alpha = alpha, .window = shape.window}, static_cast<double>(shape.softcap));
+          const auto per_head = oracle::mean_per_kv_head(wanted.importance, c.kv_heads);
+          const auto got = fed.scores(layer, EliteWindow{.alpha = alpha}, visual, text_rows(p));
+          for (Index h = 0; h < c.kv_heads; ++h)
+            for (std::size_t i = 0; i < wanted.visual.size(); ++i)
+              ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(wanted.visual[i])], per_head.at(h, static_cast<Index>(i)), tolerance(Operation::mass)))
+                  << c.name << ", alpha " << alpha << ", layer " << layer << ", head " << h << ", visual token " << wanted.visual[i];
+        }
+      }
+}
+
+TYPED_TEST(Policies, ObservationWindowScores) {
+  for (const Case& c : cases())
+    for (const Index window : {1, 8, 200})
+      for (const auto& [pool, pooling] : {std::pair{Index{1}, Pooling::avg}, {5, Pooling::avg}, {7, Pooling::max}}) {
+        const Prompt p = random_prompt(8, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        Positions rows = all_rows(p);
+        const Index used = std::min(window, c.tokens);
+        rows.erase(rows.begin(), rows.end() - used);
+        const auto wanted = oracle::observation_window(p.queries[0], p.keys[0], settings_of(p.shape(0)),
+                                                       {.window = window, .kernel = pool, .pooling = pooling == Pooling::avg ? oracle::Pooling::average : oracle::Pooling::max});
+        const auto got = fed.scores(0, ObservationWindow{.window = window, .pool = pool, .pooling = pooling}, all_tokens, rows);
+        for (Index h = 0; h < c.kv_heads; ++h) {
+          const auto& row = got[static_cast<std::size_t>(h)];
+          double best = 0;
+          for (Index t = 0; t < c.tokens - used; ++t) {
+            ASSERT_TRUE(close(row[static_cast<std::size_t>(t)], wanted.at(h, t), tolerance(Operation::mass))) << c.name << ", window " << window << ", token " << t;
+            best = std::max(best, row[static_cast<std::size_t>(t)]);
+          }
+          for (Index t = c.tokens - used; t < c.tokens; ++t) {
+            EXPECT_GT(row[static_cast<std::size_t>(t)], best) << "the window ranks first, the newest highest";
+            best = row[static_cast<std::size_t>(t)];
+          }
+        }
+      }
+}
+
+TYPED_TEST(Policies, AccumulatedAttentionScores) {
+  for (const Case& c : cases()) {
+    const Prompt p = random_prompt(9, 1, c.tokens, c.kv_heads, c.group, c.tags);
+    FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+    fed.append(0, c.tokens);
+    const auto wanted = oracle::mean_per_kv_head(oracle::accumulated_attention(p.queries[0], p.keys[0], settings_of(p.shape(0))), c.kv_heads);
+    const auto got = fed.scores(0, AccumulatedAttention{}, all_tokens, all_rows(p));
+    for (Index h = 0; h < c.kv_heads; ++h)
+      for (Index t = 0; t < c.tokens; ++t)
+        ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t), tolerance(Operation::mass))) << c.name << ", token " << t;
+  }
+}
+
+TYPED_TEST(Policies, UnobservedScores) {
+  const Prompt p = random_prompt(10, 2, 50, 2, 1, {});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 50);
+  const auto coin = fed.scores(1, Random{.seed = 5}, all_tokens, {}), same = fed.scores(1, Random{.seed = 5}, all_tokens, {}),
+             other_seed = fed.scores(1, Random{.seed = 6}, all_tokens, {}), other_layer = fed.scores(0, Random{.seed = 5}, all_tokens, {});
+  EXPECT_EQ(coin, same);
+  EXPECT_NE(coin, other_seed);
+  EXPECT_NE(coin, other_layer);
+  EXPECT_NE(coin[0], coin[1]);
+  double mean = 0;
+  for (std::size_t t = 0; t < 50; ++t) {
+    EXPECT_EQ(coin[1][t], static_cast<double>(random_unit(5, 1, 1, static_cast<Position>(t))));
+    mean += coin[1][t] / 50;
+  }
+  EXPECT_NEAR(mean, 0.5, 0.2);
+  const auto place = fed.scores(0, SinksAndRecent{.sinks = 3}, all_tokens, {})[0];
+  for (std::size_t t = 4; t < 50; ++t) EXPECT_GT(place[t], place[t - 1]);
+  EXPECT_GT(place[0], place[1]);
+  EXPECT_GT(place[1], place[2]);
+  EXPECT_GT(place[2], place[49]);
+}
+
+TYPED_TEST(Policies, ScoresFollowTokensNotPages) {
+  const std::vector<TagSpan> tags{span(10, 45)};
+  const Prompt p = random_prompt(11, 1, 80, 2, 2, tags);
+  std::vector<std::vector<std::vector<double>>> first;
+  for (const Index page : {16, 32, 64}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p, page);
+    fed.append(0, 80);
+    const std::vector<std::vector<std::vector<double>>> now{fed.scores(0, EliteWindow{}, visual, text_rows(p)), fed.scores(0, AccumulatedAttention{}, all_tokens, all_rows(p)),
+                                                            fed.scores(0, ObservationWindow{.window = 10}, all_tokens, {70, 71, 72, 73, 74, 75, 76, 77, 78, 79})};
+    if (first.empty()) first = now;
+    for (std::size_t s = 0; s < now.size(); ++s)
+      for (std::size_t h = 0; h < 2; ++h)
+        for (std::size_t t = 0; t < 80; ++t) EXPECT_TRUE(close(now[s][h][t], first[s][h][t], tolerance(Operation::mass))) << s << " " << page;
+  }
+}
+
+// ---- whole recipes
+
+/// Budget of every layer when all layers hold the same number of candidates.
+std::vector<Index> even(Index layers, Index candidates, double ratio) {
+  const std::vector<Index> all(static_cast<std::size_t>(layers), candidates);
+  return oracle::uniform_budgets(oracle::total_tokens(ratio, all), all);
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<SinksAndRecent, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (const Index k : budget)
+    kept.emplace_back(static_cast<std::size_t>(p.shape(0).kv_heads), to_positions(oracle::streaming_keep(p.tokens(), std::min(k, m.scorer.sinks), std::max<Index>(0, k - m.scorer.sinks))));
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<Random, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    for (Index h = 0; h < p.shape(l).kv_heads; ++h) {
+      std::vector<double> scores;
+      for (Position t = 0; t < p.tokens(); ++t) scores.push_back(static_cast<double>(random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, h, t)));
+      heads.push_back(to_positions(oracle::select_top(scores, budget[static_cast<std::size_t>(l)])));
+    }
+  }
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<AccumulatedAttention, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    const auto at = static_cast<std::size_t>(l);
+    const auto acc = oracle::mean_per_kv_head(oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l))), p.shape(l).kv_heads);
+    const Index recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(budget[at]) + 1e-9);
+    for (Index h = 0; h < acc.rows; ++h) heads.push_back(to_positions(oracle::heavy_and_recent(acc.row(h), budget[at] - recent, recent)));
+  }
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    const auto at = static_cast<std::size_t>(l);
+    const auto scores = oracle::observation_window(p.queries[at], p.keys[at], settings_of(p.shape(l)), {.window = m.scorer.window, .kernel = m.scorer.pool});
+    for (Index h = 0; h < scores.rows; ++h) {
+      // A budget below the window keeps the newest of it.
+      if (budget[at] < m.scorer.window) heads.push_back(to_positions(oracle::streaming_keep(p.tokens(), 0, budget[at])));
+      else heads.push_back(to_positions(oracle::observation_window_keep(scores.row(h), p.tokens(), m.scorer.window, budget[at])));
+    }
+  }
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<EliteWindow, StrengthSkewness>& m) {
+  std::vector<std::vector<double>> importance;
+  std::vector<Index> visual_tokens, candidates;
+  for (Index l = 0; l < p.layers(); ++l) {
+    const auto at = static_cast<std::size_t>(l);
+    const auto elite = oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p), static_cast<double>(p.shape(l).scale), {.alpha = m.scorer.alpha});
+    importance.push_back(oracle::mean_of_layer(elite.importance));
+    visual_tokens = elite.visual;
+    candidates.push_back(static_cast<Index>(elite.visual.size()));
+  }
+  const auto budgets = oracle::strength_skewness(importance, oracle::total_tokens(m.keep.amount, candidates), {.lowest = m.budget.least});
+  Kept kept;
+  for (std::size_t l = 0; l < budgets.size(); ++l) {
+    Positions layer = text_rows(p);
+    for (const Index i : oracle::select_top(importance[l], budgets[l])) layer.push_back(static_cast<Position>(visual_tokens[static_cast<std::size_t>(i)]));
+    std::sort(layer.begin(), layer.end());
+    kept.emplace_back(static_cast<std::size_t>(p.shape(0).kv_heads), layer);
+  }
+  return kept;
+}
+
+template <Backend B>
+Kept kept_in(const FedCache<B>& fed, const Prompt& p) {
+  Kept kept;
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    for (Index h = 0; h < p.shape(l).kv_heads; ++h) heads.push_back(fed.cache.kept(fed.id, l, h));
+  }
+  return kept;
+}
+
+/// One shot and in chunks, the survivors are the textbook's.
+template <Backend B, class M>
+void keeps_what_the_paper_keeps(B& be, const Prompt& p, const Case& c, const M& method) {
+  const Kept wanted = wanted_kept(p, method);
+  for (const Index chunk : {c.tokens, Index{23}}) {
+    FedCache<B> fed(be, p, c.page_tokens);
+    fed.feed(method, 0, c.tokens, chunk);
+    const auto report = fed.cache.compress(fed.id, method);
+    EXPECT_EQ(kept_in(fed, p), wanted) << c.name << ", " << method.scorer.name << ", keep " << method.keep.amount << ", chunks of " << chunk;
+    EXPECT_EQ(report.nan_scores, 0);
+  }
+}
+
+TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
+  std::uint64_t seed = 100;
+  for (const Case& c : cases())
+    for (const double ratio : {0.0, 0.1, 0.35, 0.9}) {
+      const Prompt p = random_prompt(++seed, 3, c.tokens, c.kv_heads, c.group, c.tags);
+      const auto with_ratio = [&](auto method) {
+        method.keep = Keep::ratio(ratio);
+        return method;
+      };
+      auto snap = with_ratio(snap_kv());
+      snap.scorer.window = 8;
+      auto elite = with_ratio(air_cache());
+      elite.scorer.alpha = 0.5;
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(streaming_llm()));
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(kvpare::random()));
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(h2o()));
+      keeps_what_the_paper_keeps(this->be(), p, c, snap);
+      keeps_what_the_paper_keeps(this->be(), p, c, elite);
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(air_cache()));
+    }
+}
+
+TYPED_TEST(Policies, FullKeepsEverything) {
+  const Prompt p = random_prompt(3, 2, 50, 2, 2, {span(0, 30)});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(full(), 0, 50);
+  const auto report = fed.cache.compress(fed.id, full());
+  EXPECT_EQ(report.tokens_after, report.tokens_before);
+  EXPECT_EQ(report.pages_freed, 0);
+}
+
+// ---- a second round, on heads that by now hold different tokens
+
+/// Rows `tokens` and heads [first, first + count) of an array.
+oracle::Array3 slice(const oracle::Array3& x, const Positions& tokens, Index first, Index count) {
+  oracle::Array3 out(static_cast<Index>(tokens.size()), count, x.c);
+  for (Index t = 0; t < out.a; ++t)
+    for (Index h = 0; h < count; ++h)
+      for (Index d = 0; d < x.c; ++d) out.at(t, h, d) = x.at(tokens[static_cast<std::size_t>(t)], first + h, d);
+  return out;
+}
+
+template <Backend B, class M, class ScoresOf>
+void second_round(B& be, const M& method, const ScoresOf& wanted_scores) {
+  const Index first = 60, all = 100, heads = 2, group = 2;
+  Kept other_pages;
+  for (const Index page : {16, 32, 64}) {
+    const Prompt p = random_prompt(55, 2, all, heads, group, {});
+    FedCache<B> fed(be, p, page);
+    fed.feed(method, 0, first);
+    fed.cache.compress(fed.id, method);
+    const Kept before = kept_in(fed, p);
+    ASSERT_NE(before[0][0], before[0][1]) << "the heads must differ for this test to mean anything";
+    fed.feed(method, first, all, 17);
+    fed.cache.compress(fed.id, method);
+    const Kept after = kept_in(fed, p);
+    const auto budgets = even(p.layers(), all, method.keep.amount);
+    for (Index l = 0; l < p.layers(); ++l)
+      for (Index h = 0; h < heads; ++h) {
+        const auto at = static_cast<std::size_t>(l);
+        Positions held = before[at][static_cast<std::size_t>(h)];
+        for (Position t = first; t < all; ++t) held.push_back(t);
+        const auto scores = wanted_scores(p.shape(l), slice(p.queries[at], held, h * group, group), slice(p.keys[at], held, h, 1), all - first);
+        const Index k = budgets[at], recent = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
+        Positions wanted;
+        for (const Index i : oracle::heavy_and_recent(scores, k - recent, recent)) wanted.push_back(held[static_cast<std::size_t>(i)]);
+        EXPECT_EQ(after[at][static_cast<std::size_t>(h)], wanted) << method.scorer.name << ", pages of " << page << ", layer " << l << ", head " << h;
+      }
+    if (other_pages.empty()) other_pages = after;
+    EXPECT_EQ(after, other_pages) << "the size of pages must not matter";
+  }
+}
+
+TYPED_TEST(Policies, SecondRoundOfSnapKv) {
+  auto method = snap_kv();
+  method.scorer.window = 6;
+  for (const double ratio : {0.3, 0.6}) {
+    method.keep = Keep::ratio(ratio);
+    second_round(this->be(), method, [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index) {
+      auto scores = oracle::observation_window(queries, keys, settings_of(shape), {.window = method.scorer.window, .kernel = method.scorer.pool}).row(0);
+      while (static_cast<Index>(scores.size()) < keys.a) scores.push_back(1000 + static_cast<double>(scores.size()));  // the window
+      return scores;
+    });
+  }
+}
+
+TYPED_TEST(Policies, SecondRoundOfH2o) {
+  auto method = h2o();
+  for (const double ratio : {0.3, 0.6}) {
+    method.keep = Keep::ratio(ratio);
+    second_round(this->be(), method, [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index fresh) {
+      std::vector<double> acc(static_cast<std::size_t>(keys.a), 0.0);  // of the rows shown since the last commit
+      for (Index h = 0; h < queries.b; ++h)
+        for (Index row = keys.a - fresh; row < keys.a; ++row) {
+          const auto p = oracle::attention_row(queries, keys, h, row, settings_of(shape));
+          for (std::size_t j = 0; j < p.size(); ++j) acc[j] += p[j] / static_cast<double>(queries.b);
+        }
+      return acc;
+    });
+  }
+}
+
+TYPED_TEST(Policies, SecondRoundOfRandomAndStreaming) {
+  auto coin = kvpare::random();
+  coin.keep = Keep::ratio(0.4);
+  const Prompt p = random_prompt(56, 2, 100, 2, 1, {});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 60);
+  fed.cache.compress(fed.id, coin);
+  fed.append(60, 40);
+  const Kept before = kept_in(fed, p);
+  fed.cache.compress(fed.id, coin);
+  const Kept after = kept_in(fed, p);
+  for (std::size_t l = 0; l < 2; ++l)
+    for (std::size_t h = 0; h < 2; ++h) {
+      std::vector<double> scores;
+      for (const Position t : before[l][h]) scores.push_back(static_cast<double>(random_unit(0, l, h, t)));
+      Positions wanted;
+      for (const Index i : oracle::select_top(scores, 40)) wanted.push_back(before[l][h][static_cast<std::size_t>(i)]);
+      EXPECT_EQ(after[l][h], wanted);
+    }
+
+  auto streaming = streaming_llm();
+  streaming.keep = Keep::tokens(2 * 10);
+  fed.cache.compress(fed.id, streaming);
+  for (std::size_t l = 0; l < 2; ++l)
+    for (std::size_t h = 0; h < 2; ++h) {
+      // Heads hold different tokens: the first four that any head holds are the sinks.
+      std::vector<Position> any = after[l][0];
+      any.insert(any.end(), after[l][1].begin(), after[l][1].end());
+      std::sort(any.begin(), any.end());
+      any.erase(std::unique(any.begin(), any.end()), any.end());
+      Positions sinks, recent = after[l][h];
+      for (const Position t : after[l][h])
+        if (t <= any[3]) sinks.push_back(t);
+      recent.erase(recent.begin(), recent.end() - static_cast<std::ptrdiff_t>(10 - sinks.size()));
+      sinks.insert(sinks.end(), recent.begin(), recent.end());
+      EXPECT_EQ(fed.cache.kept(fed.id, static_cast<Index>(l), static_cast<Index>(h)), sinks);
+    }
+}
+
+TYPED_TEST(Policies, SecondRoundOfAirCacheLeavesTextAlone) {
+  const Prompt p = random_prompt(57, 3, 120, 2, 2, {span(4, 50), span(70, 100)});
+  auto method = air_cache();
+  method.keep = Keep::ratio(0.3);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, 60, 20);
+  fed.cache.compress(fed.id, method);
+  fed.feed(method, 60, 120, 33);
+  const auto report = fed.cache.compress(fed.id, method);
+  Index visual_kept = 0;
+  const auto kinds = kinds_of(p);
+  for (Index l = 0; l < 3; ++l) {
+    const auto kept = fed.cache.kept(fed.id, l, 0);
+    EXPECT_EQ(kept, fed.cache.kept(fed.id, l, 1)) << "one choice per layer";
+    Positions text_kept;
+    for (const Position t : kept) {
+      if (kinds[static_cast<std::size_t>(t)] == oracle::TokenKind::text) text_kept.push_back(t);
+      else ++visual_kept;
+    }
+    EXPECT_EQ(text_kept, text_rows(p));
+    EXPECT_EQ(static_cast<Index>(kept.size() - text_kept.size()), report.layer_budgets[static_cast<std::size_t>(l)]);
+  }
+  EXPECT_EQ(visual_kept, oracle::total_tokens(0.3, {76, 76, 76})) << "of all visual tokens ever given";
+}
+
+// ---- waits
+
+template <class M>
+void waits_at_most_once(const M& method) {
+  WalledBackend be;
+  const Prompt p = random_prompt(60, 3, 90, 2, 2, {span(5, 60)});
+  FedCache<WalledBackend> fed(be, p);
+  const auto waits = [&](auto&& call) {
+    const Index before = be.counts.waits;
+    call();
+    return be.counts.waits - before;
+  };
+  for (const Index first : {0, 45}) {
+    EXPECT_EQ(waits([&] { fed.append(first, 45); }), 0) << method.scorer.name << ": append";
+    EXPECT_EQ(waits([&] { fed.observe(method, first, 20, false); }), 0) << method.scorer.name << ": observe";
+    EXPECT_EQ(waits([&] { fed.observe(method, first + 20, 25, true); }), 0) << method.scorer.name << ": observe";
+    EXPECT_LE(waits([&] { fed.cache.compress(fed.id, method); }), 1) << method.scorer.name << ": compress";
+    const TensorBuffer<WalledBackend> out(be, oracle::Array3(1, 4, 16), DType::f32);
+    const Position at[] = {static_cast<Position>(first + 45)};
+    EXPECT_EQ(waits([&] { fed.cache.attend(0, {{.sequence = fed.id, .queries = fed.queries(0, 89, 1), .positions = at, .out = out.writable()}}); }), 0);
+  }
+}
+
+TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
+  waits_at_most_once(full());
+  waits_at_most_once(kvpare::random());
+  waits_at_most_once(streaming_llm());
+  waits_at_most_once(h2o());
+  waits_at_most_once(snap_kv());
+  waits_at_most_once(air_cache());
+}
+
+TEST(Memory, EverythingIsGivenBack) {
+  WalledBackend be;
+  {
+    const Prompt p = random_prompt(61, 2, 90, 2, 2, {span(5, 60)});
+    FedCache<WalledBackend> fed(be, p);
+    fed.feed(air_cache(), 0, 90);
+    fed.cache.compress(fed.id, air_cache());
+    EXPECT_GT(be.allocations(), 0);
+  }
+  EXPECT_EQ(be.allocations(), 0);
+}
+
+// ---- budgets
+
+std::vector<Index> allocate(const auto& allocator, const std::vector<LayerSummary>& layers, const std::vector<Index>& available, Index total) {
+  std::vector<double> scratch(available.size());
+  std::vector<Index> keep(available.size());
+  allocator.allocate(layers.data(), available.data(), static_cast<Index>(available.size()), total, scratch.data(), keep.data());
+  return keep;
+}
+
+TEST(Budgets, AreTheTextbooksAndExact) {
+  Dice dice{70};
+  for (int round = 0; round < 20000; ++round) {
+    const Index n = 1 + dice.below(round % 3 == 0 ? 40 : 6);
+    std::vector<LayerSummary> layers;
+    std::vector<double> strength, skewness;
+    std::vector<Index> available;
+    const bool odd = dice.chance(0.5);  // zeros, negatives, layers of few tokens
+    Index sum = 0;
+    for (Index l = 0; l < n; ++l) {
+      available.push_back(odd ? dice.below(6) * dice.below(9) : 100);
+      strength.push_back(available.back() == 0 || (odd && dice.chance(0.2)) ? 0 : std::ldexp(dice.unit(), static_cast<int>(dice.below(8))));
+      skewness.push_back(available.back() < 3 ? 0 : 3 * dice.symmetric() + (odd ? 0 : 2));
+      layers.push_back({strength.back(), skewness.back(), available.back()});
+      sum += available.back();
+    }
+    const Index total = dice.within(0, sum + 3), least = dice.below(4);
+    const bool use_strength = dice.chance(0.7), use_skewness = !use_strength || dice.chance(0.7);
+    const StrengthSkewness policy{.use = use_strength && use_skewness ? BudgetUse::both : use_strength ? BudgetUse::strength : BudgetUse::skewness, .least = least};
+    const auto got = allocate(policy, layers, available, total);
+    const auto wanted = oracle::strength_skewness_budgets(strength, skewness, available, total, {.use_strength = use_strength, .use_skewness = use_skewness, .lowest = least});
+    ASSERT_EQ(got, wanted) << "round " << round << ", total " << total << ", least " << least;
+    ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), std::min(total, sum));
+    ASSERT_EQ(allocate(Uniform{}, layers, available, total), oracle::uniform_budgets(total, available)) << "round " << round;
+  }
+}
+
+TEST(Budgets, SurviveBadNumbers) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  for (const double bad : {nan, inf, -inf, -1.0, 1e300, 1e-320}) {
+    const auto keep = allocate(StrengthSkewness{}, {{bad, 1, 10}, {1, bad, 10}, {1, 1, 10}}, {10, 10, 10}, 12);
+    EXPECT_EQ(keep[0] + keep[1] + keep[2], 12) << bad;
+    for (const Index k : keep) EXPECT_TRUE(0 <= k && k <= 10) << bad;
+  }
+  EXPECT_EQ(allocate(Uniform{}, {}, {}, 5), std::vector<Index>{});
+  EXPECT_EQ(allocate(Uniform{}, {{}, {}}, {3, 3}, -2), (std::vector<Index>{0, 0}));
+}
+
+// ---- the choice itself, from scores that are known exactly
+
+/// Small whole scores, many ties, NaN here and there.
+struct Scripted {
+  static constexpr std::string_view name = "scripted";
+  static constexpr auto fields() { return std::tuple{}; }
+  std::uint64_t seed = 1;
+  constexpr Reads reads() const { return {}; }
+  friend bool operator==(const Scripted&, const Scripted&) = default;
+
+  KVPARE_HD static float of(std::uint64_t seed, Index layer, Index head, Position p) {
+    const std::uint64_t bits = random_bits(seed, layer, head, p);
+    return bits % 11 == 0 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(bits / 16 % 5);
+  }
+};
+
+struct WriteScripted {
+  std::uint64_t seed;
+  Index layer;
+  const Position* positions;
+  Scores out;
+  KVPARE_HD void operator()(Index i) const { out.data[i] = Scripted::of(seed, layer, i / out.columns, positions[i % out.columns]); }
+};
+
+template <Backend B>
+void score(B& be, const Scripted& policy, const Observation<B>& seen, Scores out) {
+  const Buffer<B, Position> positions(be, seen.columns->positions);
+  be.each(out.heads * out.columns, WriteScripted{policy.seed, seen.layer, positions.data(), out});
+}
+
+static_assert(Scorer<Scripted, WalledBackend>);
+
+TYPED_TEST(Policies, TheChoiceIsExact) {
+  Dice dice{80};
+  for (int round = 0; round < 60; ++round) {
+    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(3), tokens = dice.within(1, 90), page = Index{16} << dice.below(3);
+    std::vector<TagSpan> tags{span(static_cast<Position>(dice.below(20)), static_cast<Position>(20 + dice.below(60)))};
+    if (dice.chance(0.5)) tags.push_back(span(static_cast<Position>(dice.below(30)), static_cast<Position>(30 + dice.below(10)), TokenClass::image, true));
+    if (dice.chance(0.3)) tags.push_back(span(60, 64, TokenClass::system, true));
+    const Prompt p = random_prompt(1, layers, tokens, heads, 1, tags, 4);
+    FedCache<typename TestFixture::B> fed(this->be(), p, page);
+    fed.append(0, tokens);
+
+    const Compressor<Scripted, Uniform> method{{dice.at}, {}, {.among = dice.chance(0.5) ? all_tokens : visual, .heads = dice.chance(0.5) ? SelectHeads::kv : SelectHeads::layer,
+                                                             .recent_share = dice.chance(0.5) ? 0 : dice.unit()},
+                                               dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
+    std::vector<bool> member, reserved;
+    for (Position t = 0; t < tokens; ++t) {
+      const TagSpan* tag = fed.cache.tags(fed.id).find(t);
+      member.push_back(method.selector.among.has(tag ? tag->token_class : TokenClass::text));
+      reserved.push_back(member.back() && tag && tag->is_protected);
+    }
+    const Index members = std::count(member.begin(), member.end(), true), stay = std::count(reserved.begin(), reserved.end(), true);
+    const std::vector<Index> candidates(static_cast<std::size_t>(layers), members);
+    const Index total = method.keep.unit == Keep::Unit::ratio ? oracle::total_tokens(method.keep.amount, candidates) : static_cast<Index>(method.keep.amount);
+    const auto budgets = oracle::uniform_budgets(total, candidates);
+
+    const Plan plan = fed.cache.plan(fed.id, method);
+    const auto report = fed.cache.commit(plan);
+    Index nans = 0;
+    for (Index l = 0; l < layers; ++l)
+      for (Index h = 0; h < heads; ++h) {
+        std::vector<double> scores;
+        std::vector<bool> candidate;
+        for (Position t = 0; t < tokens; ++t) {
+          float x = Scripted::of(method.scorer.seed, l, h, t);
+          if (method.selector.heads == SelectHeads::layer) {
+            x = 0;
+            for (Index other = 0; other < heads; ++other) x += Scripted::of(method.scorer.seed, l, other, t);
+            x /= static_cast<float>(heads);
+          }
+          scores.push_back(static_cast<double>(x));
+          candidate.push_back(member[static_cast<std::size_t>(t)] && !reserved[static_cast<std::size_t>(t)]);
+          nans += candidate.back() && std::isnan(x);
+        }
+        const Index k = std::max<Index>(0, budgets[static_cast<std::size_t>(l)] - stay);
+        Index newest = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
+        for (Position t = static_cast<Position>(tokens - 1); t >= 0 && newest > 0; --t)
+          if (candidate[static_cast<std::size_t>(t)]) scores[static_cast<std::size_t>(t)] = 1000, --newest;
+        Positions wanted = to_positions(oracle::select_top(scores, k, candidate));
+        for (Position t = 0; t < tokens; ++t)
+          if (!candidate[static_cast<std::size_t>(t)]) wanted.push_back(t);
+        std::sort(wanted.begin(), wanted.end());
+        ASSERT_EQ(fed.cache.kept(fed.id, l, h), wanted) << "round " << round << ", layer " << l << ", head " << h << ", k " << k;
+        ASSERT_EQ(report.layer_budgets[static_cast<std::size_t>(l)], budgets[static_cast<std::size_t>(l)]);
+      }
+    if (method.selector.recent_share == 0 && method.keep != Keep::ratio(1)) {
+      EXPECT_EQ(report.nan_scores, nans) << "round " << round;
+    }
+  }
+}
+
+TYPED_TEST(Policies, PagesAndBytesAreNeverExceeded) {
+  Dice dice{81};
+  for (int round = 0; round < 40; ++round) {
+    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(2), tokens = dice.within(1, 300), page = Index{16} << dice.below(3);
+    const Prompt p = random_prompt(1, layers, tokens, heads, 1, {}, 4);
+    FedCache<typename TestFixture::B> fed(this->be(), p, page);
+    fed.append(0, tokens);
+    const Index page_bytes = fed.cache.stats(fed.id).page_bytes / fed.cache.stats(fed.id).pages;
+    const Index pages = dice.below(layers * ceil_div(tokens, page) + 2), bytes = dice.below((layers * ceil_div(tokens, page) + 2) * heads * page_bytes);
+    const bool in_pages = dice.chance(0.5);
+    const Compressor<Scripted, Uniform> method{{dice.at}, {}, {}, in_pages ? Keep::pages(pages) : Keep::bytes(bytes)};
+    fed.cache.compress(fed.id, method);
+    const auto stats = fed.cache.stats(fed.id);
+    if (in_pages) {
+      EXPECT_LE(stats.pages, pages * heads) << "round " << round;
+    } else {
+      EXPECT_LE(stats.page_bytes, bytes) << "round " << round;
+    }
+    // Nothing is thrown away that would have fitted: at least the whole pages granted are used.
+    const Index granted = in_pages ? pages : bytes / (page_bytes * heads);
+    EXPECT_GE(stats.live_tokens, std::min(granted * page, layers * tokens) * heads - layers * heads * page) << "round " << round;
+  }
+}
+
+TYPED_TEST(Policies, TokensWithoutAScoreStay) {
+  // 20 tokens fill a page of 16 and a part of the next; five more arrive after the last observation.
+  const Prompt p = random_prompt(90, 2, 25, 2, 1, {});
+  auto method = snap_kv();
+  method.scorer.window = 2;
+  method.keep = Keep::tokens(2 * 8);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, 20);
+  fed.append(20, 5);
+  fed.cache.compress(fed.id, method);
+  for (const Index l : {0, 1})
+    for (const Index h : {0, 1}) {
+      const auto kept = fed.cache.kept(fed.id, l, h);
+      ASSERT_EQ(kept.size(), 8u);
+      EXPECT_EQ(Positions(kept.end() - 7, kept.end()), (Positions{18, 19, 20, 21, 22, 23, 24})) << "five without a score, and the window";
+    }
+}
+
+TYPED_TEST(Policies, LayersThatAreNotCompressedStay) {
+  Prompt p = random_prompt(91, 3, 40, 2, 1, {});
+  p.model.layers[1].compress = false;
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(snap_kv(), 0, 40);
+  const auto report = fed.cache.compress(fed.id, snap_kv());
+  EXPECT_EQ(report.layer_budgets[1], -1);
+  EXPECT_EQ(fed.cache.kept(fed.id, 1, 0).size(), 40u);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 8u);
+}
+
+TYPED_TEST(Policies, MistakesAreNamedAndChangeNothing) {
+  const Prompt p = random_prompt(92, 2, 40, 2, 1, {});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const auto says = [&](const std::string& words, auto&& call) {
+    const std::string said = error_of(call);
+    EXPECT_NE(said.find(words), std::string::npos) << said;
+  };
+  says("layer 0 was not observed", [&] { fed.cache.compress(fed.id, snap_kv()); });
+  says("must be odd", [&] { fed.observe(Compressor{ObservationWindow{.pool = 4}, Uniform{}}, 0, 40); });
+  fed.observe(snap_kv(), 0, 40);
+  says("by another policy", [&] { fed.cache.compress(fed.id, h2o()); });
+  says("by another policy", [&] { fed.observe(air_cache(), 0, 40); });
+  says("holds no such token", [&] { fed.cache.observe(fed.id, 0, snap_kv(), fed.queries(0, 0, 2), Positions{39, 40}); });
+  auto wrong = snap_kv();
+  wrong.keep = Keep::ratio(1.5);
+  says("ratio must be within [0, 1]", [&] { fed.cache.compress(fed.id, wrong); });
+  const Plan plan = fed.cache.plan(fed.id, snap_kv());
+  fed.cache.tag(fed.id, span(0, 1, TokenClass::system, true));
+  says("stale", [&] { fed.cache.commit(plan); });
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 40u);
+}
+
+}  // namespace
+}  // namespace kvpare::test

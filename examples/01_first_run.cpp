@@ -26,10 +26,10 @@ int main() {
   }
 
   const CompressReport r = cache.compress(sequence, method);
-  std::printf("tokens x heads %td -> %td, pages %td -> %td, %td bytes back in the pool\n", r.tokens_before, r.tokens_after, r.pages_before,
-              r.pages_after, r.bytes_freed);
+  std::printf("tokens x heads %td -> %td, pages %td -> %td, %td bytes back in the pool\n", r.tokens_before, r.tokens_after,
+              r.pages_before, r.pages_after, r.bytes_freed);
 
   const Position now[] = {static_cast<Position>(tokens)};  // decode: the next token's queries, straight on the pages
   cache.attend(0, {{.sequence = sequence, .queries = {queries.data(), 1, 8, 64}, .positions = now, .out = {out.data(), 1, 8, 64}}});
-  std::printf("attention of the next token, first channel: %.4f\n", out[0]);
+  std::printf("attention of the next token, first channel: %.3f\n", out[0]);
 }

@@ -116,28 +116,34 @@ class ListBuilder {
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
 CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private, bool dense = false) {
-  std::vector<std::uint64_t> live(list.entries.size());
+  std::vector<Entry> entries, emptied;  // emptied pages part no neighbours, whoever holds them
+  std::vector<std::uint64_t> live;
   Index tokens = 0;
-  for (std::size_t e = 0; e < live.size(); ++e) live[e] = list.entries[e].live & keep[e], tokens += std::popcount(live[e]);
+  for (std::size_t e = 0; e < list.entries.size(); ++e) {
+    const std::uint64_t left = list.entries[e].live & keep[e];
+    tokens += std::popcount(left);
+    (left != 0 ? entries : emptied).push_back(list.entries[e]);
+    if (left != 0) live.push_back(left);
+  }
 
   const auto build = [&](bool pack_all) {
     CompactedList out;
+    out.released = emptied;
     detail::ListBuilder builder(list, out);
     const auto packs = [&](std::size_t e) {
-      const Entry& entry = list.entries[e];
+      const Entry& entry = entries[e];
       return list.formats[entry.format].rows_move && (pack_all || std::popcount(live[e]) * 4 < list.page_tokens * 3) &&
              is_private(entry.page);
     };
     for (std::size_t e = 0; e < live.size();) {
       if (!packs(e)) {
-        if (live[e] != 0) builder.keep(list.entries[e], live[e]);
-        else out.released.push_back(list.entries[e]);
+        builder.keep(entries[e], live[e]);
         ++e;
         continue;
       }
       std::size_t end = e + 1;
-      while (end < live.size() && list.entries[end].format == list.entries[e].format && packs(end)) ++end;
-      builder.pack(list.entries.subspan(e, end - e), std::span(live).subspan(e, end - e));
+      while (end < live.size() && entries[end].format == entries[e].format && packs(end)) ++end;
+      builder.pack(std::span<const Entry>(entries).subspan(e, end - e), std::span(live).subspan(e, end - e));
       e = end;
     }
     return out;

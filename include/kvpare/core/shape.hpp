@@ -1,6 +1,7 @@
 // What a model's attention layers look like.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "config.hpp"
@@ -33,8 +34,10 @@ inline void check(const LayerShape& s, Index layer) {
   require(s.key_dim >= 1 && s.key_dim <= 4096, "layer ", layer, ": key_dim = ", s.key_dim, ", must be within [1, 4096]");
   require(s.value_dim >= 1 && s.value_dim <= 4096, "layer ", layer, ": value_dim = ", s.value_dim,
           ", must be within [1, 4096]");
-  require(s.scale > 0, "layer ", layer, ": scale = ", s.scale, ", must be positive (usually 1 / sqrt(key_dim))");
-  require(s.softcap >= 0, "layer ", layer, ": softcap = ", s.softcap, ", must be 0 (none) or positive");
+  require(s.scale > 0 && s.scale <= std::numeric_limits<float>::max(), "layer ", layer, ": scale = ", s.scale,
+          ", must be positive and finite (usually 1 / sqrt(key_dim))");
+  require(s.softcap >= 0 && s.softcap <= std::numeric_limits<float>::max(), "layer ", layer, ": softcap = ", s.softcap,
+          ", must be 0 (none) or positive and finite");
   require(s.window >= 0, "layer ", layer, ": window = ", s.window, ", must be 0 (none) or positive");
   require(s.sink_logits.empty() || static_cast<Index>(s.sink_logits.size()) == s.q_heads, "layer ", layer, ": ",
           s.sink_logits.size(), " sink logits, must be none or one per query head (", s.q_heads, ")");

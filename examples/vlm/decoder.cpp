@@ -7,10 +7,7 @@
 namespace vlm {
 namespace {
 
-constexpr int bos = 1;
-constexpr Index patch_side = 8;
 constexpr Index patch_values = patch_side * patch_side * 3;
-constexpr Index image_side = patches_per_side * patch_side;
 constexpr Index rows_per_attend = 64;  // the most that one call takes
 
 Matrix matrix(const Safetensors& file, const std::string& name, Index rows, Index columns) {
@@ -89,21 +86,21 @@ kvpare::Model attention_shapes() {
 }
 
 Decoder::Decoder(const Safetensors& file)
-    : words_(matrix(file, "emb", vocabulary_size, width)), head_(matrix(file, "head", vocabulary_size, width)),
-      patch_(matrix(file, "wp", width, patch_values)), patch_bias_(vector(file, "bp", width)),
-      row_place_(matrix(file, "pr", patches_per_side, width)),
-      column_place_(matrix(file, "pc", patches_per_side, width)), final_norm_(vector(file, "nf", width)) {
+    : words_(matrix(file, "emb", vocabulary_size, model_width)),
+      head_(matrix(file, "head", vocabulary_size, model_width)), patch_(matrix(file, "wp", model_width, patch_values)),
+      patch_bias_(vector(file, "bp", model_width)), row_place_(matrix(file, "pr", patches_per_side, model_width)),
+      column_place_(matrix(file, "pc", patches_per_side, model_width)), final_norm_(vector(file, "nf", model_width)) {
   for (Index l = 0; l < layer_count; ++l) {
     const std::string prefix = "layers." + std::to_string(l) + ".";
-    layers_.push_back({.attention_norm = vector(file, prefix + "n1", width),
-                       .mlp_norm = vector(file, prefix + "n2", width),
-                       .query = matrix(file, prefix + "wq", q_heads * head_dim, width),
-                       .key = matrix(file, prefix + "wk", kv_heads * head_dim, width),
-                       .value = matrix(file, prefix + "wv", kv_heads * head_dim, width),
-                       .output = matrix(file, prefix + "wo", width, q_heads * head_dim),
-                       .gate = matrix(file, prefix + "w1", hidden, width),
-                       .up = matrix(file, prefix + "w3", hidden, width),
-                       .down = matrix(file, prefix + "w2", width, hidden)});
+    layers_.push_back({.attention_norm = vector(file, prefix + "n1", model_width),
+                       .mlp_norm = vector(file, prefix + "n2", model_width),
+                       .query = matrix(file, prefix + "wq", q_heads * head_dim, model_width),
+                       .key = matrix(file, prefix + "wk", kv_heads * head_dim, model_width),
+                       .value = matrix(file, prefix + "wv", kv_heads * head_dim, model_width),
+                       .output = matrix(file, prefix + "wo", model_width, q_heads * head_dim),
+                       .gate = matrix(file, prefix + "w1", hidden_width, model_width),
+                       .up = matrix(file, prefix + "w3", hidden_width, model_width),
+                       .down = matrix(file, prefix + "w2", model_width, hidden_width)});
   }
 }
 
@@ -119,8 +116,8 @@ Matrix Decoder::embed_image(std::span<const std::uint8_t> rgb) const {
     }
   }
 
-  Matrix x(1 + visual_tokens, width);
-  x.row(0) = words_.row(bos);
+  Matrix x(1 + visual_tokens, model_width);
+  x.row(0) = words_.row(begin_of_text);
   auto visual = x.bottomRows(visual_tokens);
   visual.noalias() = patches * patch_.transpose();
   for (Index p = 0; p < visual_tokens; ++p)
@@ -129,7 +126,7 @@ Matrix Decoder::embed_image(std::span<const std::uint8_t> rgb) const {
 }
 
 Matrix Decoder::embed_words(std::span<const int> tokens) const {
-  Matrix x(static_cast<Index>(tokens.size()), width);
+  Matrix x(static_cast<Index>(tokens.size()), model_width);
   for (Index t = 0; t < x.rows(); ++t) x.row(t) = words_.row(tokens[static_cast<std::size_t>(t)]);
   return x;
 }

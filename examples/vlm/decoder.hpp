@@ -10,29 +10,16 @@
 #include <span>
 #include <vector>
 
+#include "model_shape.hpp"
 #include "safetensors.hpp"
 
 namespace vlm {
 
-using kvpare::Index;
-using kvpare::Position;
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Row = Eigen::RowVectorXf;
 
 using Cache =
     kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>>>;
-
-inline constexpr Index layer_count = 4;
-inline constexpr Index width = 128;
-inline constexpr Index q_heads = 8;
-inline constexpr Index kv_heads = 2;
-inline constexpr Index head_dim = 32;
-inline constexpr Index hidden = 352;
-inline constexpr Index vocabulary_size = 188;
-inline constexpr Index patches_per_side = 12;
-inline constexpr Index visual_tokens = patches_per_side * patches_per_side;
-inline constexpr Position image_begin = 1;  // position 0 is <bos>
-inline constexpr Position image_end = image_begin + visual_tokens;
 
 /// What the cache needs to know of the model.
 kvpare::Model attention_shapes();
@@ -45,7 +32,7 @@ class Decoder {
   /// Throws BadFile.
   explicit Decoder(const Safetensors& file);
 
-  /// <bos> and the image (96 x 96 RGB): [145, width].
+  /// <bos> and the image (96 x 96 RGB): [145, model_width].
   Matrix embed_image(std::span<const std::uint8_t> rgb) const;
   Matrix embed_words(std::span<const int> tokens) const;
 

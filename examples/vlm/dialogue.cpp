@@ -28,7 +28,7 @@ Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::ui
                    const kvpare::AnyCompressor& compressor)
     : Dialogue(decoder, cache) {
   const Matrix image = decoder.embed_image(rgb), words = decoder.embed_words(prompt);
-  Matrix x(image.rows() + words.rows(), width);
+  Matrix x(image.rows() + words.rows(), model_width);
   x << image, words;
 
   sequence_ = cache.create();

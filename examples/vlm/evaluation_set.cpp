@@ -8,39 +8,36 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<int> read_tokens(const json& turn, const char* field, std::size_t words) {
+std::vector<int> read_tokens(const json& turn, const char* field) {
   const auto tokens = turn.at(field).get<std::vector<int>>();
   if (tokens.empty()) throw BadFile(std::string(field) + " is empty");
   for (const int token : tokens)
-    if (token < 0 || static_cast<std::size_t>(token) >= words)
+    if (token < 0 || token >= vocabulary_size)
       throw BadFile(std::string(field) + " holds token " + std::to_string(token) + ", the vocabulary ends at " +
-                    std::to_string(words - 1));
+                    std::to_string(vocabulary_size - 1));
   return tokens;
 }
 
-Turn read_turn(const json& from, std::size_t words) {
+Turn read_turn(const json& from) {
   Turn turn;
   turn.kind = from.at("kind").get<std::string>();
-  turn.prompt = read_tokens(from, "q", words);
-  turn.answer = read_tokens(from, "a", words);
-  turn.reference = read_tokens(from, "ref", words);
+  turn.prompt = read_tokens(from, "q");
+  turn.answer = read_tokens(from, "a");
+  turn.reference = read_tokens(from, "ref");
   if (from.contains("logits")) {
     turn.logits = from.at("logits").get<std::vector<float>>();
-    if (turn.logits.size() != words)
+    if (std::ssize(turn.logits) != vocabulary_size)
       throw BadFile(std::to_string(turn.logits.size()) + " logits, must be one per word");
   }
   return turn;
 }
 
-Scene read_scene(const json& from, std::size_t words) {
+Scene read_scene(const json& from) {
   Scene scene;
-  for (const json& object : from.at("objs"))
-    scene.objects.push_back(object.at(0).get<std::string>() + " " + object.at(1).get<std::string>() + " row" +
-                            std::to_string(object.at(2).get<int>()) + " col" + std::to_string(object.at(3).get<int>()));
-  scene.describe = read_turn(from.at("desc"), words);
-  scene.first = read_turn(from.at("turn1"), words);
-  for (const json& turn : from.at("same")) scene.same.push_back(read_turn(turn, words));
-  for (const json& turn : from.at("other")) scene.other.push_back(read_turn(turn, words));
+  scene.describe = read_turn(from.at("desc"));
+  scene.first = read_turn(from.at("turn1"));
+  for (const json& turn : from.at("same")) scene.same.push_back(read_turn(turn));
+  for (const json& turn : from.at("other")) scene.other.push_back(read_turn(turn));
   return scene;
 }
 
@@ -60,21 +57,24 @@ EvaluationSet read_evaluation_set(const std::string& folder) {
   EvaluationSet set;
   const std::string words_file = folder + "/vocab.json";
   set.vocabulary = at(words_file, [&] { return json::parse(read_bytes(words_file)).get<std::vector<std::string>>(); });
-  expect(set.vocabulary.size() > end_of_answer, words_file, set.vocabulary.size(), " words, <eos> must be one of them");
+  expect(std::ssize(set.vocabulary) == vocabulary_size, words_file, set.vocabulary.size(), " words, must be ",
+         vocabulary_size);
 
   const std::string scenes_file = folder + "/eval128.jsonl";
   std::istringstream lines(read_bytes(scenes_file));
   for (std::string line; std::getline(lines, line);)
     set.scenes.push_back(at(scenes_file + " line " + std::to_string(set.scenes.size() + 1),
-                            [&] { return read_scene(json::parse(line), set.vocabulary.size()); }));
+                            [&] { return read_scene(json::parse(line)); }));
+  expect(!set.scenes.empty(), scenes_file, "no scenes");
 
   const std::string images_file = folder + "/eval128.bin";
   const std::string images = read_bytes(images_file);
-  expect(images.size() == set.scenes.size() * image_bytes, images_file, images.size(), " bytes, must be ",
-         set.scenes.size() * image_bytes, ": one image of ", image_bytes, " per line of eval128.jsonl");
-  for (std::size_t i = 0; i < set.scenes.size(); ++i)
-    set.scenes[i].image.assign(images.begin() + static_cast<std::ptrdiff_t>(i * image_bytes),
-                               images.begin() + static_cast<std::ptrdiff_t>((i + 1) * image_bytes));
+  expect(std::ssize(images) == std::ssize(set.scenes) * image_bytes, images_file, images.size(), " bytes, must be ",
+         std::ssize(set.scenes) * image_bytes, ": one image of ", image_bytes, " per line of eval128.jsonl");
+  for (std::size_t i = 0; i < set.scenes.size(); ++i) {
+    const auto begin = images.begin() + static_cast<std::ptrdiff_t>(i) * image_bytes;
+    set.scenes[i].image.assign(begin, begin + image_bytes);
+  }
   return set;
 }
 

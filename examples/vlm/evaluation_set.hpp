@@ -6,12 +6,9 @@
 #include <vector>
 
 #include "bad_file.hpp"
+#include "model_shape.hpp"
 
 namespace vlm {
-
-inline constexpr int image_side = 96;                            // pixels
-inline constexpr int image_bytes = image_side * image_side * 3;  // RGB, rows from the top
-inline constexpr int end_of_answer = 2;                          // <eos>
 
 struct Turn {
   std::string kind;            // desc, where or shape
@@ -25,12 +22,11 @@ struct Turn {
 };
 
 struct Scene {
-  std::vector<std::uint8_t> image;   // image_bytes of them
-  std::vector<std::string> objects;  // "red plus row3 col0"
-  Turn describe;                     // desc: describe everything
-  Turn first;                        // turn1: where is A
-  std::vector<Turn> same;            // after turn1, about A again
-  std::vector<Turn> other;           // after turn1, about other objects
+  std::vector<std::uint8_t> image;  // image_bytes of them
+  Turn describe;                    // desc: describe everything
+  Turn first;                       // turn1: where is A
+  std::vector<Turn> same;           // after turn1, about A again
+  std::vector<Turn> other;          // after turn1, about other objects
 };
 
 struct EvaluationSet {

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
-#include <sstream>
+#include <optional>
 #include <string_view>
 #include <thread>
 
@@ -31,13 +32,15 @@ struct Arguments {
   };
   std::vector<double> keeps = {1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01};
   std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
-  Index scenes = 64;
+  std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
   std::string data, json, plot;
   Index show = -1;
   bool list = false, verify = false;
 };
+
+constexpr Index default_scenes = 64;  // with all policies about a minute on two cores
 
 /// The folder with the model: the one named, else where the sources were when this was built, else beside the program.
 std::string find_data(const std::string& named) {
@@ -60,12 +63,12 @@ kvpare::AnyCompressor compressor_of(const std::string& policy) {
   return compressor;
 }
 
-/// Every policy with every budget; one that has none (full), or says `keep=` itself, comes once.
+/// Every policy with every budget; one that keeps everything (full), or says `keep=` itself, comes once.
 std::vector<Setting> make_settings(const Arguments& arguments) {
   std::vector<Setting> settings;
   for (const std::string& policy : arguments.policies) {
     kvpare::AnyCompressor compressor = compressor_of(policy);
-    if (policy == "full" || says(policy, "keep")) {
+    if (compressor.keep == kvpare::Keep::ratio(1) || says(policy, "keep")) {
       settings.push_back({policy, {}, compressor});
       continue;
     }
@@ -77,8 +80,11 @@ std::vector<Setting> make_settings(const Arguments& arguments) {
   return settings;
 }
 
+Index scenes_of(const EvaluationSet& set, Index wanted) { return std::min<Index>(wanted, std::ssize(set.scenes)); }
+
 int run_verification(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
-  const Verification found = verify(decoder, set, arguments.scenes, arguments.page_tokens);
+  const Index scenes = scenes_of(set, arguments.scenes.value_or(std::ssize(set.scenes)));
+  const Verification found = verify(decoder, set, scenes, arguments.page_tokens);
   for (const std::string& difference : found.differences) std::cout << difference << '\n';
   constexpr double tolerance = 1e-3;
   const bool good = found.identical == found.turns && found.largest_logit_difference <= tolerance;
@@ -92,6 +98,8 @@ int run_verification(const Decoder& decoder, const EvaluationSet& set, const Arg
 /// The picture of one scene: what each policy keeps of it after the first question asked.
 int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
   if (arguments.plot.empty()) throw CLI::ValidationError("--show", "needs --plot FILE for the picture");
+  if (arguments.show >= std::ssize(set.scenes))
+    throw CLI::ValidationError("--show", "the last scene is " + std::to_string(set.scenes.size() - 1));
   const Scene& scene = set.scenes[static_cast<std::size_t>(arguments.show)];
   const Turn& asked = arguments.tasks.front() == "desc" ? scene.describe : scene.first;
   std::vector<double> keeps;
@@ -104,9 +112,10 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
   Cache cache(backend, attention_shapes(), cache_options(arguments.page_tokens));
   std::vector<Survival> rows;
   for (const std::string& policy : arguments.policies) {
-    if (policy == "full") continue;
-    Survival row{policy, std::vector<std::vector<double>>(layer_count, std::vector<double>(visual_tokens, 0.0))};
     kvpare::AnyCompressor compressor = compressor_of(policy);
+    if (says(policy, "keep")) throw CLI::ValidationError("--policy", policy + ": --show varies the budget itself");
+    if (compressor.keep == kvpare::Keep::ratio(1)) continue;
+    Survival row{policy, std::vector<std::vector<double>>(layer_count, std::vector<double>(visual_tokens, 0.0))};
     for (const double keep : keeps) {
       compressor.keep = kvpare::Keep::ratio(keep);
       const Dialogue dialogue(decoder, cache, scene.image, asked.prompt, compressor);
@@ -117,18 +126,19 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
     }
     rows.push_back(std::move(row));
   }
-  std::ostringstream words;
-  for (const int token : asked.prompt)
-    if (token != asked.prompt.back()) words << set.vocabulary[static_cast<std::size_t>(token)] << ' ';
-  plot_survival(arguments.plot, scene, "Scene " + std::to_string(arguments.show) + ": which visual tokens stay",
-                "asked: " + words.str(), keeps, rows);
+  std::string words = "asked:";
+  for (std::size_t i = 0; i + 1 < asked.prompt.size(); ++i)  // <ans> left out
+    words += " " + set.vocabulary[static_cast<std::size_t>(asked.prompt[i])];
+  plot_survival(arguments.plot, scene, "Scene " + std::to_string(arguments.show) + ": which visual tokens stay", words,
+                keeps, rows);
   std::cout << "drew " << arguments.plot << '\n';
   return 0;
 }
 
 int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
   EvaluateOptions options;
-  options.scenes = arguments.scenes, options.threads = arguments.threads, options.page_tokens = arguments.page_tokens;
+  options.scenes = scenes_of(set, arguments.scenes.value_or(default_scenes));
+  options.threads = arguments.threads, options.page_tokens = arguments.page_tokens;
   options.tasks.clear();
   for (std::size_t t = 0; t < task_count; ++t)
     if (std::find(arguments.tasks.begin(), arguments.tasks.end(), task_names[t]) != arguments.tasks.end())
@@ -165,7 +175,10 @@ int list_policies() {
 }
 
 void declare(CLI::App& app, Arguments& a) {
-  app.add_option("--policy", a.policies, "a policy with its settings, e.g. \"air_cache(alpha=0.5)\"; may be repeated")
+  app.add_option("--policy", a.policies,
+                 "a policy with its settings, e.g. \"air_cache(alpha=0.5)\"; may be repeated. It evicts visual tokens "
+                 "only, unless "
+                 "it says among=")
       ->allow_extra_args(false)
       ->capture_default_str();
   app.add_option("--keep", a.keeps, "shares of the visual tokens to keep")
@@ -176,9 +189,9 @@ void declare(CLI::App& app, Arguments& a) {
       ->delimiter(',')
       ->check(CLI::IsMember({"desc", "same", "other", "turn1"}))
       ->capture_default_str();
-  app.add_option("--scenes", a.scenes, "how many scenes, from the first")
-      ->check(CLI::Range(1, 128))
-      ->capture_default_str();
+  app.add_option("--scenes", a.scenes,
+                 "how many scenes, from the first (default: " + std::to_string(default_scenes) + "; with --verify all)")
+      ->check(CLI::PositiveNumber);
   app.add_option("--threads", a.threads, "dialogues at the same time")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -188,7 +201,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--json", a.json, "write the results to this file");
   app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
   app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
-      ->check(CLI::Range(0, 127));
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
   app.add_flag("--list", a.list, "show the policies with their settings and sources");
@@ -197,6 +210,8 @@ void declare(CLI::App& app, Arguments& a) {
 int run(const Arguments& arguments) {
   if (arguments.list) return list_policies();
   if (!arguments.plot.empty()) check_plot(arguments.plot);
+  for (const std::string& path : {arguments.plot, arguments.json})
+    if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
   const std::string data = find_data(arguments.data);
   const Decoder decoder(Safetensors::open(data + "/vlm.safetensors"));
   const EvaluationSet set = read_evaluation_set(data);

@@ -91,8 +91,8 @@ def schedule(done):
 def losses(model, batch):
     """Returns the loss on answers, the auxiliary loss, and the share of answer tokens that are right.
 
-    The auxiliary loss asks the image tokens, half-way up, for the words that describe their object: without it the
-    model takes several times longer to start reading the image.
+    The auxiliary loss asks the image tokens, half-way up, for the words that describe their object, which helps the
+    model to start reading the image.
     """
     patches, tokens, is_answer, described = (torch.from_numpy(part) for part in batch)
     logits, seen = model(patches, tokens[:, :-1])

@@ -204,6 +204,9 @@ class EngineSequence {
               plan.keep[0].count(), "; these pages hold all heads, so every head must keep the same number");
       if (at.kv.scope == Scope::same_tokens)
         require(keep == plan.keep[0], "commit: layer ", layer, ": heads 0 and ", h, " keep different tokens, but the pages' scope is same_tokens");
+      for (Index e = 0; e < keep.entries(); ++e)
+        require((keep.word(e) & ~lists.lists.entries[static_cast<std::size_t>(e)].live) == 0, "commit: layer ", layer,
+                " of the plan keeps slots of page ", e, " that hold no token");
       for (Index e = 0; e < frozen_pages; ++e)
         require(keep.word(e) == lists.lists.entries[static_cast<std::size_t>(e)].live, "commit: layer ", layer, ": page ", e,
                 " holds frozen tokens, and the plan evicts from it");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -30,10 +31,11 @@ inline ErrorHandler& error_handler() {
 #endif
 }
 
-/// Joins its arguments as an ostream would print them.
+/// Joins its arguments as an ostream would print them, in the "C" locale whatever the program's.
 template <class... Parts>
 std::string message(const Parts&... parts) {
   std::ostringstream out;
+  out.imbue(std::locale::classic());
   (out << ... << parts);
   return out.str();
 }

@@ -23,6 +23,16 @@ Compressor(S, A, L) -> Compressor<S, A, L>;
 template <class S, class A>
 Compressor(S, A) -> Compressor<S, A>;
 
+/// Throws unless all settings of a method make sense.
+template <class C>
+  requires requires(const C& c) { c.scorer, c.budget, c.selector, c.keep; }
+void check(const C& compressor) {
+  check(compressor.keep);
+  check_settings(compressor.scorer);
+  check_settings(compressor.budget);
+  check_settings(compressor.selector);
+}
+
 /// Calls `f` with the policy itself; a choice made at run time (AnyOf) overloads this to call it with what it holds.
 template <class P, class F>
 decltype(auto) with_policy(const P& policy, F&& f) {

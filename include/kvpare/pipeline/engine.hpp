@@ -42,7 +42,7 @@ class EngineSequence {
   void observe(Index layer, const EngineLayer<T>& at, const C& compressor, ConstTensor queries, std::span<const Position> positions,
                bool final = true) {
     check(at, layer);
-    check(compressor.keep);
+    kvpare::check(compressor);
     require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads && queries.width == at.shape.key_dim,
             "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [", positions.size(), ", ",
             at.shape.q_heads, ", ", at.shape.key_dim, "]");
@@ -182,7 +182,6 @@ class EngineSequence {
             "engine layer ", layer, ": pages hold ", at.kv.keys.shape[2], " heads of widths ", at.kv.keys.shape[3], " and ",
             at.kv.values.shape[3], ", the shape says ", at.shape.kv_heads, " heads of ", at.shape.key_dim, " and ", at.shape.value_dim);
   }
-  static void check(const Keep& keep) { kvpare::check(keep); }
 
   template <class T, class C>
   static Observation<B> observation(Index layer, const EngineLayer<T>& at, const Lists& lists, const Columns& columns, const C& compressor) {

@@ -214,7 +214,7 @@ class KvCache {
     Sequence& s = get(id);
     check_layer(layer, "observe");
     check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads, shape(layer).key_dim);
-    check(compressor.keep);
+    kvpare::check(compressor);
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
             " rows; append first");
@@ -229,7 +229,7 @@ class KvCache {
   template <class C>
   Plan plan(SequenceId id, const C& compressor) const {
     const Sequence& s = get(id);
-    check(compressor.keep);
+    kvpare::check(compressor);
     const Reads reads = compressor.scorer.reads();
     Plan plan;
     plan.sequence = id;

@@ -37,6 +37,19 @@ concept Policy = std::regular<P> && requires {
   P::fields();
 };
 
+/// Throws unless every number among the settings is within its range, and `policy.check()`, where there is one, agrees.
+template <Policy P>
+void check_settings(const P& policy) {
+  for_each_field<P>([&](const auto& field) {
+    if constexpr (requires { field.low; }) {
+      const auto& value = policy.*field.member;
+      require(field.low <= value && value <= field.high, P::name, ".", field.name, " = ", value, ", must be within [", field.low, ", ",
+              field.high, "]");
+    }
+  });
+  if constexpr (requires { policy.check(); }) policy.check();
+}
+
 /// Gives every cached token of one layer a score; higher = keep.
 template <class S, class B>
 concept Scorer = Policy<S> && Backend<B> && requires(B& be, const S& s, const Observation<B>& seen, Scores out) {

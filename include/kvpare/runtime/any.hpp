@@ -23,6 +23,9 @@ struct AnyOf {
   constexpr Reads reads() const {
     return std::visit([](const auto& p) { return p.reads(); }, held);
   }
+  void check() const {
+    std::visit([](const auto& p) { check_settings(p); }, held);
+  }
   std::string_view held_name() const {
     return std::visit([](const auto& p) { return std::remove_cvref_t<decltype(p)>::name; }, held);
   }

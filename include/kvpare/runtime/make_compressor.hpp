@@ -3,6 +3,7 @@
 
 #include <array>
 #include <charconv>
+#include <concepts>
 #include <optional>
 #include <span>
 #include <string>
@@ -82,8 +83,7 @@ bool parse_setting(std::string_view word, N& out) {
   return error == std::errc{} && end == word.data() + word.size();
 }
 
-template <class N>
-  requires std::is_arithmetic_v<N>
+template <std::integral N>
 std::string print_setting(N value) {
   return message(value);
 }
@@ -174,8 +174,9 @@ inline AnyCompressor make_compressor(std::string_view words) {
   std::string_view list = trimmed(whole.substr(open + 1, whole.size() - open - 2));
 
   std::vector<std::pair<std::string_view, std::string_view>> settings;
-  while (!list.empty()) {
-    std::string_view item = detail::next_word(list, ',');
+  for (bool more = !list.empty(); more;) {
+    more = list.find(',') != std::string_view::npos;  // what follows a comma must be a setting too
+    const std::string_view item = detail::next_word(list, ',');
     const auto equals = item.find('=');
     require(equals != std::string_view::npos, name, ": '", trimmed(item), "' is no setting, must be key=value");
     settings.emplace_back(trimmed(item.substr(0, equals)), trimmed(item.substr(equals + 1)));
@@ -208,6 +209,7 @@ inline AnyCompressor make_compressor(std::string_view words) {
       fail(message(name, ": unknown setting '", key, "'; known:", keys));
     }
   }
+  check(compressor);
   return compressor;
 }
 

@@ -37,6 +37,7 @@ struct ObservationWindow {
                       Choice{"pooling", &ObservationWindow::pooling, "how neighbours are joined"},
                       Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"}};
   }
+  void check() const { require(pool % 2 == 1, name, ".pool = ", pool, ", must be odd"); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
   friend bool operator==(const ObservationWindow&, const ObservationWindow&) = default;
 };
@@ -78,7 +79,6 @@ struct PoolVotes {
 
 template <Backend B>
 void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, Scores out) {
-  require(policy.pool % 2 == 1, "observation_window.pool = ", policy.pool, ", must be odd");
   const Columns& columns = *seen.columns;
   const Index heads = out.heads, n = columns.count, words = columns.words();
   fill(be, out.data, heads * n, 0.0f);

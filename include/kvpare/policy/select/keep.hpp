@@ -56,9 +56,15 @@ inline bool parse_setting(std::string_view words, Keep& out) {
   return true;
 }
 
+/// The shortest text that reads back as the same number.
+inline std::string print_setting(double value) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, value).ptr};
+}
+
 inline std::string print_setting(const Keep& keep) {
   const char* unit[] = {"", "t", "p", "B"};
-  if (keep.unit == Keep::Unit::ratio) return message(keep.amount);
+  if (keep.unit == Keep::Unit::ratio) return print_setting(keep.amount);
   return message(static_cast<Index>(keep.amount), unit[static_cast<int>(keep.unit)]);
 }
 

@@ -1,0 +1,74 @@
+// Recipes are what their papers say, as parts put together; and a choice made at run time is the same method.
+#include <gtest/gtest.h>
+
+#include <kvpare/runtime/make_compressor.hpp>
+#include <type_traits>
+
+#include "support/prompt.hpp"
+
+namespace kvpare::test {
+namespace {
+
+TEST(Recipes, AreTheirParts) {
+  EXPECT_EQ(air_cache(), (Compressor{EliteWindow{.alpha = 0.9}, StrengthSkewness{.use = BudgetUse::both, .least = 1}, TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.1)}));
+  EXPECT_EQ(snap_kv(), (Compressor{ObservationWindow{.window = 32, .pool = 5, .pooling = Pooling::avg}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
+  EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(full().keep, Keep::ratio(1));
+}
+
+TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
+  EXPECT_EQ(EliteWindow{}.reads(), (Reads{.rows = Reads::Rows::all, .of = ClassSet(~visual.bits)})) << "every text row: elite ones may be anywhere";
+  EXPECT_EQ(ObservationWindow{.window = 7}.reads(), (Reads{.rows = Reads::Rows::last, .count = 7}));
+  EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true}));
+  EXPECT_EQ(Random{}.reads(), Reads{});
+  EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
+}
+
+// Policies are plain values: no allocation hides in them, and two of the same settings are the same.
+static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_copyable_v<ObservationWindow> && std::is_trivially_copyable_v<StrengthSkewness> &&
+              std::is_trivially_copyable_v<TopK> && std::is_trivially_copyable_v<Keep>);
+static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> && Scorer<AccumulatedAttention, cpu::Backend> &&
+              Scorer<Random, cpu::Backend> && Scorer<SinksAndRecent, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
+static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> && Scorer<AccumulatedAttention, WalledBackend> &&
+              Scorer<Random, WalledBackend> && Scorer<SinksAndRecent, WalledBackend> && Scorer<AnyScorer, WalledBackend>);
+
+template <class Rig>
+class RecipesByName : public OnRig<Rig> {};
+TYPED_TEST_SUITE(RecipesByName, PipelineRigs, RigNames);
+
+template <Backend B, class M>
+auto kept_with(B& be, const Prompt& p, const M& method) {
+  FedCache<B> fed(be, p);
+  fed.feed(method, 0, p.tokens(), 40);
+  const auto report = fed.cache.compress(fed.id, method);
+  std::vector<std::vector<Position>> kept;
+  for (Index l = 0; l < p.layers(); ++l)
+    for (Index h = 0; h < p.shape(l).kv_heads; ++h) kept.push_back(fed.cache.kept(fed.id, l, h));
+  return std::pair{kept, report.layer_budgets};
+}
+
+TYPED_TEST(RecipesByName, AreTheSameMethods) {
+  const Prompt p = random_prompt(1, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("full")), kept_with(this->be(), p, full()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("random")), kept_with(this->be(), p, kvpare::random()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("streaming_llm")), kept_with(this->be(), p, streaming_llm()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("h2o")), kept_with(this->be(), p, h2o()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("snap_kv")), kept_with(this->be(), p, snap_kv()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("air_cache")), kept_with(this->be(), p, air_cache()));
+}
+
+TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
+  const Prompt p = random_prompt(2, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
+  const auto kept = [&](const char* words) { return kept_with(this->be(), p, make_compressor(words)).first; };
+  for (const auto& [one, other] : {std::pair{"random", "random(seed=1)"}, {"streaming_llm", "streaming_llm(sinks=1)"}, {"h2o", "h2o(recent_share=0)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=5)"}, {"snap_kv(window=4)", "snap_kv(window=4,pool=1)"}, {"snap_kv(window=4)", "snap_kv(window=4,pooling=max)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,heads=layer)"}, {"snap_kv(window=4)", "snap_kv(window=4,among=visual)"},
+                                   {"snap_kv(window=40)", "snap_kv(window=40,rows=image)"},
+                                   {"air_cache", "air_cache(alpha=0.1)"}, {"air_cache", "air_cache(heads=kv)"}, {"air_cache", "air_cache(budget=uniform)"},
+                                   {"air_cache", "air_cache(keep=20%)"}})
+    EXPECT_NE(kept(one), kept(other)) << one << " and " << other;
+}
+
+}  // namespace
+}  // namespace kvpare::test

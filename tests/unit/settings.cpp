@@ -1,0 +1,221 @@
+// Methods by name and text settings: what is understood, what is refused and in which words, and that printing is exact.
+#include <gtest/gtest.h>
+
+#include <kvpare/runtime/make_compressor.hpp>
+
+#include <locale>
+#include <set>
+
+#include "support/inputs.hpp"
+
+namespace kvpare::test {
+namespace {
+
+AnyCompressor made(const std::string& words) { return make_compressor(words); }
+
+void expect_refused(const std::string& words, const std::string& said) {
+  const std::string got = error_of([&] { made(words); });
+  EXPECT_NE(got.find(said), std::string::npos) << "'" << words << "' gave: " << got;
+}
+
+/// `name(key=value, …)` with all settings of a method.
+std::string text_of(std::string_view name, const AnyCompressor& method) {
+  std::string text(name);
+  const char* separator = "(";
+  for (const SettingText& s : settings_of(method)) text += separator + s.name + "=" + s.value, separator = ", ";
+  return text + ")";
+}
+
+template <class S>
+const S& scorer_of(const AnyCompressor& m) {
+  return std::get<S>(m.scorer.held);
+}
+
+// ---- understood
+
+TEST(Settings, ANameAloneIsTheRecipe) {
+  for (const Recipe& r : known_recipes()) {
+    EXPECT_EQ(made(std::string(r.name)), r.compressor) << r.name;
+    EXPECT_EQ(made("  " + std::string(r.name) + " ( ) "), r.compressor) << r.name;
+  }
+}
+
+TEST(Settings, EveryPartCanBeSet) {
+  const auto air = made("air_cache(keep=0.25, alpha=0.8, use=strength, least=3, among=image+audio, heads=kv, recent_share=0.5)");
+  EXPECT_EQ(scorer_of<EliteWindow>(air).alpha, 0.8);
+  EXPECT_EQ(std::get<StrengthSkewness>(air.budget.held), (StrengthSkewness{.use = BudgetUse::strength, .least = 3}));
+  EXPECT_EQ(air.selector, (TopK{.among = ClassSet(TokenClass::image) | TokenClass::audio, .heads = SelectHeads::kv, .recent_share = 0.5}));
+  EXPECT_EQ(air.keep, Keep::ratio(0.25));
+
+  const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
+  EXPECT_EQ(scorer_of<ObservationWindow>(snap), (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
+  EXPECT_EQ(snap.keep, Keep::tokens(512));
+  EXPECT_EQ(scorer_of<Random>(made("random(seed=9007199254740992)")).seed, Index{1} << 53);
+  EXPECT_EQ(scorer_of<SinksAndRecent>(made("streaming_llm(sinks=0)")).sinks, 0);
+}
+
+TEST(Settings, ABudgetBringsItsOwnSettings) {
+  EXPECT_EQ(std::get<StrengthSkewness>(made("h2o(least=2, budget=strength_skewness)").budget.held).least, 2);
+  EXPECT_EQ(made("air_cache(budget=uniform)").budget, AnyBudget(Uniform{}));
+  expect_refused("air_cache(budget=uniform, least=2)", "unknown setting 'least'");
+}
+
+TEST(Settings, AmountsToKeep) {
+  const std::pair<const char*, Keep> amounts[] = {{"0.1", Keep::ratio(0.1)},   {"10%", Keep::ratio(0.1)},      {"0", Keep::ratio(0)},      {"1", Keep::ratio(1)},
+                                                  {"100%", Keep::ratio(1)},    {"512t", Keep::tokens(512)},    {"0t", Keep::tokens(0)},    {"32p", Keep::pages(32)},
+                                                  {"4096B", Keep::bytes(4096)}, {"64KiB", Keep::bytes(65536)}, {"0.5MiB", Keep::bytes(524288)}, {"2GiB", Keep::bytes(Index{2} << 30)},
+                                                  {"1e-3", Keep::ratio(0.001)}};
+  for (const auto& [words, keep] : amounts) EXPECT_EQ(made(message("snap_kv(keep=", words, ")")).keep, keep) << words;
+}
+
+// ---- refused, in words that name what was got and what is wanted
+
+TEST(Settings, UnknownNames) {
+  expect_refused("h20", "no policy named 'h20'; known: full random streaming_llm h2o snap_kv air_cache");
+  expect_refused("", "no policy named ''");
+  expect_refused("(keep=1)", "no policy named ''");
+  expect_refused("air_cache(beta=1)", "air_cache: unknown setting 'beta'; known: keep budget alpha use least among heads recent_share");
+  expect_refused("air_cache(=1)", "unknown setting ''");
+  expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
+  expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");
+  expect_refused("h2o(budget=pyramid)", "h2o: budget = 'pyramid', must be one of: uniform|strength_skewness");
+}
+
+TEST(Settings, Ranges) {
+  expect_refused("air_cache(alpha=1.5)", "air_cache: alpha = 1.5, must be within [0, 1]");
+  expect_refused("air_cache(alpha=-0.1)", "must be within [0, 1]");
+  expect_refused("air_cache(alpha=nan)", "must be within [0, 1]");
+  expect_refused("air_cache(alpha=inf)", "must be within [0, 1]");
+  expect_refused("air_cache(alpha=1e999)", "must be a number within [0, 1]");
+  expect_refused("air_cache(alpha=)", "alpha = '', must be a number within [0, 1]");
+  expect_refused("air_cache(alpha=0.5x)", "alpha = '0.5x', must be a number within [0, 1]");
+  expect_refused("air_cache(least=-1)", "least = -1, must be within [0, 1048576]");
+  expect_refused("snap_kv(window=0)", "snap_kv: window = 0, must be within [1, 1048576]");
+  expect_refused("snap_kv(window=1.5)", "window = '1.5', must be a number");
+  expect_refused("snap_kv(window=99999999999999999999)", "must be a number within");
+  expect_refused("snap_kv(pool=4)", "observation_window.pool = 4, must be odd");
+  expect_refused("snap_kv(pooling=median)", "pooling = 'median', must be one of: avg|max");
+  expect_refused("air_cache(among=visuals)", "among = 'visuals', must be one of: all, visual, text");
+  expect_refused("air_cache(among=image+)", "must be one of");
+  expect_refused("random(seed=9007199254740993)", "must be within [0, 9007199254740992]");
+}
+
+TEST(Settings, AmountsThatMakeNoSense) {
+  for (const char* words : {"", "x", "-1", "-5t", "nan", "10 %", "5tt", "1TiB", "0x10", "1e999"})
+    expect_refused(message("h2o(keep=", words, ")"), message("h2o: keep = '", words, "', must be a ratio (0.1, 10%), tokens (512t), pages (32p) or bytes (8MiB)"));
+  for (const char* words : {"1.5", "101%", "inf"}) expect_refused(message("h2o(keep=", words, ")"), "a ratio must be within [0, 1]");
+  for (const char* words : {"1.5t", "1e30B", "infp"}) expect_refused(message("h2o(keep=", words, ")"), "must be a whole number");
+}
+
+TEST(Settings, TextThatIsNoList) {
+  expect_refused("h2o(keep=1", "h2o: settings must end with ')', got 'h2o(keep=1'");
+  expect_refused("h2o(", "settings must end with ')'");
+  expect_refused("h2o()x", "settings must end with ')'");
+  expect_refused("h2o(keep)", "h2o: 'keep' is no setting, must be key=value");
+  expect_refused("h2o(,)", "'' is no setting");
+  expect_refused("h2o(keep=1,)", "'' is no setting");
+  expect_refused("h2o(keep=1,,heads=kv)", "'' is no setting");
+  expect_refused("h2o(keep=1, keep=0.5)", "h2o: keep is set twice");
+  expect_refused("h2o(budget=uniform, budget=uniform)", "budget is set twice");
+  expect_refused(std::string("h2o\0", 4), "no policy named");
+}
+
+// ---- settings made in code are checked as well, before any work
+
+TEST(Settings, OfParts) {
+  const auto refused = [](const auto& method) { return error_of([&] { check(method); }); };
+  EXPECT_EQ(refused(air_cache()), "no error");
+  EXPECT_EQ(refused(Compressor{EliteWindow{.alpha = 2}, Uniform{}}), "elite_window.alpha = 2, must be within [0, 1]");
+  EXPECT_EQ(refused(Compressor{ObservationWindow{.window = 0}, Uniform{}}), "observation_window.window = 0, must be within [1, 1048576]");
+  EXPECT_EQ(refused(Compressor{ObservationWindow{.pool = 2}, Uniform{}}), "observation_window.pool = 2, must be odd");
+  EXPECT_EQ(refused(Compressor{Random{}, StrengthSkewness{.least = -1}}), "strength_skewness.least = -1, must be within [0, 1048576]");
+  EXPECT_EQ(refused(Compressor{Random{}, Uniform{}, TopK{.recent_share = 1.5}}), "top_k.recent_share = 1.5, must be within [0, 1]");
+  EXPECT_EQ(refused(AnyCompressor{EliteWindow{.alpha = -1}, Uniform{}, {}, {}}), "elite_window.alpha = -1, must be within [0, 1]");
+}
+
+// ---- printed
+
+TEST(Settings, PrintWhatTheyParse) {
+  Dice dice{1};
+  const char* scorers[] = {"random", "streaming_llm", "h2o", "snap_kv", "air_cache"};
+  for (int round = 0; round < 3000; ++round) {
+    const std::string name = scorers[dice.below(5)];
+    AnyCompressor m = made(name);
+    if (dice.chance(0.5)) m.budget = StrengthSkewness{.use = static_cast<BudgetUse>(dice.below(3)), .least = dice.below(1 << 20)};
+    const ClassSet sets[] = {all_tokens, visual, text, ClassSet(TokenClass::audio) | TokenClass::system, ClassSet(TokenClass::image)};
+    m.selector = {.among = sets[dice.below(5)], .heads = static_cast<SelectHeads>(dice.below(2)), .recent_share = dice.unit() / 3};
+    const Keep amounts[] = {Keep::ratio(dice.unit() / 7), Keep::ratio(1e-300 * dice.unit()), Keep::tokens(dice.below(Index{1} << 53)), Keep::pages(dice.below(1 << 20)),
+                            Keep::bytes(dice.below(Index{1} << 50))};
+    m.keep = amounts[dice.below(5)];
+    if (auto* s = std::get_if<EliteWindow>(&m.scorer.held)) s->alpha = dice.unit() / 3;
+    if (auto* s = std::get_if<Random>(&m.scorer.held)) s->seed = dice.below(Index{1} << 53);
+    if (auto* s = std::get_if<SinksAndRecent>(&m.scorer.held)) s->sinks = dice.below(1 << 20);
+    if (auto* s = std::get_if<ObservationWindow>(&m.scorer.held))
+      *s = {.window = 1 + dice.below(1 << 20), .pool = 1 + 2 * dice.below(31), .pooling = static_cast<Pooling>(dice.below(2)), .rows = sets[dice.below(5)]};
+    const std::string text = text_of(name, m);
+    ASSERT_EQ(error_of([&] { made(text); }), "no error") << text;
+    EXPECT_EQ(made(text), m) << text;
+  }
+}
+
+TEST(Settings, PrintTheSameInEveryLocale) {
+  struct Commas : std::numpunct<char> {
+    char do_decimal_point() const override { return ','; }
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Commas));
+  const AnyCompressor m = made("snap_kv(window=123456, recent_share=0.25, keep=1234567t)");
+  const std::string text = text_of("snap_kv", m);
+  const std::string said = error_of([] { made("snap_kv(window=9999999)"); });
+  std::locale::global(before);
+  EXPECT_NE(text.find("keep=1234567t"), std::string::npos) << text;
+  EXPECT_NE(text.find("recent_share=0.25"), std::string::npos) << text;
+  EXPECT_NE(said.find("[1, 1048576]"), std::string::npos) << said;
+}
+
+TEST(Settings, SayWhatIsAllowedAndMeant) {
+  for (const Recipe& r : known_recipes()) {
+    std::set<std::string> names;
+    for (const SettingText& s : settings_of(r.compressor)) {
+      EXPECT_TRUE(names.insert(s.name).second) << r.name << ": two settings named " << s.name;
+      EXPECT_FALSE(s.allowed.empty()) << s.name;
+      EXPECT_FALSE(s.help.empty()) << s.name;
+      EXPECT_FALSE(s.value.empty()) << s.name;
+    }
+    EXPECT_EQ(settings_of(r.compressor).front().name, "keep");
+    EXPECT_FALSE(r.summary.empty());
+  }
+}
+
+// ---- hostile text
+
+TEST(Settings, RandomTextIsUnderstoodOrRefusedAndNothingElse) {
+  Dice dice{2};
+  const std::string pieces[] = {"air_cache", "snap_kv", "h2o", "random", "full", "streaming_llm", "(", ")", "=", ",", " ", "keep", "alpha", "budget", "among", "seed", "pool",
+                                "window", "heads", "use", "least", "visual", "kv", "layer", "uniform", "strength_skewness", "+", "%", "t", "p", "B", "MiB", "0", "1", "0.1",
+                                "-", "1e308", "1e-320", "nan", "inf", "\0", "\xff", "9223372036854775808", "(((", "))", "recent_share", "\n", "0x1p3", "18446744073709551616"};
+  Index understood = 0;
+  for (int round = 0; round < 100000; ++round) {
+    std::string text;
+    if (round % 4 == 0) {  // any bytes
+      for (Index i = dice.below(40); i > 0; --i) text += static_cast<char>(dice.below(256));
+    } else if (round % 4 == 1) {  // a good text, damaged
+      text = text_of("snap_kv", known_recipes()[4].compressor);
+      for (Index i = dice.below(4); i > 0; --i) text[static_cast<std::size_t>(dice.below(static_cast<Index>(text.size())))] = static_cast<char>(dice.below(256));
+    } else {  // our words in any order
+      for (Index i = dice.below(16); i > 0; --i) text += pieces[dice.below(std::size(pieces))];
+    }
+    try {
+      const AnyCompressor m = make_compressor(text);
+      check(m);
+      ++understood;
+    } catch (const InvalidArgument& e) {
+      ASSERT_FALSE(std::string(e.what()).empty());
+    }
+  }
+  EXPECT_GT(understood, 1000) << "some of it must be understood, or this tests nothing";
+}
+
+}  // namespace
+}  // namespace kvpare::test

@@ -1,0 +1,6 @@
+// expect: BasicTensor<void>
+#include <kvpare/backend/arguments.hpp>
+
+void mistake(kvpare::ConstTensor queries, kvpare::AttendSequence& s) {
+  s.out = kvpare::Tensor{queries};
+}

@@ -2,6 +2,7 @@
 #include <kvpare/backend/cpu/backend.hpp>
 #include <kvpare/pipeline/engine.hpp>
 
-void mistake(kvpare::EngineSequence<kvpare::cpu::Backend>& sequence, const kvpare::Plan& plan, std::span<const kvpare::EngineLayer<const kvpare::half>> layers) {
+void mistake(kvpare::EngineSequence<kvpare::cpu::Backend>& sequence, const kvpare::Plan& plan,
+             std::span<const kvpare::EngineLayer<const kvpare::half>> layers) {
   sequence.commit(plan, layers);
 }

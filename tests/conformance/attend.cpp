@@ -36,12 +36,12 @@ struct Recipe {
   DType type = DType::f16;
   Index page_tokens = 16;
   Layout layout = Layout::pool;
-  std::vector<Index> lengths = {40};   // of the sequences
-  Index ragged = 0;                    // head h holds this many tokens less, times h
+  std::vector<Index> lengths = {40};  // of the sequences
+  Index ragged = 0;                   // head h holds this many tokens less, times h
   double dead = 0;
-  Index gap = 0;                       // positions skipped at most between tokens
+  Index gap = 0;  // positions skipped at most between tokens
   Index rows = 1;
-  bool rows_inside = false;            // the rows are the sequence's last tokens, causal among themselves
+  bool rows_inside = false;  // the rows are the sequence's last tokens, causal among themselves
   Index window = 0;
   float softcap = 0;
   bool sinks = false;
@@ -59,12 +59,14 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
   p.shape.key_dim = r.key_dim, p.shape.value_dim = r.value_dim;
   p.shape.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(r.key_dim)));
   p.shape.softcap = r.softcap, p.shape.window = r.window;
-  for (Index h = 0; h < p.shape.q_heads && r.sinks; ++h) p.shape.sink_logits.push_back(static_cast<float>(3 * dice.symmetric()));
+  for (Index h = 0; h < p.shape.q_heads && r.sinks; ++h)
+    p.shape.sink_logits.push_back(static_cast<float>(3 * dice.symmetric()));
   for (const Index length : r.lengths) {
     Sequence s;
     Index end = 0;
     for (Index h = 0; h < r.kv_heads; ++h) {
-      s.heads.push_back(random_head(dice, std::max<Index>(0, length - h * r.ragged), r.key_dim, r.value_dim, r.type, r.gap, r.dead, 2));
+      s.heads.push_back(random_head(dice, std::max<Index>(0, length - h * r.ragged), r.key_dim, r.value_dim, r.type,
+                                    r.gap, r.dead, 2));
       if (!s.heads.back().empty()) end = std::max(end, s.heads.back().back().token.position + 1);
     }
     s.queries = random_array(dice, r.rows, p.shape.q_heads, r.key_dim, r.type, 3);
@@ -81,7 +83,9 @@ oracle::AttendInput input_of(const Problem& p, const Sequence& s) {
   in.positions.assign(s.positions.begin(), s.positions.end());
   for (const PlacedHead& head : s.heads) in.heads.push_back(live_tokens(head));
   in.value_width = p.shape.value_dim;
-  in.how = {.scale = static_cast<double>(p.shape.scale), .softcap = static_cast<double>(p.shape.softcap), .window = p.shape.window};
+  in.how = {.scale = static_cast<double>(p.shape.scale),
+            .softcap = static_cast<double>(p.shape.softcap),
+            .window = p.shape.window};
   in.sink.assign(p.shape.sink_logits.begin(), p.shape.sink_logits.end());
   return in;
 }
@@ -111,12 +115,14 @@ std::vector<Answer> run(B& be, const Problem& p) {
     lse.emplace_back(be, s.queries.a * s.queries.b);
     mass.emplace_back(), mass_rows.emplace_back();
     for (Index h = 0; h < p.shape.kv_heads && p.mass != MassKind::none; ++h) {
-      mass.back().push_back(upload(be, std::vector<float>(static_cast<std::size_t>(pages.back().slots(h)), mass_before)));
+      mass.back().push_back(
+          upload(be, std::vector<float>(static_cast<std::size_t>(pages.back().slots(h)), mass_before)));
       mass_rows.back().push_back(mass.back().back().data());
     }
   }
   for (std::size_t i = 0; i < p.batch.size(); ++i)
-    batch.push_back({pages[i].heads(), queries[i].tensor(), p.batch[i].positions, outs[i].writable(), lse[i].data(), mass_rows[i]});
+    batch.push_back(
+        {pages[i].heads(), queries[i].tensor(), p.batch[i].positions, outs[i].writable(), lse[i].data(), mass_rows[i]});
   be.attend(p.shape, batch, p.mass);
 
   std::vector<Answer> answers;
@@ -156,23 +162,28 @@ void compare(const Problem& p, const Sequence& s, const oracle::AttendResult& wa
     for (Index h = 0; h < wanted.out.b; ++h) {
       const double lse = static_cast<double>(got.lse[static_cast<std::size_t>(r * wanted.out.b + h)]);
       const bool lse_close = close(lse, wanted.lse.at(r, h), tolerance(Operation::logit));
-      EXPECT_TRUE(lse_close) << p.name << ": lse of row " << r << " head " << h << ": " << lse << ", wanted " << wanted.lse.at(r, h);
+      EXPECT_TRUE(lse_close) << p.name << ": lse of row " << r << " head " << h << ": " << lse << ", wanted "
+                             << wanted.lse.at(r, h);
       if (!lse_close && ++printed > 4) return;
       for (Index c = 0; c < wanted.out.c; ++c) {
-        const auto near = close(got.out.at(r, h, c), wanted.out.at(r, h, c), tolerance(Operation::attended, p.out_type));
-        EXPECT_TRUE(near) << p.name << ": out of row " << r << " (position " << s.positions[static_cast<std::size_t>(r)] << ") head " << h << " channel " << c;
+        const auto near =
+            close(got.out.at(r, h, c), wanted.out.at(r, h, c), tolerance(Operation::attended, p.out_type));
+        EXPECT_TRUE(near) << p.name << ": out of row " << r << " (position " << s.positions[static_cast<std::size_t>(r)]
+                          << ") head " << h << " channel " << c;
         if (!near && ++printed > 4) return;
       }
     }
 }
 
-void compare_mass(const Problem& p, const Sequence& s, const std::vector<std::vector<double>>& wanted, const Answer& got) {
+void compare_mass(const Problem& p, const Sequence& s, const std::vector<std::vector<double>>& wanted,
+                  const Answer& got) {
   for (std::size_t h = 0; h < s.heads.size(); ++h) {
     std::size_t live = 0;
     for (std::size_t slot = 0; slot < got.mass[h].size(); ++slot) {
       const bool is_live = slot < s.heads[h].size() && s.heads[h][slot].live;
       const double added = is_live ? wanted[h][live++] : 0;
-      EXPECT_TRUE(close(static_cast<double>(got.mass[h][slot]), static_cast<double>(mass_before) + added, tolerance(Operation::mass)))
+      EXPECT_TRUE(close(static_cast<double>(got.mass[h][slot]), static_cast<double>(mass_before) + added,
+                        tolerance(Operation::mass)))
           << p.name << ": mass of head " << h << " slot " << slot << (is_live ? "" : " (dead)");
     }
   }
@@ -195,66 +206,148 @@ TYPED_TEST_SUITE(Attend, AllRigs, RigNames);
 TYPED_TEST(Attend, GroupsOfQueryHeads) {
   for (const Index group : {1, 4, 5, 7})
     for (const Index kv_heads : {1, 3})
-      conforms(this->be(), {.name = message("group ", group, " kv ", kv_heads), .kv_heads = kv_heads, .group = group, .lengths = {37}, .rows = 2});
+      conforms(this->be(), {.name = message("group ", group, " kv ", kv_heads),
+                            .kv_heads = kv_heads,
+                            .group = group,
+                            .lengths = {37},
+                            .rows = 2});
 }
 
 TYPED_TEST(Attend, WidthsOfKeysAndValues) {
-  const std::pair<Index, Index> widths[] = {{1, 1},     {3, 3},   {64, 64},  {72, 72},   {80, 80},  {96, 96}, {128, 128},
-                                            {192, 192}, {256, 256}, {192, 128}, {3, 128}, {80, 1},  {17, 33}};
+  const std::pair<Index, Index> widths[] = {{1, 1},   {3, 3},     {64, 64},   {72, 72},   {80, 80},
+                                            {96, 96}, {128, 128}, {192, 192}, {256, 256}, {192, 128},
+                                            {3, 128}, {80, 1},    {17, 33}};
   for (const auto& [key, value] : widths)
     for (const DType type : {DType::f32, DType::f16, DType::bf16})
-      conforms(this->be(), {.name = message("widths ", key, " ", value, " ", name_of(type)), .key_dim = key, .value_dim = value, .type = type, .lengths = {35}});
+      conforms(this->be(), {.name = message("widths ", key, " ", value, " ", name_of(type)),
+                            .key_dim = key,
+                            .value_dim = value,
+                            .type = type,
+                            .lengths = {35}});
 }
 
 TYPED_TEST(Attend, LengthsAroundAPage) {
   for (const Index page : {16, 32, 64})
     for (const Index length : {Index{0}, Index{1}, page - 1, page, page + 1, 3 * page + 5})
       for (const Layout layout : {Layout::pool, Layout::nhd, Layout::hnd})
-        conforms(this->be(), {.name = message("length ", length, " page ", page, " layout ", static_cast<int>(layout)), .key_dim = 24, .value_dim = 40,
-                              .page_tokens = page, .layout = layout, .lengths = {length}, .rows = 3, .mass = MassKind::sum});
+        conforms(this->be(), {.name = message("length ", length, " page ", page, " layout ", static_cast<int>(layout)),
+                              .key_dim = 24,
+                              .value_dim = 40,
+                              .page_tokens = page,
+                              .layout = layout,
+                              .lengths = {length},
+                              .rows = 3,
+                              .mass = MassKind::sum});
 }
 
 TYPED_TEST(Attend, ListsOfSeveralStretches) {
-  conforms(this->be(), {.name = "long", .kv_heads = 2, .group = 5, .key_dim = 32, .value_dim = 48, .page_tokens = 32, .lengths = {4500}, .ragged = 2100,
-                        .dead = 0.1, .rows = 2, .mass = MassKind::mean});
-  conforms(this->be(), {.name = "long, causal", .kv_heads = 1, .group = 2, .key_dim = 16, .value_dim = 16, .page_tokens = 64, .lengths = {2080},
-                        .rows = 64, .rows_inside = true});
-  conforms(this->be(), {.name = "long, window over the seam", .kv_heads = 1, .group = 2, .key_dim = 16, .value_dim = 16, .page_tokens = 16,
-                        .lengths = {2100}, .rows = 60, .rows_inside = true, .window = 50});
+  conforms(this->be(), {.name = "long",
+                        .kv_heads = 2,
+                        .group = 5,
+                        .key_dim = 32,
+                        .value_dim = 48,
+                        .page_tokens = 32,
+                        .lengths = {4500},
+                        .ragged = 2100,
+                        .dead = 0.1,
+                        .rows = 2,
+                        .mass = MassKind::mean});
+  conforms(this->be(), {.name = "long, causal",
+                        .kv_heads = 1,
+                        .group = 2,
+                        .key_dim = 16,
+                        .value_dim = 16,
+                        .page_tokens = 64,
+                        .lengths = {2080},
+                        .rows = 64,
+                        .rows_inside = true});
+  conforms(this->be(), {.name = "long, window over the seam",
+                        .kv_heads = 1,
+                        .group = 2,
+                        .key_dim = 16,
+                        .value_dim = 16,
+                        .page_tokens = 16,
+                        .lengths = {2100},
+                        .rows = 60,
+                        .rows_inside = true,
+                        .window = 50});
 }
 
 TYPED_TEST(Attend, HeadsMayDifferInLengthAndHaveHoles) {
   for (const double dead : {0.0, 0.5, 0.95})
     for (const Index gap : {0, 5})
-      conforms(this->be(), {.name = message("dead ", dead, " gap ", gap), .kv_heads = 3, .group = 4, .key_dim = 20, .value_dim = 12, .lengths = {90}, .ragged = 45,
-                            .dead = dead, .gap = gap, .rows = 4, .rows_inside = true, .mass = MassKind::max});
+      conforms(this->be(), {.name = message("dead ", dead, " gap ", gap),
+                            .kv_heads = 3,
+                            .group = 4,
+                            .key_dim = 20,
+                            .value_dim = 12,
+                            .lengths = {90},
+                            .ragged = 45,
+                            .dead = dead,
+                            .gap = gap,
+                            .rows = 4,
+                            .rows_inside = true,
+                            .mass = MassKind::max});
 }
 
 TYPED_TEST(Attend, RowsSeeOnlyEarlierPositions) {
   for (const Index rows : {1, 2, 17, 63, 64})
     for (const Index length : {Index{64}, Index{100}})
-      conforms(this->be(), {.name = message("causal ", rows, " ", length), .key_dim = 16, .value_dim = 16, .lengths = {length}, .gap = 2, .rows = rows,
-                            .rows_inside = true, .mass = MassKind::sum});
+      conforms(this->be(), {.name = message("causal ", rows, " ", length),
+                            .key_dim = 16,
+                            .value_dim = 16,
+                            .lengths = {length},
+                            .gap = 2,
+                            .rows = rows,
+                            .rows_inside = true,
+                            .mass = MassKind::sum});
 }
 
 TYPED_TEST(Attend, WindowSoftcapAndSinks) {
   for (const Index window : {0, 1, 7, 16, 40})
     for (const float softcap : {0.0f, 0.7f, 30.0f})
       for (const bool sinks : {false, true})
-        conforms(this->be(), {.name = message("window ", window, " cap ", softcap, " sinks ", sinks), .kv_heads = 2, .group = 2, .key_dim = 24, .value_dim = 8,
-                              .lengths = {70}, .gap = 1, .rows = 9, .rows_inside = true, .window = window, .softcap = softcap, .sinks = sinks,
+        conforms(this->be(), {.name = message("window ", window, " cap ", softcap, " sinks ", sinks),
+                              .kv_heads = 2,
+                              .group = 2,
+                              .key_dim = 24,
+                              .value_dim = 8,
+                              .lengths = {70},
+                              .gap = 1,
+                              .rows = 9,
+                              .rows_inside = true,
+                              .window = window,
+                              .softcap = softcap,
+                              .sinks = sinks,
                               .mass = MassKind::mean});
 }
 
 TYPED_TEST(Attend, SequencesOfABatchDoNotMeet) {
-  conforms(this->be(), {.name = "batch", .kv_heads = 2, .group = 3, .key_dim = 16, .value_dim = 24, .lengths = {0, 1, 200, 33, 2500}, .ragged = 20, .dead = 0.2,
-                        .rows = 2, .mass = MassKind::sum});
+  conforms(this->be(), {.name = "batch",
+                        .kv_heads = 2,
+                        .group = 3,
+                        .key_dim = 16,
+                        .value_dim = 24,
+                        .lengths = {0, 1, 200, 33, 2500},
+                        .ragged = 20,
+                        .dead = 0.2,
+                        .rows = 2,
+                        .mass = MassKind::sum});
 }
 
 TYPED_TEST(Attend, LayoutNeverMatters) {
   // The same tokens in the same slots: not a bit may differ. Other page sizes sum in another order.
-  Recipe recipe{.name = "layout", .kv_heads = 2, .group = 3, .key_dim = 40, .value_dim = 24, .lengths = {150}, .dead = 0.3, .gap = 2, .rows = 5,
-                .rows_inside = true, .mass = MassKind::mean};
+  Recipe recipe{.name = "layout",
+                .kv_heads = 2,
+                .group = 3,
+                .key_dim = 40,
+                .value_dim = 24,
+                .lengths = {150},
+                .dead = 0.3,
+                .gap = 2,
+                .rows = 5,
+                .rows_inside = true,
+                .mass = MassKind::mean};
   const Wanted& wanted = wanted_of(recipe, 1);
   Problem p = wanted.problem;
   const auto first = run(this->be(), p);
@@ -277,7 +370,15 @@ TYPED_TEST(Attend, LayoutNeverMatters) {
 TYPED_TEST(Attend, ABadNumberStaysWithTheRowsThatSeeIt) {
   for (const double bad : {nan, inf})
     for (const int where : {0, 1, 2}) {  // in a key, a value, a query
-      Problem p = problem_of({.name = "bad", .kv_heads = 2, .group = 2, .key_dim = 16, .value_dim = 16, .lengths = {2100}, .rows = 8, .rows_inside = true}, 5);
+      Problem p = problem_of({.name = "bad",
+                              .kv_heads = 2,
+                              .group = 2,
+                              .key_dim = 16,
+                              .value_dim = 16,
+                              .lengths = {2100},
+                              .rows = 8,
+                              .rows_inside = true},
+                             5);
       Sequence& s = p.batch[0];
       const auto clean = run(this->be(), p)[0];
       const Index place = 2095, bad_row = 5;  // seen by the rows at 2095 and later: rows 3..7
@@ -287,7 +388,8 @@ TYPED_TEST(Attend, ABadNumberStaysWithTheRowsThatSeeIt) {
       const auto got = run(this->be(), p)[0];
       for (Index r = 0; r < 8; ++r)
         for (Index h = 0; h < 4; ++h) {
-          const bool touched = where == 2 ? r == bad_row && h == 2 : h >= 2 && s.positions[static_cast<std::size_t>(r)] >= place;
+          const bool touched =
+              where == 2 ? r == bad_row && h == 2 : h >= 2 && s.positions[static_cast<std::size_t>(r)] >= place;
           bool any_bad = false, same = true;
           for (Index c = 0; c < 16; ++c) {
             any_bad = any_bad || !std::isfinite(got.out.at(r, h, c));
@@ -305,7 +407,16 @@ TYPED_TEST(Attend, ABadNumberStaysWithTheRowsThatSeeIt) {
 }
 
 TYPED_TEST(Attend, RowsThatSeeNothingAreZeroEvenWithSinks) {
-  Problem p = problem_of({.name = "blind", .kv_heads = 1, .group = 2, .key_dim = 8, .value_dim = 8, .lengths = {20}, .rows = 2, .sinks = true, .mass = MassKind::sum}, 3);
+  Problem p = problem_of({.name = "blind",
+                          .kv_heads = 1,
+                          .group = 2,
+                          .key_dim = 8,
+                          .value_dim = 8,
+                          .lengths = {20},
+                          .rows = 2,
+                          .sinks = true,
+                          .mass = MassKind::sum},
+                         3);
   for (PlacedToken& t : p.batch[0].heads[0]) t.token.position += 100;
   p.batch[0].positions = {99, 105};
   const auto got = run(this->be(), p)[0];
@@ -317,7 +428,15 @@ TYPED_TEST(Attend, RowsThatSeeNothingAreZeroEvenWithSinks) {
 }
 
 TYPED_TEST(Attend, SoftmaxWeightsSumToOne) {  // values of 1 come back as 1, however large the logits
-  Problem p = problem_of({.name = "ones", .kv_heads = 1, .group = 4, .key_dim = 64, .value_dim = 8, .type = DType::f32, .lengths = {3000}, .rows = 1}, 9);
+  Problem p = problem_of({.name = "ones",
+                          .kv_heads = 1,
+                          .group = 4,
+                          .key_dim = 64,
+                          .value_dim = 8,
+                          .type = DType::f32,
+                          .lengths = {3000},
+                          .rows = 1},
+                         9);
   for (PlacedToken& t : p.batch[0].heads[0]) std::fill(t.token.value.begin(), t.token.value.end(), 1.0);
   for (double& q : p.batch[0].queries.values) q *= 1000;
   const auto got = run(this->be(), p)[0];
@@ -325,8 +444,17 @@ TYPED_TEST(Attend, SoftmaxWeightsSumToOne) {  // values of 1 come back as 1, how
 }
 
 TEST(AttendThreads, NotABitDependsOnThem) {
-  const Problem p = problem_of({.name = "threads", .kv_heads = 3, .group = 2, .key_dim = 32, .value_dim = 32, .lengths = {5000, 40, 2500}, .ragged = 900,
-                                .dead = 0.2, .rows = 3, .mass = MassKind::sum}, 4);
+  const Problem p = problem_of({.name = "threads",
+                                .kv_heads = 3,
+                                .group = 2,
+                                .key_dim = 32,
+                                .value_dim = 32,
+                                .lengths = {5000, 40, 2500},
+                                .ragged = 900,
+                                .dead = 0.2,
+                                .rows = 3,
+                                .mass = MassKind::sum},
+                               4);
   cpu::Backend one({.threads = 1});
   const auto wanted = run(one, p);
   for (const Index threads : {2, 3, 7}) {

@@ -22,16 +22,16 @@ struct Recipe {
   Layout layout = Layout::pool;
   double dead = 0;
   Index gap = 0;
-  bool ragged = false;             // heads hold different tokens: columns are ranks, with a map from slots
-  bool rows_inside = true;         // the rows are the last tokens; else they come after all
-  Index rows_before_all = 0;       // so many rows precede every key: they see nothing
+  bool ragged = false;        // heads hold different tokens: columns are ranks, with a map from slots
+  bool rows_inside = true;    // the rows are the last tokens; else they come after all
+  Index rows_before_all = 0;  // so many rows precede every key: they see nothing
   Index window = 0;
   float softcap = 0;
-  bool masked = false;             // a key mask
-  bool listed = false;             // a list of rows
+  bool masked = false;  // a key mask
+  bool listed = false;  // a list of rows
   bool weighted = false, weighted_per_head = false;
   bool given_lse = false, extra = false;
-  bool classes = false;            // two parts
+  bool classes = false;  // two parts
   HeadGroups heads = HeadGroups::kv_head;
   bool take_max = false;
   bool own_logit = false, own_entry = false;
@@ -42,11 +42,11 @@ struct Problem {
   Recipe recipe;
   LayerShape shape;
   std::vector<PlacedHead> heads;
-  std::vector<std::vector<Index>> token_of;     // [kv head][slot] -> token
-  oracle::AttentionMassInput input;             // [tokens] with a mask per head
-  std::vector<std::vector<std::uint64_t>> mask; // [kv head][entry], empty = none
+  std::vector<std::vector<Index>> token_of;      // [kv head][slot] -> token
+  oracle::AttentionMassInput input;              // [tokens] with a mask per head
+  std::vector<std::vector<std::uint64_t>> mask;  // [kv head][entry], empty = none
   std::vector<Index> row_list;
-  std::vector<float> weights, lse, extra;       // as the verb takes them
+  std::vector<float> weights, lse, extra;  // as the verb takes them
   std::vector<std::uint8_t> row_class, key_class;
   Index columns = 0;
 };
@@ -67,7 +67,8 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
   Dice dice{seed};
   Problem p;
   p.recipe = r;
-  p.shape.kv_heads = r.kv_heads, p.shape.q_heads = r.kv_heads * r.group, p.shape.key_dim = r.width, p.shape.value_dim = 1;
+  p.shape.kv_heads = r.kv_heads, p.shape.q_heads = r.kv_heads * r.group, p.shape.key_dim = r.width,
+  p.shape.value_dim = 1;
   p.shape.scale = static_cast<float>(2 / std::sqrt(static_cast<double>(r.width)));
   p.shape.softcap = r.softcap, p.shape.window = r.window;
   auto& in = p.input;
@@ -76,13 +77,19 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
   in.keys = random_array(dice, r.tokens, r.kv_heads, r.width, r.type);
   in.queries = random_array(dice, r.rows, q_heads, r.width, r.type, 2);
   Index position = 5;
-  for (Index t = 0; t < r.tokens; ++t) in.key_positions.push_back(position += 1 + (r.gap > 0 ? dice.below(r.gap + 1) : 0));
+  for (Index t = 0; t < r.tokens; ++t)
+    in.key_positions.push_back(position += 1 + (r.gap > 0 ? dice.below(r.gap + 1) : 0));
   for (Index row = 0; row < r.rows; ++row) {
-    if (row < r.rows_before_all) in.row_positions.push_back(row);
-    else if (r.rows_inside) in.row_positions.push_back(r.tokens >= r.rows ? in.key_positions[static_cast<std::size_t>(r.tokens - r.rows + row)] : position + row);
-    else in.row_positions.push_back(position + row);
+    if (row < r.rows_before_all)
+      in.row_positions.push_back(row);
+    else if (r.rows_inside)
+      in.row_positions.push_back(
+          r.tokens >= r.rows ? in.key_positions[static_cast<std::size_t>(r.tokens - r.rows + row)] : position + row);
+    else
+      in.row_positions.push_back(position + row);
   }
-  in.how = {.scale = static_cast<double>(p.shape.scale), .softcap = static_cast<double>(p.shape.softcap), .window = r.window};
+  in.how = {
+      .scale = static_cast<double>(p.shape.scale), .softcap = static_cast<double>(p.shape.softcap), .window = r.window};
 
   for (Index h = 0; h < r.kv_heads; ++h) {
     auto& head = p.heads.emplace_back();
@@ -92,7 +99,8 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
     for (Index t = 0; t < r.tokens; ++t) {
       const bool held = !r.ragged || dice.chance(0.6);
       // Aligned heads share their dead tokens.
-      const bool live = held && !(r.ragged || h == 0 ? dice.chance(r.dead) : !p.heads[0][static_cast<std::size_t>(t)].live);
+      const bool live =
+          held && !(r.ragged || h == 0 ? dice.chance(r.dead) : !p.heads[0][static_cast<std::size_t>(t)].live);
       bool in_mask = live;
       if (held) {
         PlacedToken placed;
@@ -121,7 +129,9 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
       if (dice.chance(0.5)) in.rows->push_back(row);
     p.row_list = *in.rows;
   }
-  const auto weight = [&] { return dice.chance(0.3) ? 0.0 : static_cast<double>(static_cast<float>(0.25 + dice.unit())); };
+  const auto weight = [&] {
+    return dice.chance(0.3) ? 0.0 : static_cast<double>(static_cast<float>(0.25 + dice.unit()));
+  };
   if (r.weighted)
     for (Index row = 0; row < r.rows; ++row) in.weights.push_back(weight());
   if (r.weighted_per_head) {
@@ -149,11 +159,15 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
   const auto how = in.how;
   if (r.own_logit)
     in.logit = [how](double dot, Index row, Index key) {
-      return 0.5 * oracle::capped_logit(how, dot) + static_cast<double>(0.01f) * static_cast<double>(key) - 0.125 * static_cast<double>(row);
+      return 0.5 * oracle::capped_logit(how, dot) + static_cast<double>(0.01f) * static_cast<double>(key) -
+             0.125 * static_cast<double>(row);
     };
-  if (r.own_entry) in.entry = [](double x, Index row, Index key) { return x * x + static_cast<double>((row + key) % 3) * x; };
+  if (r.own_entry)
+    in.entry = [](double x, Index row, Index key) { return x * x + static_cast<double>((row + key) % 3) * x; };
   in.combine = r.take_max ? oracle::Combine::max : oracle::Combine::sum;
-  in.heads = r.heads == HeadGroups::layer ? oracle::Heads::layer_mean : r.heads == HeadGroups::kv_head ? oracle::Heads::kv_mean : oracle::Heads::query;
+  in.heads = r.heads == HeadGroups::layer     ? oracle::Heads::layer_mean
+             : r.heads == HeadGroups::kv_head ? oracle::Heads::kv_mean
+                                              : oracle::Heads::query;
   in.share = static_cast<double>(static_cast<float>(r.peak_share));
   return p;
 }
@@ -171,11 +185,15 @@ struct Answer {
 template <Backend B, class Logit, class EntryOf>
 void call(B& be, const MassArguments<>& plain, Logit logit, EntryOf entry) {
   MassArguments<Logit, EntryOf> a;
-  a.shape = plain.shape, a.keys = plain.keys, a.key_mask = plain.key_mask, a.column_of = plain.column_of, a.columns = plain.columns;
-  a.queries = plain.queries, a.row_positions = plain.row_positions, a.row_list = plain.row_list, a.row_count = plain.row_count;
-  a.row_weights = plain.row_weights, a.per_head_weights = plain.per_head_weights, a.lse = plain.lse, a.extra = plain.extra;
+  a.shape = plain.shape, a.keys = plain.keys, a.key_mask = plain.key_mask, a.column_of = plain.column_of,
+  a.columns = plain.columns;
+  a.queries = plain.queries, a.row_positions = plain.row_positions, a.row_list = plain.row_list,
+  a.row_count = plain.row_count;
+  a.row_weights = plain.row_weights, a.per_head_weights = plain.per_head_weights, a.lse = plain.lse,
+  a.extra = plain.extra;
   a.row_class = plain.row_class, a.key_class = plain.key_class, a.heads = plain.heads, a.take_max = plain.take_max;
-  a.out = plain.out, a.seen = plain.seen, a.row_lse = plain.row_lse, a.row_peak = plain.row_peak, a.peak_share = plain.peak_share;
+  a.out = plain.out, a.seen = plain.seen, a.row_lse = plain.row_lse, a.row_peak = plain.row_peak,
+  a.peak_share = plain.peak_share;
   a.row_near_peak = plain.row_near_peak, a.row_part_mass = plain.row_part_mass;
   a.logit = logit, a.entry = entry;
   be.attention_mass(a);
@@ -186,10 +204,14 @@ template <Backend B>
 struct Outputs {
   Buffer<B, float> out, seen;
   Outputs(B& be, const Problem& p)
-      : out(upload(be, std::vector<float>(static_cast<std::size_t>((p.recipe.classes ? 2 : 1) * heads_of(p) * p.columns), out_before))),
+      : out(upload(be,
+                   std::vector<float>(static_cast<std::size_t>((p.recipe.classes ? 2 : 1) * heads_of(p) * p.columns),
+                                      out_before))),
         seen(upload(be, std::vector<float>(static_cast<std::size_t>(p.shape.kv_heads * p.columns), out_before))) {}
   static Index heads_of(const Problem& p) {
-    return p.recipe.heads == HeadGroups::layer ? 1 : p.recipe.heads == HeadGroups::kv_head ? p.shape.kv_heads : p.shape.q_heads;
+    return p.recipe.heads == HeadGroups::layer     ? 1
+           : p.recipe.heads == HeadGroups::kv_head ? p.shape.kv_heads
+                                                   : p.shape.q_heads;
   }
 };
 
@@ -197,7 +219,8 @@ struct Outputs {
 template <Backend B>
 Answer run_rows(B& be, const Problem& p, Outputs<B>& to, Index first, Index count) {
   const Index q_heads = p.shape.q_heads;
-  const PagedTokens<B> pages(be, p.heads, p.shape.key_dim, 1, {p.recipe.page_tokens, p.recipe.layout, p.recipe.type, 3});
+  const PagedTokens<B> pages(be, p.heads, p.shape.key_dim, 1,
+                             {p.recipe.page_tokens, p.recipe.layout, p.recipe.type, 3});
   const TensorBuffer<B> queries(be, p.input.queries, p.recipe.type);
   std::vector<Position> positions(p.input.row_positions.begin() + first, p.input.row_positions.begin() + first + count);
   const auto part = [&](const auto& all, Index per_row) {
@@ -227,7 +250,9 @@ Answer run_rows(B& be, const Problem& p, Outputs<B>& to, Index first, Index coun
   const auto weights = upload(be, part(p.weights, p.recipe.weighted_per_head ? q_heads : 1));
   const auto lse = upload(be, part(p.lse, q_heads)), extra = upload(be, part(p.extra, q_heads));
   const auto row_class = upload(be, part(p.row_class, 1)), key_class = upload(be, p.key_class);
-  const auto per_row = [&](Index parts) { return upload(be, std::vector<float>(static_cast<std::size_t>(parts * count * q_heads), row_before)); };
+  const auto per_row = [&](Index parts) {
+    return upload(be, std::vector<float>(static_cast<std::size_t>(parts * count * q_heads), row_before));
+  };
   const Buffer<B, float> row_lse = per_row(1), row_peak = per_row(1), part_mass = per_row(p.recipe.classes ? 2 : 1);
   const auto near_peak = upload(be, std::vector<Index>(static_cast<std::size_t>(count * q_heads), -77));
 
@@ -235,15 +260,23 @@ Answer run_rows(B& be, const Problem& p, Outputs<B>& to, Index first, Index coun
   a.shape = &p.shape, a.keys = pages.heads(), a.key_mask = mask_rows, a.column_of = map_rows, a.columns = p.columns;
   a.queries = queries.tensor().part(first, count), a.row_positions = row_positions.data();
   if (p.recipe.listed) a.row_list = list.data(), a.row_count = list_count.data();
-  a.row_weights = weights.data(), a.per_head_weights = p.recipe.weighted_per_head, a.lse = lse.data(), a.extra = extra.data();
-  a.row_class = row_class.data(), a.key_class = key_class.data(), a.heads = p.recipe.heads, a.take_max = p.recipe.take_max;
+  a.row_weights = weights.data(), a.per_head_weights = p.recipe.weighted_per_head, a.lse = lse.data(),
+  a.extra = extra.data();
+  a.row_class = row_class.data(), a.key_class = key_class.data(), a.heads = p.recipe.heads,
+  a.take_max = p.recipe.take_max;
   a.out = to.out.data(), a.seen = to.seen.data(), a.row_lse = row_lse.data(), a.row_peak = row_peak.data();
-  a.peak_share = static_cast<float>(p.recipe.peak_share), a.row_near_peak = near_peak.data(), a.row_part_mass = part_mass.data();
-  if (p.recipe.own_logit && p.recipe.own_entry) call(be, a, TiltedLogit{}, SquaredEntry{});
-  else if (p.recipe.own_logit) call(be, a, TiltedLogit{}, Probability{});
-  else if (p.recipe.own_entry) call(be, a, PlainLogit{}, SquaredEntry{});
-  else be.attention_mass(a);
-  return {download(be, to.out), download(be, to.seen), download(be, row_lse), download(be, row_peak), download(be, part_mass), download(be, near_peak)};
+  a.peak_share = static_cast<float>(p.recipe.peak_share), a.row_near_peak = near_peak.data(),
+  a.row_part_mass = part_mass.data();
+  if (p.recipe.own_logit && p.recipe.own_entry)
+    call(be, a, TiltedLogit{}, SquaredEntry{});
+  else if (p.recipe.own_logit)
+    call(be, a, TiltedLogit{}, Probability{});
+  else if (p.recipe.own_entry)
+    call(be, a, PlainLogit{}, SquaredEntry{});
+  else
+    be.attention_mass(a);
+  return {download(be, to.out),   download(be, to.seen),   download(be, row_lse),
+          download(be, row_peak), download(be, part_mass), download(be, near_peak)};
 }
 
 template <Backend B>
@@ -269,14 +302,15 @@ void compare(const Problem& p, const oracle::AttentionMass& wanted, const Answer
         const double mass = t < 0 ? 0 : wanted.out.at(parts == 1 ? oracle::part_all : part + 1, h, t);
         // A layer's maximum of heads that do not hold the token: see the oracle; what is never visible stays as it was.
         const double want = p.recipe.take_max ? std::max(before, mass) : before + mass;
-        if (!near(static_cast<double>(got.out[static_cast<std::size_t>((part * wanted.out.b + h) * p.columns + c)]), want, tolerance(Operation::mass),
-                  message("out[part ", part, ", head ", h, ", column ", c, "]")))
+        if (!near(static_cast<double>(got.out[static_cast<std::size_t>((part * wanted.out.b + h) * p.columns + c)]),
+                  want, tolerance(Operation::mass), message("out[part ", part, ", head ", h, ", column ", c, "]")))
           return;
       }
   for (Index h = 0; h < p.shape.kv_heads && p.recipe.heads == HeadGroups::kv_head; ++h)
     for (Index c = 0; c < p.columns; ++c) {
       const Index t = column_tokens(c);
-      if (!near(static_cast<double>(got.seen[static_cast<std::size_t>(h * p.columns + c)]), before + (t < 0 ? 0 : wanted.seen.at(h, t)), tolerance(Operation::mass),
+      if (!near(static_cast<double>(got.seen[static_cast<std::size_t>(h * p.columns + c)]),
+                before + (t < 0 ? 0 : wanted.seen.at(h, t)), tolerance(Operation::mass),
                 message("seen[head ", h, ", column ", c, "]")))
         return;
     }
@@ -284,16 +318,24 @@ void compare(const Problem& p, const oracle::AttentionMass& wanted, const Answer
     for (Index h = 0; h < q_heads; ++h) {
       const std::size_t at = static_cast<std::size_t>(r * q_heads + h);
       const bool listed = !p.recipe.listed || std::find(p.row_list.begin(), p.row_list.end(), r) != p.row_list.end();
-      const double w = (p.recipe.weighted ? p.input.weights[static_cast<std::size_t>(r)] : 1.0) * (p.input.head_weights ? p.input.head_weights->at(h, r) : 1.0);
+      const double w = (p.recipe.weighted ? p.input.weights[static_cast<std::size_t>(r)] : 1.0) *
+                       (p.input.head_weights ? p.input.head_weights->at(h, r) : 1.0);
       const std::string where = message("[row ", r, ", head ", h, "]");
       const bool used = listed && w != 0;
       const double unused = static_cast<double>(row_before);
-      if (!near(static_cast<double>(got.row_lse[at]), used ? wanted.lse.at(r, h) : unused, tolerance(Operation::logit), "row_lse" + where)) return;
-      if (!near(static_cast<double>(got.row_peak[at]), used ? wanted.peak.at(r, h) : unused, tolerance(Operation::probability), "row_peak" + where)) return;
-      if (!near(static_cast<double>(got.near_peak[at]), used ? wanted.count.at(r, h) : -77, {}, "row_near_peak" + where)) return;
+      if (!near(static_cast<double>(got.row_lse[at]), used ? wanted.lse.at(r, h) : unused, tolerance(Operation::logit),
+                "row_lse" + where))
+        return;
+      if (!near(static_cast<double>(got.row_peak[at]), used ? wanted.peak.at(r, h) : unused,
+                tolerance(Operation::probability), "row_peak" + where))
+        return;
+      if (!near(static_cast<double>(got.near_peak[at]), used ? wanted.count.at(r, h) : -77, {},
+                "row_near_peak" + where))
+        return;
       for (Index part = 0; part < parts; ++part)
         if (!near(static_cast<double>(got.part_mass[static_cast<std::size_t>(part * rows * q_heads) + at]),
-                  used ? wanted.mass.at(parts == 1 ? oracle::part_all : part + 1, r, h) : unused, tolerance(Operation::mass), message("row_part_mass ", part, where)))
+                  used ? wanted.mass.at(parts == 1 ? oracle::part_all : part + 1, r, h) : unused,
+                  tolerance(Operation::mass), message("row_part_mass ", part, where)))
           return;
     }
 }
@@ -306,7 +348,8 @@ struct Wanted {
 const Wanted& wanted_of(const Recipe& r, std::uint64_t seed = 1) {
   static std::map<std::string, Wanted> memory;
   auto [at, is_new] = memory.try_emplace(r.name);
-  if (is_new) at->second.problem = problem_of(r, seed), at->second.result = oracle::attention_mass(at->second.problem.input);
+  if (is_new)
+    at->second.problem = problem_of(r, seed), at->second.result = oracle::attention_mass(at->second.problem.input);
   return at->second;
 }
 
@@ -323,38 +366,66 @@ TYPED_TEST_SUITE(AttentionMass, AllRigs, RigNames);
 TYPED_TEST(AttentionMass, GroupsAndWidths) {
   for (const Index group : {1, 4, 5, 7})
     for (const Index width : {1, 3, 72, 80, 128})
-      conforms(this->be(), {.name = message("group ", group, " width ", width), .group = group, .width = width, .type = width % 2 ? DType::f16 : DType::bf16});
+      conforms(this->be(), {.name = message("group ", group, " width ", width),
+                            .group = group,
+                            .width = width,
+                            .type = width % 2 ? DType::f16 : DType::bf16});
   for (const DType type : {DType::f32, DType::f16, DType::bf16})
-    for (const Index width : {64, 96, 192, 256}) conforms(this->be(), {.name = message(name_of(type), " ", width), .width = width, .tokens = 40, .type = type});
+    for (const Index width : {64, 96, 192, 256})
+      conforms(this->be(), {.name = message(name_of(type), " ", width), .width = width, .tokens = 40, .type = type});
 }
 
 TYPED_TEST(AttentionMass, LengthsPagesAndLayouts) {
   for (const Index page : {16, 32, 64})
     for (const Index tokens : {Index{0}, Index{1}, page - 1, page, page + 1})
       for (const Layout layout : {Layout::pool, Layout::nhd, Layout::hnd, Layout::dense})
-        conforms(this->be(), {.name = message("page ", page, " tokens ", tokens, " layout ", static_cast<int>(layout)), .width = 8, .tokens = tokens, .rows = 5,
-                              .page_tokens = page, .layout = layout, .rows_inside = false});
+        conforms(this->be(), {.name = message("page ", page, " tokens ", tokens, " layout ", static_cast<int>(layout)),
+                              .width = 8,
+                              .tokens = tokens,
+                              .rows = 5,
+                              .page_tokens = page,
+                              .layout = layout,
+                              .rows_inside = false});
 }
 
 TYPED_TEST(AttentionMass, ManyRowsAndKeys) {
-  conforms(this->be(), {.name = "prompt", .kv_heads = 1, .group = 2, .width = 16, .tokens = 600, .rows = 600, .page_tokens = 32});
-  conforms(this->be(), {.name = "prompt, holes", .kv_heads = 2, .group = 2, .width = 16, .tokens = 500, .rows = 333, .dead = 0.3, .gap = 3, .weighted = true});
+  conforms(this->be(),
+           {.name = "prompt", .kv_heads = 1, .group = 2, .width = 16, .tokens = 600, .rows = 600, .page_tokens = 32});
+  conforms(this->be(), {.name = "prompt, holes",
+                        .kv_heads = 2,
+                        .group = 2,
+                        .width = 16,
+                        .tokens = 500,
+                        .rows = 333,
+                        .dead = 0.3,
+                        .gap = 3,
+                        .weighted = true});
 }
 
 TYPED_TEST(AttentionMass, HolesAndRaggedHeads) {
   for (const double dead : {0.0, 0.4, 1.0})
     for (const bool ragged : {false, true})
       for (const bool masked : {false, true})
-        conforms(this->be(), {.name = message("dead ", dead, " ragged ", ragged, " masked ", masked), .kv_heads = 3, .width = 12, .rows = 20, .dead = dead, .gap = 2,
-                              .ragged = ragged, .masked = masked});
+        conforms(this->be(), {.name = message("dead ", dead, " ragged ", ragged, " masked ", masked),
+                              .kv_heads = 3,
+                              .width = 12,
+                              .rows = 20,
+                              .dead = dead,
+                              .gap = 2,
+                              .ragged = ragged,
+                              .masked = masked});
 }
 
 TYPED_TEST(AttentionMass, WeightsAndListsOfRows) {
   for (const bool listed : {false, true})
     for (const int weights : {0, 1, 2})
       for (const Index rows : {3, 40})
-        conforms(this->be(), {.name = message("listed ", listed, " weights ", weights, " rows ", rows), .width = 12, .rows = rows, .listed = listed,
-                              .weighted = weights == 1, .weighted_per_head = weights == 2});
+        conforms(this->be(), {.name = message("listed ", listed, " weights ", weights, " rows ", rows),
+                              .width = 12,
+                              .rows = rows,
+                              .listed = listed,
+                              .weighted = weights == 1,
+                              .weighted_per_head = weights == 2});
 }
 
 TYPED_TEST(AttentionMass, HeadsSumsAndMaxima) {
@@ -362,32 +433,57 @@ TYPED_TEST(AttentionMass, HeadsSumsAndMaxima) {
     for (const bool take_max : {false, true})
       for (const bool classes : {false, true})
         for (const bool ragged : {false, true})
-          conforms(this->be(), {.name = message("heads ", static_cast<int>(heads), " max ", take_max, " classes ", classes, " ragged ", ragged), .width = 12,
-                                .tokens = 90, .rows = 70, .ragged = ragged, .weighted = true, .classes = classes, .heads = heads, .take_max = take_max});
+          conforms(this->be(), {.name = message("heads ", static_cast<int>(heads), " max ", take_max, " classes ",
+                                                classes, " ragged ", ragged),
+                                .width = 12,
+                                .tokens = 90,
+                                .rows = 70,
+                                .ragged = ragged,
+                                .weighted = true,
+                                .classes = classes,
+                                .heads = heads,
+                                .take_max = take_max});
 }
 
 TYPED_TEST(AttentionMass, WindowAndSoftcap) {
   for (const Index window : {1, 9, 64})
     for (const float softcap : {0.0f, 1.5f})
-      conforms(this->be(), {.name = message("window ", window, " cap ", softcap), .width = 12, .rows = 50, .gap = 1, .window = window, .softcap = softcap});
+      conforms(this->be(), {.name = message("window ", window, " cap ", softcap),
+                            .width = 12,
+                            .rows = 50,
+                            .gap = 1,
+                            .window = window,
+                            .softcap = softcap});
 }
 
 TYPED_TEST(AttentionMass, GivenAndExtraDenominators) {
   for (const int which : {1, 2})
     for (const float softcap : {0.0f, 2.0f})
-      conforms(this->be(), {.name = message("denominator ", which, " cap ", softcap), .width = 12, .rows = 20, .rows_before_all = 3, .softcap = softcap,
-                            .given_lse = which == 1, .extra = which == 2});
+      conforms(this->be(), {.name = message("denominator ", which, " cap ", softcap),
+                            .width = 12,
+                            .rows = 20,
+                            .rows_before_all = 3,
+                            .softcap = softcap,
+                            .given_lse = which == 1,
+                            .extra = which == 2});
 }
 
 TYPED_TEST(AttentionMass, LogitsAndEntriesOfTheCaller) {
   for (const int which : {1, 2, 3})
     for (const bool ragged : {false, true})
-      conforms(this->be(), {.name = message("own ", which, " ragged ", ragged), .width = 12, .rows = 20, .ragged = ragged, .softcap = which == 3 ? 3.0f : 0.0f,
-                            .classes = ragged, .own_logit = (which & 1) != 0, .own_entry = (which & 2) != 0});
+      conforms(this->be(), {.name = message("own ", which, " ragged ", ragged),
+                            .width = 12,
+                            .rows = 20,
+                            .ragged = ragged,
+                            .softcap = which == 3 ? 3.0f : 0.0f,
+                            .classes = ragged,
+                            .own_logit = (which & 1) != 0,
+                            .own_entry = (which & 2) != 0});
 }
 
 TYPED_TEST(AttentionMass, SharesOfThePeak) {
-  for (const double share : {0.0, 0.9, 1.0}) conforms(this->be(), {.name = message("share ", share), .width = 12, .rows = 30, .peak_share = share});
+  for (const double share : {0.0, 0.9, 1.0})
+    conforms(this->be(), {.name = message("share ", share), .width = 12, .rows = 30, .peak_share = share});
 }
 
 TYPED_TEST(AttentionMass, RowsThatSeeNothingAddNothing) {
@@ -398,18 +494,27 @@ TYPED_TEST(AttentionMass, RowsThatSeeNothingAddNothing) {
 TYPED_TEST(AttentionMass, SumsAddUpOverChunks) {
   for (const HeadGroups heads : {HeadGroups::query_head, HeadGroups::kv_head, HeadGroups::layer})
     for (const bool take_max : {false, true}) {
-      const Wanted& wanted = wanted_of({.name = message("chunks ", static_cast<int>(heads), " ", take_max), .width = 12, .tokens = 64, .rows = 64, .weighted = true,
-                                        .heads = heads, .take_max = take_max});
+      const Wanted& wanted = wanted_of({.name = message("chunks ", static_cast<int>(heads), " ", take_max),
+                                        .width = 12,
+                                        .tokens = 64,
+                                        .rows = 64,
+                                        .weighted = true,
+                                        .heads = heads,
+                                        .take_max = take_max});
       const Problem& p = wanted.problem;
       Outputs<typename TestFixture::B> to(this->be(), p);
       Answer got;
-      for (Index first = 0; first < 64; first += 24) got = run_rows(this->be(), p, to, first, std::min<Index>(24, 64 - first));
+      for (Index first = 0; first < 64; first += 24)
+        got = run_rows(this->be(), p, to, first, std::min<Index>(24, 64 - first));
       double furthest = 0;
       for (Index h = 0; h < wanted.result.out.b; ++h)
         for (Index t = 0; t < 64; ++t) {
           // The largest of each chunk is joined after heads are averaged, as the oracle's `accumulate` does.
-          const double mass = wanted.result.out.at(0, h, t), x = static_cast<double>(got.out[static_cast<std::size_t>(h * p.columns + t)]);
-          if (!take_max) furthest = std::max(furthest, std::abs(x - (static_cast<double>(out_before) + mass)) - tolerance(Operation::mass).of(mass));
+          const double mass = wanted.result.out.at(0, h, t),
+                       x = static_cast<double>(got.out[static_cast<std::size_t>(h * p.columns + t)]);
+          if (!take_max)
+            furthest = std::max(
+                furthest, std::abs(x - (static_cast<double>(out_before) + mass)) - tolerance(Operation::mass).of(mass));
         }
       EXPECT_LE(furthest, 0) << p.recipe.name;
       if (!take_max) continue;
@@ -418,12 +523,15 @@ TYPED_TEST(AttentionMass, SumsAddUpOverChunks) {
         oracle::AttentionMassInput in = p.input;
         in.rows.emplace();
         for (Index r = first; r < std::min<Index>(64, first + 24); ++r) in.rows->push_back(r);
-        if (first == 0) joined = oracle::attention_mass(in);
-        else oracle::accumulate(in, joined);
+        if (first == 0)
+          joined = oracle::attention_mass(in);
+        else
+          oracle::accumulate(in, joined);
       }
       for (Index h = 0; h < joined.out.b; ++h)
         for (Index t = 0; t < 64; ++t)
-          ASSERT_TRUE(close(static_cast<double>(got.out[static_cast<std::size_t>(h * p.columns + t)]), std::max(static_cast<double>(out_before), joined.out.at(0, h, t)),
+          ASSERT_TRUE(close(static_cast<double>(got.out[static_cast<std::size_t>(h * p.columns + t)]),
+                            std::max(static_cast<double>(out_before), joined.out.at(0, h, t)),
                             tolerance(Operation::mass)))
               << p.recipe.name << " head " << h << " token " << t;
     }
@@ -431,13 +539,22 @@ TYPED_TEST(AttentionMass, SumsAddUpOverChunks) {
 
 TYPED_TEST(AttentionMass, ABadNumberStaysWithTheRowsThatSeeIt) {
   for (const int where : {0, 1}) {  // in a key; in all of a query
-    Problem p = problem_of({.name = "bad", .kv_heads = 2, .group = 2, .width = 8, .tokens = 40, .rows = 40, .heads = HeadGroups::query_head}, 7);
+    Problem p = problem_of({.name = "bad",
+                            .kv_heads = 2,
+                            .group = 2,
+                            .width = 8,
+                            .tokens = 40,
+                            .rows = 40,
+                            .heads = HeadGroups::query_head},
+                           7);
     if (where == 0) p.input.keys.at(30, 1, 2) = nan, p.heads[1][30].token.key[2] = nan;
     if (where == 1) p.input.queries.at(25, 3, 0) = nan;
     const Answer got = run(this->be(), p);
     compare(p, oracle::attention_mass(p.input), got);
-    for (Index t = 0; t < 40; ++t) EXPECT_FALSE(std::isnan(got.out[static_cast<std::size_t>(t)])) << "head 0 sees nothing bad";
-    EXPECT_TRUE(std::isnan(got.out[static_cast<std::size_t>(3 * p.columns)])) << "a row that sees NaN must not look like one that sees nothing";
+    for (Index t = 0; t < 40; ++t)
+      EXPECT_FALSE(std::isnan(got.out[static_cast<std::size_t>(t)])) << "head 0 sees nothing bad";
+    EXPECT_TRUE(std::isnan(got.out[static_cast<std::size_t>(3 * p.columns)]))
+        << "a row that sees NaN must not look like one that sees nothing";
   }
 }
 
@@ -457,16 +574,20 @@ TYPED_TEST(AttentionMass, FollowsItsTokens) {
   const auto order = Dice{99}.permutation(50);
   Problem q = p;
   for (Index t = 0; t < 50; ++t)
-    q.heads[0][static_cast<std::size_t>(t)].token.key = p.heads[0][static_cast<std::size_t>(order[static_cast<std::size_t>(t)])].token.key;
+    q.heads[0][static_cast<std::size_t>(t)].token.key =
+        p.heads[0][static_cast<std::size_t>(order[static_cast<std::size_t>(t)])].token.key;
   const Answer after = run(this->be(), q);
   for (Index t = 0; t < 50; ++t)
-    EXPECT_TRUE(close(static_cast<double>(after.out[static_cast<std::size_t>(t)]), static_cast<double>(before.out[static_cast<std::size_t>(order[static_cast<std::size_t>(t)])]),
+    EXPECT_TRUE(close(static_cast<double>(after.out[static_cast<std::size_t>(t)]),
+                      static_cast<double>(before.out[static_cast<std::size_t>(order[static_cast<std::size_t>(t)])]),
                       tolerance(Operation::mass)));
 }
 
 TEST(AttentionMassThreads, NotABitDependsOnThem) {
   for (const bool classes : {false, true}) {
-    const Problem p = problem_of({.name = "threads", .kv_heads = 3, .width = 16, .tokens = 700, .rows = 400, .dead = 0.1, .classes = classes}, 21);
+    const Problem p = problem_of(
+        {.name = "threads", .kv_heads = 3, .width = 16, .tokens = 700, .rows = 400, .dead = 0.1, .classes = classes},
+        21);
     cpu::Backend one({.threads = 1});
     const Answer wanted = run(one, p);
     for (const Index threads : {2, 3, 7}) {

@@ -52,7 +52,8 @@ oracle::AttentionSettings settings_of(const LayerShape& s) {
 
 std::vector<oracle::TokenKind> kinds_of(const Prompt& p) {
   std::vector<oracle::TokenKind> kinds;
-  for (const TokenClass c : p.classes()) kinds.push_back(visual.has(c) ? oracle::TokenKind::visual : oracle::TokenKind::text);
+  for (const TokenClass c : p.classes())
+    kinds.push_back(visual.has(c) ? oracle::TokenKind::visual : oracle::TokenKind::text);
   return kinds;
 }
 
@@ -89,14 +90,17 @@ TYPED_TEST(Policies, EliteWindowScores) {
         for (const Index layer : {0, 1}) {
           const LayerShape& shape = p.shape(layer);
           const auto at = static_cast<std::size_t>(layer);
-          const auto wanted = oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p), static_cast<double>(shape.scale),
-                                                   {.alpha = alpha, .window = shape.window}, static_cast<double>(shape.softcap));
+          const auto wanted =
+              oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p), static_cast<double>(shape.scale),
+                                   {.alpha = alpha, .window = shape.window}, static_cast<double>(shape.softcap));
           const auto per_head = oracle::mean_per_kv_head(wanted.importance, c.kv_heads);
           const auto got = fed.scores(layer, EliteWindow{.alpha = alpha}, visual, text_rows(p));
           for (Index h = 0; h < c.kv_heads; ++h)
             for (std::size_t i = 0; i < wanted.visual.size(); ++i)
-              ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(wanted.visual[i])], per_head.at(h, static_cast<Index>(i)), tolerance(Operation::mass)))
-                  << c.name << ", alpha " << alpha << ", layer " << layer << ", head " << h << ", visual token " << wanted.visual[i];
+              ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(wanted.visual[i])],
+                                per_head.at(h, static_cast<Index>(i)), tolerance(Operation::mass)))
+                  << c.name << ", alpha " << alpha << ", layer " << layer << ", head " << h << ", visual token "
+                  << wanted.visual[i];
         }
       }
 }
@@ -111,14 +115,19 @@ TYPED_TEST(Policies, ObservationWindowScores) {
         Positions rows = all_rows(p);
         const Index used = std::min(window, c.tokens);
         rows.erase(rows.begin(), rows.end() - used);
-        const auto wanted = oracle::observation_window(p.queries[0], p.keys[0], settings_of(p.shape(0)),
-                                                       {.window = window, .kernel = pool, .pooling = pooling == Pooling::avg ? oracle::Pooling::average : oracle::Pooling::max});
-        const auto got = fed.scores(0, ObservationWindow{.window = window, .pool = pool, .pooling = pooling}, all_tokens, rows);
+        const auto wanted = oracle::observation_window(
+            p.queries[0], p.keys[0], settings_of(p.shape(0)),
+            {.window = window,
+             .kernel = pool,
+             .pooling = pooling == Pooling::avg ? oracle::Pooling::average : oracle::Pooling::max});
+        const auto got =
+            fed.scores(0, ObservationWindow{.window = window, .pool = pool, .pooling = pooling}, all_tokens, rows);
         for (Index h = 0; h < c.kv_heads; ++h) {
           const auto& row = got[static_cast<std::size_t>(h)];
           double best = 0;
           for (Index t = 0; t < c.tokens - used; ++t) {
-            ASSERT_TRUE(close(row[static_cast<std::size_t>(t)], wanted.at(h, t), tolerance(Operation::mass))) << c.name << ", window " << window << ", token " << t;
+            ASSERT_TRUE(close(row[static_cast<std::size_t>(t)], wanted.at(h, t), tolerance(Operation::mass)))
+                << c.name << ", window " << window << ", token " << t;
             best = std::max(best, row[static_cast<std::size_t>(t)]);
           }
           for (Index t = c.tokens - used; t < c.tokens; ++t) {
@@ -134,11 +143,14 @@ TYPED_TEST(Policies, AccumulatedAttentionScores) {
     const Prompt p = random_prompt(9, 1, c.tokens, c.kv_heads, c.group, c.tags);
     FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
     fed.append(0, c.tokens);
-    const auto wanted = oracle::mean_per_kv_head(oracle::accumulated_attention(p.queries[0], p.keys[0], settings_of(p.shape(0))), c.kv_heads);
+    const auto wanted = oracle::mean_per_kv_head(
+        oracle::accumulated_attention(p.queries[0], p.keys[0], settings_of(p.shape(0))), c.kv_heads);
     const auto got = fed.scores(0, AccumulatedAttention{}, all_tokens, all_rows(p));
     for (Index h = 0; h < c.kv_heads; ++h)
       for (Index t = 0; t < c.tokens; ++t)
-        ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t), tolerance(Operation::mass))) << c.name << ", token " << t;
+        ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t),
+                          tolerance(Operation::mass)))
+            << c.name << ", token " << t;
   }
 }
 
@@ -146,8 +158,10 @@ TYPED_TEST(Policies, UnobservedScores) {
   const Prompt p = random_prompt(10, 2, 50, 2, 1, {});
   FedCache<typename TestFixture::B> fed(this->be(), p);
   fed.append(0, 50);
-  const auto coin = fed.scores(1, Random{.seed = 5}, all_tokens, {}), same = fed.scores(1, Random{.seed = 5}, all_tokens, {}),
-             other_seed = fed.scores(1, Random{.seed = 6}, all_tokens, {}), other_layer = fed.scores(0, Random{.seed = 5}, all_tokens, {});
+  const auto coin = fed.scores(1, Random{.seed = 5}, all_tokens, {}),
+             same = fed.scores(1, Random{.seed = 5}, all_tokens, {}),
+             other_seed = fed.scores(1, Random{.seed = 6}, all_tokens, {}),
+             other_layer = fed.scores(0, Random{.seed = 5}, all_tokens, {});
   EXPECT_EQ(coin, same);
   EXPECT_NE(coin, other_seed);
   EXPECT_NE(coin, other_layer);
@@ -172,12 +186,15 @@ TYPED_TEST(Policies, ScoresFollowTokensNotPages) {
   for (const Index page : {16, 32, 64}) {
     FedCache<typename TestFixture::B> fed(this->be(), p, page);
     fed.append(0, 80);
-    const std::vector<std::vector<std::vector<double>>> now{fed.scores(0, EliteWindow{}, visual, text_rows(p)), fed.scores(0, AccumulatedAttention{}, all_tokens, all_rows(p)),
-                                                            fed.scores(0, ObservationWindow{.window = 10}, all_tokens, {70, 71, 72, 73, 74, 75, 76, 77, 78, 79})};
+    const std::vector<std::vector<std::vector<double>>> now{
+        fed.scores(0, EliteWindow{}, visual, text_rows(p)),
+        fed.scores(0, AccumulatedAttention{}, all_tokens, all_rows(p)),
+        fed.scores(0, ObservationWindow{.window = 10}, all_tokens, {70, 71, 72, 73, 74, 75, 76, 77, 78, 79})};
     if (first.empty()) first = now;
     for (std::size_t s = 0; s < now.size(); ++s)
       for (std::size_t h = 0; h < 2; ++h)
-        for (std::size_t t = 0; t < 80; ++t) EXPECT_TRUE(close(now[s][h][t], first[s][h][t], tolerance(Operation::mass))) << s << " " << page;
+        for (std::size_t t = 0; t < 80; ++t)
+          EXPECT_TRUE(close(now[s][h][t], first[s][h][t], tolerance(Operation::mass))) << s << " " << page;
   }
 }
 
@@ -193,7 +210,9 @@ Kept wanted_kept(const Prompt& p, const Compressor<SinksAndRecent, Uniform>& m) 
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
   for (const Index k : budget)
-    kept.emplace_back(static_cast<std::size_t>(p.shape(0).kv_heads), to_positions(oracle::streaming_keep(p.tokens(), std::min(k, m.scorer.sinks), std::max<Index>(0, k - m.scorer.sinks))));
+    kept.emplace_back(static_cast<std::size_t>(p.shape(0).kv_heads),
+                      to_positions(oracle::streaming_keep(p.tokens(), std::min(k, m.scorer.sinks),
+                                                          std::max<Index>(0, k - m.scorer.sinks))));
   return kept;
 }
 
@@ -204,7 +223,8 @@ Kept wanted_kept(const Prompt& p, const Compressor<Random, Uniform>& m) {
     auto& heads = kept.emplace_back();
     for (Index h = 0; h < p.shape(l).kv_heads; ++h) {
       std::vector<double> scores;
-      for (Position t = 0; t < p.tokens(); ++t) scores.push_back(static_cast<double>(random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, h, t)));
+      for (Position t = 0; t < p.tokens(); ++t)
+        scores.push_back(static_cast<double>(random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, h, t)));
       heads.push_back(to_positions(oracle::select_top(scores, budget[static_cast<std::size_t>(l)])));
     }
   }
@@ -217,9 +237,11 @@ Kept wanted_kept(const Prompt& p, const Compressor<AccumulatedAttention, Uniform
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const auto at = static_cast<std::size_t>(l);
-    const auto acc = oracle::mean_per_kv_head(oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l))), p.shape(l).kv_heads);
+    const auto acc = oracle::mean_per_kv_head(
+        oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l))), p.shape(l).kv_heads);
     const Index recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(budget[at]) + 1e-9);
-    for (Index h = 0; h < acc.rows; ++h) heads.push_back(to_positions(oracle::heavy_and_recent(acc.row(h), budget[at] - recent, recent)));
+    for (Index h = 0; h < acc.rows; ++h)
+      heads.push_back(to_positions(oracle::heavy_and_recent(acc.row(h), budget[at] - recent, recent)));
   }
   return kept;
 }
@@ -230,11 +252,15 @@ Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& 
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const auto at = static_cast<std::size_t>(l);
-    const auto scores = oracle::observation_window(p.queries[at], p.keys[at], settings_of(p.shape(l)), {.window = m.scorer.window, .kernel = m.scorer.pool});
+    const auto scores = oracle::observation_window(p.queries[at], p.keys[at], settings_of(p.shape(l)),
+                                                   {.window = m.scorer.window, .kernel = m.scorer.pool});
     for (Index h = 0; h < scores.rows; ++h) {
       // A budget below the window keeps the newest of it.
-      if (budget[at] < m.scorer.window) heads.push_back(to_positions(oracle::streaming_keep(p.tokens(), 0, budget[at])));
-      else heads.push_back(to_positions(oracle::observation_window_keep(scores.row(h), p.tokens(), m.scorer.window, budget[at])));
+      if (budget[at] < m.scorer.window)
+        heads.push_back(to_positions(oracle::streaming_keep(p.tokens(), 0, budget[at])));
+      else
+        heads.push_back(
+            to_positions(oracle::observation_window_keep(scores.row(h), p.tokens(), m.scorer.window, budget[at])));
     }
   }
   return kept;
@@ -245,16 +271,19 @@ Kept wanted_kept(const Prompt& p, const Compressor<EliteWindow, StrengthSkewness
   std::vector<Index> visual_tokens, candidates;
   for (Index l = 0; l < p.layers(); ++l) {
     const auto at = static_cast<std::size_t>(l);
-    const auto elite = oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p), static_cast<double>(p.shape(l).scale), {.alpha = m.scorer.alpha});
+    const auto elite = oracle::elite_window(p.queries[at], p.keys[at], kinds_of(p),
+                                            static_cast<double>(p.shape(l).scale), {.alpha = m.scorer.alpha});
     importance.push_back(oracle::mean_of_layer(elite.importance));
     visual_tokens = elite.visual;
     candidates.push_back(static_cast<Index>(elite.visual.size()));
   }
-  const auto budgets = oracle::strength_skewness(importance, oracle::total_tokens(m.keep.amount, candidates), {.lowest = m.budget.least});
+  const auto budgets = oracle::strength_skewness(importance, oracle::total_tokens(m.keep.amount, candidates),
+                                                 {.lowest = m.budget.least});
   Kept kept;
   for (std::size_t l = 0; l < budgets.size(); ++l) {
     Positions layer = text_rows(p);
-    for (const Index i : oracle::select_top(importance[l], budgets[l])) layer.push_back(static_cast<Position>(visual_tokens[static_cast<std::size_t>(i)]));
+    for (const Index i : oracle::select_top(importance[l], budgets[l]))
+      layer.push_back(static_cast<Position>(visual_tokens[static_cast<std::size_t>(i)]));
     std::sort(layer.begin(), layer.end());
     kept.emplace_back(static_cast<std::size_t>(p.shape(0).kv_heads), layer);
   }
@@ -279,7 +308,8 @@ void keeps_what_the_paper_keeps(B& be, const Prompt& p, const Case& c, const M& 
     FedCache<B> fed(be, p, c.page_tokens);
     fed.feed(method, 0, c.tokens, chunk);
     const auto report = fed.cache.compress(fed.id, method);
-    EXPECT_EQ(kept_in(fed, p), wanted) << c.name << ", " << method.scorer.name << ", keep " << method.keep.amount << ", chunks of " << chunk;
+    EXPECT_EQ(kept_in(fed, p), wanted) << c.name << ", " << method.scorer.name << ", keep " << method.keep.amount
+                                       << ", chunks of " << chunk;
     EXPECT_EQ(report.nan_scores, 0);
   }
 }
@@ -346,11 +376,15 @@ void second_round(B& be, const M& method, const ScoresOf& wanted_scores) {
         const auto at = static_cast<std::size_t>(l);
         Positions held = before[at][static_cast<std::size_t>(h)];
         for (Position t = first; t < all; ++t) held.push_back(t);
-        const auto scores = wanted_scores(p.shape(l), slice(p.queries[at], held, h * group, group), slice(p.keys[at], held, h, 1), all - first);
-        const Index k = budgets[at], recent = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
+        const auto scores = wanted_scores(p.shape(l), slice(p.queries[at], held, h * group, group),
+                                          slice(p.keys[at], held, h, 1), all - first);
+        const Index k = budgets[at],
+                    recent = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
         Positions wanted;
-        for (const Index i : oracle::heavy_and_recent(scores, k - recent, recent)) wanted.push_back(held[static_cast<std::size_t>(i)]);
-        EXPECT_EQ(after[at][static_cast<std::size_t>(h)], wanted) << method.scorer.name << ", pages of " << page << ", layer " << l << ", head " << h;
+        for (const Index i : oracle::heavy_and_recent(scores, k - recent, recent))
+          wanted.push_back(held[static_cast<std::size_t>(i)]);
+        EXPECT_EQ(after[at][static_cast<std::size_t>(h)], wanted)
+            << method.scorer.name << ", pages of " << page << ", layer " << l << ", head " << h;
       }
     if (other_pages.empty()) other_pages = after;
     EXPECT_EQ(after, other_pages) << "the size of pages must not matter";
@@ -362,11 +396,16 @@ TYPED_TEST(Policies, SecondRoundOfSnapKv) {
   method.scorer.window = 6;
   for (const double ratio : {0.3, 0.6}) {
     method.keep = Keep::ratio(ratio);
-    second_round(this->be(), method, [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index) {
-      auto scores = oracle::observation_window(queries, keys, settings_of(shape), {.window = method.scorer.window, .kernel = method.scorer.pool}).row(0);
-      while (static_cast<Index>(scores.size()) < keys.a) scores.push_back(1000 + static_cast<double>(scores.size()));  // the window
-      return scores;
-    });
+    second_round(this->be(), method,
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index) {
+                   auto scores =
+                       oracle::observation_window(queries, keys, settings_of(shape),
+                                                  {.window = method.scorer.window, .kernel = method.scorer.pool})
+                           .row(0);
+                   while (static_cast<Index>(scores.size()) < keys.a)
+                     scores.push_back(1000 + static_cast<double>(scores.size()));  // the window
+                   return scores;
+                 });
   }
 }
 
@@ -374,15 +413,17 @@ TYPED_TEST(Policies, SecondRoundOfH2o) {
   auto method = h2o();
   for (const double ratio : {0.3, 0.6}) {
     method.keep = Keep::ratio(ratio);
-    second_round(this->be(), method, [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index fresh) {
-      std::vector<double> acc(static_cast<std::size_t>(keys.a), 0.0);  // of the rows shown since the last commit
-      for (Index h = 0; h < queries.b; ++h)
-        for (Index row = keys.a - fresh; row < keys.a; ++row) {
-          const auto p = oracle::attention_row(queries, keys, h, row, settings_of(shape));
-          for (std::size_t j = 0; j < p.size(); ++j) acc[j] += p[j] / static_cast<double>(queries.b);
-        }
-      return acc;
-    });
+    second_round(this->be(), method,
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index fresh) {
+                   std::vector<double> acc(static_cast<std::size_t>(keys.a),
+                                           0.0);  // of the rows shown since the last commit
+                   for (Index h = 0; h < queries.b; ++h)
+                     for (Index row = keys.a - fresh; row < keys.a; ++row) {
+                       const auto p = oracle::attention_row(queries, keys, h, row, settings_of(shape));
+                       for (std::size_t j = 0; j < p.size(); ++j) acc[j] += p[j] / static_cast<double>(queries.b);
+                     }
+                   return acc;
+                 });
   }
 }
 
@@ -441,8 +482,10 @@ TYPED_TEST(Policies, SecondRoundOfAirCacheLeavesTextAlone) {
     EXPECT_EQ(kept, fed.cache.kept(fed.id, l, 1)) << "one choice per layer";
     Positions text_kept;
     for (const Position t : kept) {
-      if (kinds[static_cast<std::size_t>(t)] == oracle::TokenKind::text) text_kept.push_back(t);
-      else ++visual_kept;
+      if (kinds[static_cast<std::size_t>(t)] == oracle::TokenKind::text)
+        text_kept.push_back(t);
+      else
+        ++visual_kept;
     }
     EXPECT_EQ(text_kept, text_rows(p));
     EXPECT_EQ(static_cast<Index>(kept.size() - text_kept.size()), report.layer_budgets[static_cast<std::size_t>(l)]);
@@ -469,7 +512,12 @@ void waits_at_most_once(const M& method) {
     EXPECT_LE(waits([&] { fed.cache.compress(fed.id, method); }), 1) << method.scorer.name << ": compress";
     const TensorBuffer<WalledBackend> out(be, oracle::Array3(1, 4, 16), DType::f32);
     const Position at[] = {static_cast<Position>(first + 45)};
-    EXPECT_EQ(waits([&] { fed.cache.attend(0, {{.sequence = fed.id, .queries = fed.queries(0, 89, 1), .positions = at, .out = out.writable()}}); }), 0);
+    EXPECT_EQ(waits([&] {
+                fed.cache.attend(
+                    0,
+                    {{.sequence = fed.id, .queries = fed.queries(0, 89, 1), .positions = at, .out = out.writable()}});
+              }),
+              0);
   }
 }
 
@@ -496,10 +544,12 @@ TEST(Memory, EverythingIsGivenBack) {
 
 // ---- budgets
 
-std::vector<Index> allocate(const auto& allocator, const std::vector<LayerSummary>& layers, const std::vector<Index>& available, Index total) {
+std::vector<Index> allocate(const auto& allocator, const std::vector<LayerSummary>& layers,
+                            const std::vector<Index>& available, Index total) {
   std::vector<double> scratch(available.size());
   std::vector<Index> keep(available.size());
-  allocator.allocate(layers.data(), available.data(), static_cast<Index>(available.size()), total, scratch.data(), keep.data());
+  allocator.allocate(layers.data(), available.data(), static_cast<Index>(available.size()), total, scratch.data(),
+                     keep.data());
   return keep;
 }
 
@@ -514,19 +564,27 @@ TEST(Budgets, AreTheTextbooksAndExact) {
     Index sum = 0;
     for (Index l = 0; l < n; ++l) {
       available.push_back(odd ? dice.below(6) * dice.below(9) : 100);
-      strength.push_back(available.back() == 0 || (odd && dice.chance(0.2)) ? 0 : std::ldexp(dice.unit(), static_cast<int>(dice.below(8))));
+      strength.push_back(available.back() == 0 || (odd && dice.chance(0.2))
+                             ? 0
+                             : std::ldexp(dice.unit(), static_cast<int>(dice.below(8))));
       skewness.push_back(available.back() < 3 ? 0 : 3 * dice.symmetric() + (odd ? 0 : 2));
       layers.push_back({strength.back(), skewness.back(), available.back()});
       sum += available.back();
     }
     const Index total = dice.within(0, sum + 3), least = dice.below(4);
     const bool use_strength = dice.chance(0.7), use_skewness = !use_strength || dice.chance(0.7);
-    const StrengthSkewness policy{.use = use_strength && use_skewness ? BudgetUse::both : use_strength ? BudgetUse::strength : BudgetUse::skewness, .least = least};
+    const StrengthSkewness policy{.use = use_strength && use_skewness ? BudgetUse::both
+                                         : use_strength               ? BudgetUse::strength
+                                                                      : BudgetUse::skewness,
+                                  .least = least};
     const auto got = allocate(policy, layers, available, total);
-    const auto wanted = oracle::strength_skewness_budgets(strength, skewness, available, total, {.use_strength = use_strength, .use_skewness = use_skewness, .lowest = least});
+    const auto wanted = oracle::strength_skewness_budgets(
+        strength, skewness, available, total,
+        {.use_strength = use_strength, .use_skewness = use_skewness, .lowest = least});
     ASSERT_EQ(got, wanted) << "round " << round << ", total " << total << ", least " << least;
     ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), std::min(total, sum));
-    ASSERT_EQ(allocate(Uniform{}, layers, available, total), oracle::uniform_budgets(total, available)) << "round " << round;
+    ASSERT_EQ(allocate(Uniform{}, layers, available, total), oracle::uniform_budgets(total, available))
+        << "round " << round;
   }
 }
 
@@ -562,7 +620,9 @@ struct WriteScripted {
   Index layer;
   const Position* positions;
   Scores out;
-  KVPARE_HD void operator()(Index i) const { out.data[i] = Scripted::of(seed, layer, i / out.columns, positions[i % out.columns]); }
+  KVPARE_HD void operator()(Index i) const {
+    out.data[i] = Scripted::of(seed, layer, i / out.columns, positions[i % out.columns]);
+  }
 };
 
 template <Backend B>
@@ -576,26 +636,35 @@ static_assert(Scorer<Scripted, WalledBackend>);
 TYPED_TEST(Policies, TheChoiceIsExact) {
   Dice dice{80};
   for (int round = 0; round < 60; ++round) {
-    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(3), tokens = dice.within(1, 90), page = Index{16} << dice.below(3);
+    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(3), tokens = dice.within(1, 90),
+                page = Index{16} << dice.below(3);
     std::vector<TagSpan> tags{span(static_cast<Position>(dice.below(20)), static_cast<Position>(20 + dice.below(60)))};
-    if (dice.chance(0.5)) tags.push_back(span(static_cast<Position>(dice.below(30)), static_cast<Position>(30 + dice.below(10)), TokenClass::image, true));
+    if (dice.chance(0.5))
+      tags.push_back(span(static_cast<Position>(dice.below(30)), static_cast<Position>(30 + dice.below(10)),
+                          TokenClass::image, true));
     if (dice.chance(0.3)) tags.push_back(span(60, 64, TokenClass::system, true));
     const Prompt p = random_prompt(1, layers, tokens, heads, 1, tags, 4);
     FedCache<typename TestFixture::B> fed(this->be(), p, page);
     fed.append(0, tokens);
 
-    const Compressor<Scripted, Uniform> method{{dice.at}, {}, {.among = dice.chance(0.5) ? all_tokens : visual, .heads = dice.chance(0.5) ? SelectHeads::kv : SelectHeads::layer,
-                                                             .recent_share = dice.chance(0.5) ? 0 : dice.unit()},
-                                               dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
+    const Compressor<Scripted, Uniform> method{
+        {dice.at},
+        {},
+        {.among = dice.chance(0.5) ? all_tokens : visual,
+         .heads = dice.chance(0.5) ? SelectHeads::kv : SelectHeads::layer,
+         .recent_share = dice.chance(0.5) ? 0 : dice.unit()},
+        dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
     std::vector<bool> member, reserved;
     for (Position t = 0; t < tokens; ++t) {
       const TagSpan* tag = fed.cache.tags(fed.id).find(t);
       member.push_back(method.selector.among.has(tag ? tag->token_class : TokenClass::text));
       reserved.push_back(member.back() && tag && tag->is_protected);
     }
-    const Index members = std::count(member.begin(), member.end(), true), stay = std::count(reserved.begin(), reserved.end(), true);
+    const Index members = std::count(member.begin(), member.end(), true),
+                stay = std::count(reserved.begin(), reserved.end(), true);
     const std::vector<Index> candidates(static_cast<std::size_t>(layers), members);
-    const Index total = method.keep.unit == Keep::Unit::ratio ? oracle::total_tokens(method.keep.amount, candidates) : static_cast<Index>(method.keep.amount);
+    const Index total = method.keep.unit == Keep::Unit::ratio ? oracle::total_tokens(method.keep.amount, candidates)
+                                                              : static_cast<Index>(method.keep.amount);
     const auto budgets = oracle::uniform_budgets(total, candidates);
 
     const Plan plan = fed.cache.plan(fed.id, method);
@@ -624,7 +693,8 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
         for (Position t = 0; t < tokens; ++t)
           if (!candidate[static_cast<std::size_t>(t)]) wanted.push_back(t);
         std::sort(wanted.begin(), wanted.end());
-        ASSERT_EQ(fed.cache.kept(fed.id, l, h), wanted) << "round " << round << ", layer " << l << ", head " << h << ", k " << k;
+        ASSERT_EQ(fed.cache.kept(fed.id, l, h), wanted)
+            << "round " << round << ", layer " << l << ", head " << h << ", k " << k;
         ASSERT_EQ(report.layer_budgets[static_cast<std::size_t>(l)], budgets[static_cast<std::size_t>(l)]);
       }
     if (method.selector.recent_share == 0 && method.keep != Keep::ratio(1)) {
@@ -636,12 +706,14 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
 TYPED_TEST(Policies, PagesAndBytesAreNeverExceeded) {
   Dice dice{81};
   for (int round = 0; round < 40; ++round) {
-    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(2), tokens = dice.within(1, 300), page = Index{16} << dice.below(3);
+    const Index layers = 1 + dice.below(3), heads = 1 + dice.below(2), tokens = dice.within(1, 300),
+                page = Index{16} << dice.below(3);
     const Prompt p = random_prompt(1, layers, tokens, heads, 1, {}, 4);
     FedCache<typename TestFixture::B> fed(this->be(), p, page);
     fed.append(0, tokens);
     const Index page_bytes = fed.cache.stats(fed.id).page_bytes / fed.cache.stats(fed.id).pages;
-    const Index pages = dice.below(layers * ceil_div(tokens, page) + 2), bytes = dice.below((layers * ceil_div(tokens, page) + 2) * heads * page_bytes);
+    const Index pages = dice.below(layers * ceil_div(tokens, page) + 2),
+                bytes = dice.below((layers * ceil_div(tokens, page) + 2) * heads * page_bytes);
     const bool in_pages = dice.chance(0.5);
     const Compressor<Scripted, Uniform> method{{dice.at}, {}, {}, in_pages ? Keep::pages(pages) : Keep::bytes(bytes)};
     fed.cache.compress(fed.id, method);
@@ -653,7 +725,8 @@ TYPED_TEST(Policies, PagesAndBytesAreNeverExceeded) {
     }
     // Nothing is thrown away that would have fitted: at least the whole pages granted are used.
     const Index granted = in_pages ? pages : bytes / (page_bytes * heads);
-    EXPECT_GE(stats.live_tokens, std::min(granted * page, layers * tokens) * heads - layers * heads * page) << "round " << round;
+    EXPECT_GE(stats.live_tokens, std::min(granted * page, layers * tokens) * heads - layers * heads * page)
+        << "round " << round;
   }
 }
 
@@ -671,7 +744,8 @@ TYPED_TEST(Policies, TokensWithoutAScoreStay) {
     for (const Index h : {0, 1}) {
       const auto kept = fed.cache.kept(fed.id, l, h);
       ASSERT_EQ(kept.size(), 8u);
-      EXPECT_EQ(Positions(kept.end() - 7, kept.end()), (Positions{18, 19, 20, 21, 22, 23, 24})) << "five without a score, and the window";
+      EXPECT_EQ(Positions(kept.end() - 7, kept.end()), (Positions{18, 19, 20, 21, 22, 23, 24}))
+          << "five without a score, and the window";
     }
 }
 
@@ -699,7 +773,9 @@ TYPED_TEST(Policies, MistakesAreNamedAndChangeNothing) {
   fed.observe(snap_kv(), 0, 40);
   says("by another policy", [&] { fed.cache.compress(fed.id, h2o()); });
   says("by another policy", [&] { fed.observe(air_cache(), 0, 40); });
-  says("holds no such token", [&] { fed.cache.observe(fed.id, 0, snap_kv(), fed.queries(0, 0, 2), Positions{39, 40}); });
+  says("holds no such token", [&] {
+    fed.cache.observe(fed.id, 0, snap_kv(), fed.queries(0, 0, 2), Positions{39, 40});
+  });
   auto wrong = snap_kv();
   wrong.keep = Keep::ratio(1.5);
   says("ratio must be within [0, 1]", [&] { fed.cache.compress(fed.id, wrong); });

@@ -29,29 +29,46 @@ struct Row {
     std::vector<std::uint64_t> words(static_cast<std::size_t>(ceil_div(columns(), word_tokens)), 0);
     for (std::size_t c = 0; c < words.size() * static_cast<std::size_t>(word_tokens); ++c)
       if (c >= candidate.size() || candidate[c])
-        words[c / static_cast<std::size_t>(word_tokens)] |= std::uint64_t{1} << (c % static_cast<std::size_t>(word_tokens));
+        words[c / static_cast<std::size_t>(word_tokens)] |= std::uint64_t{1}
+                                                            << (c % static_cast<std::size_t>(word_tokens));
     return words;
   }
 };
 
 /// How the values of a row are drawn; each hurts in its own way.
 enum class Values { distinct, few, equal, with_nan, all_nan, extremes, neighbours };
-constexpr Values all_values[] = {Values::distinct, Values::few, Values::equal, Values::with_nan, Values::all_nan, Values::extremes, Values::neighbours};
+constexpr Values all_values[] = {Values::distinct, Values::few,      Values::equal,     Values::with_nan,
+                                 Values::all_nan,  Values::extremes, Values::neighbours};
 
 Row random_row(Dice& dice, Index columns, Values values, Index word_tokens, bool masked) {
   Row row;
   row.word_tokens = word_tokens, row.masked = masked;
-  const float edge[] = {0.0f, -0.0f, inf, -inf, std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min(), -1.0f, nan};
+  const float edge[] = {
+      0.0f, -0.0f, inf, -inf, std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min(), -1.0f, nan};
   for (Index c = 0; c < columns; ++c) {
     float x = static_cast<float>(dice.symmetric());
     switch (values) {
-      case Values::distinct: break;
-      case Values::few: x = static_cast<float>(dice.below(3)) - 1; break;
-      case Values::equal: x = 0.5f; break;
-      case Values::with_nan: x = dice.chance(0.3) ? nan : x; break;
-      case Values::all_nan: x = dice.chance(0.5) ? nan : -nan; break;
-      case Values::extremes: x = edge[dice.below(8)]; break;
-      case Values::neighbours: x = std::bit_cast<float>(0x3f800000u + static_cast<std::uint32_t>(dice.below(5)) * (dice.chance(0.5) ? 1u : 1u << 10)); break;
+      case Values::distinct:
+        break;
+      case Values::few:
+        x = static_cast<float>(dice.below(3)) - 1;
+        break;
+      case Values::equal:
+        x = 0.5f;
+        break;
+      case Values::with_nan:
+        x = dice.chance(0.3) ? nan : x;
+        break;
+      case Values::all_nan:
+        x = dice.chance(0.5) ? nan : -nan;
+        break;
+      case Values::extremes:
+        x = edge[dice.below(8)];
+        break;
+      case Values::neighbours:
+        x = std::bit_cast<float>(0x3f800000u +
+                                 static_cast<std::uint32_t>(dice.below(5)) * (dice.chance(0.5) ? 1u : 1u << 10));
+        break;
     }
     row.values.push_back(x);
     row.candidate.push_back(dice.chance(0.7));
@@ -97,8 +114,8 @@ std::pair<std::vector<std::vector<std::uint64_t>>, std::vector<Index>> select(B&
   std::vector<TopRow> tops;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     chosen.push_back(upload(be, std::vector<std::uint64_t>(rows[i].bitmap().size(), ~std::uint64_t{0})));
-    tops.push_back({in.values[i].data(), in.bitmaps[i].data(), k.data() + i, chosen[i].data(), i % 5 == 4 ? nullptr : nans.data() + i, rows[i].columns(),
-                    rows[i].word_tokens});
+    tops.push_back({in.values[i].data(), in.bitmaps[i].data(), k.data() + i, chosen[i].data(),
+                    i % 5 == 4 ? nullptr : nans.data() + i, rows[i].columns(), rows[i].word_tokens});
   }
   be.select_top(tops);
   std::vector<std::vector<std::uint64_t>> out;
@@ -110,7 +127,9 @@ std::vector<Index> columns_in(const std::vector<std::uint64_t>& words, Index wor
   std::vector<Index> columns;
   for (std::size_t w = 0; w < words.size(); ++w)
     for (Index b = 0; b < 64; ++b)
-      if (words[w] >> b & 1u) columns.push_back(b < word_tokens ? static_cast<Index>(w) * word_tokens + b : -1);  // -1: a bit that stands for nothing
+      if (words[w] >> b & 1u)
+        columns.push_back(b < word_tokens ? static_cast<Index>(w) * word_tokens + b
+                                          : -1);  // -1: a bit that stands for nothing
   return columns;
 }
 
@@ -123,7 +142,8 @@ TYPED_TEST(Ranking, SelectTopIsExact) {
   const auto [chosen, nans] = select(this->be(), rows);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const Row& r = rows[i];
-    EXPECT_EQ(columns_in(chosen[i], r.word_tokens), oracle::select_top(r.doubles(), r.k, r.candidates())) << "row " << i << " of " << r.columns() << ", k " << r.k;
+    EXPECT_EQ(columns_in(chosen[i], r.word_tokens), oracle::select_top(r.doubles(), r.k, r.candidates()))
+        << "row " << i << " of " << r.columns() << ", k " << r.k;
     Index nan_count = 0;
     for (std::size_t c = 0; c < r.values.size(); ++c) nan_count += r.candidates()[c] && std::isnan(r.values[c]);
     EXPECT_EQ(nans[i], i % 5 == 4 ? -1 : nan_count) << "row " << i;
@@ -137,7 +157,8 @@ TYPED_TEST(Ranking, EqualScoresKeepTheLowerColumn) {
   row.k = 2;
   EXPECT_EQ(columns_in(select(this->be(), {row}).first[0], 64), (std::vector<Index>{1, 2}));
   row.k = 7;
-  EXPECT_EQ(columns_in(select(this->be(), {row}).first[0], 64), (std::vector<Index>{0, 1, 2, 3, 4, 5, 7})) << "-0 equals 0: the lower one stays";
+  EXPECT_EQ(columns_in(select(this->be(), {row}).first[0], 64), (std::vector<Index>{0, 1, 2, 3, 4, 5, 7}))
+      << "-0 equals 0: the lower one stays";
 }
 
 TYPED_TEST(Ranking, SortRowsDescendsStably) {
@@ -153,8 +174,11 @@ TYPED_TEST(Ranking, SortRowsDescendsStably) {
     columns.emplace_back(this->be(), rows[i].columns());
     values.emplace_back(this->be(), rows[i].columns());
     sums.emplace_back(this->be(), rows[i].columns());
-    sorts.push_back({{in.values[i].data(), in.bitmaps[i].data(), rows[i].columns(), rows[i].word_tokens}, columns[i].data(),
-                     i % 3 == 1 ? nullptr : values[i].data(), i % 3 == 2 ? nullptr : sums[i].data(), counts.data() + i});
+    sorts.push_back({{in.values[i].data(), in.bitmaps[i].data(), rows[i].columns(), rows[i].word_tokens},
+                     columns[i].data(),
+                     i % 3 == 1 ? nullptr : values[i].data(),
+                     i % 3 == 2 ? nullptr : sums[i].data(),
+                     counts.data() + i});
   }
   this->be().sort_rows(sorts);
   const auto got_counts = download(this->be(), counts);
@@ -162,7 +186,8 @@ TYPED_TEST(Ranking, SortRowsDescendsStably) {
     std::vector<double> candidates;
     std::vector<Index> column_of;
     for (Index c = 0; c < rows[i].columns(); ++c)
-      if (rows[i].candidates()[static_cast<std::size_t>(c)]) candidates.push_back(static_cast<double>(rows[i].values[static_cast<std::size_t>(c)])), column_of.push_back(c);
+      if (rows[i].candidates()[static_cast<std::size_t>(c)])
+        candidates.push_back(static_cast<double>(rows[i].values[static_cast<std::size_t>(c)])), column_of.push_back(c);
     const auto wanted = oracle::sort_row(candidates);
     ASSERT_EQ(got_counts[i], static_cast<Index>(candidates.size())) << "row " << i;
     const auto got_columns = download(this->be(), columns[i]);
@@ -184,11 +209,14 @@ TYPED_TEST(Ranking, SortRowsDescendsStably) {
 
 TYPED_TEST(Ranking, ReduceSummarisesWhatIsANumber) {
   auto rows = random_rows(3, {1, 2, 3, 17, 64, 300});
-  std::erase_if(rows, [](const Row& r) { return std::any_of(r.values.begin(), r.values.end(), [](float x) { return std::isinf(x) || std::abs(x) > 1e30f; }); });
+  std::erase_if(rows, [](const Row& r) {
+    return std::any_of(r.values.begin(), r.values.end(), [](float x) { return std::isinf(x) || std::abs(x) > 1e30f; });
+  });
   const Uploaded<typename TestFixture::B> in(this->be(), rows);
   const Buffer<typename TestFixture::B, RowSummary> out(this->be(), static_cast<Index>(rows.size()));
   std::vector<MaskedRow> masked;
-  for (std::size_t i = 0; i < rows.size(); ++i) masked.push_back({in.values[i].data(), in.bitmaps[i].data(), rows[i].columns(), rows[i].word_tokens});
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    masked.push_back({in.values[i].data(), in.bitmaps[i].data(), rows[i].columns(), rows[i].word_tokens});
   this->be().reduce(masked, out.data());
   const auto got = download(this->be(), out);
   const Tolerance t{1e-12, 1e-12};  // sums in double on both sides, in another order
@@ -196,7 +224,8 @@ TYPED_TEST(Ranking, ReduceSummarisesWhatIsANumber) {
     std::vector<double> x, numbers;
     std::vector<Index> column_of;
     for (Index c = 0; c < rows[i].columns(); ++c)
-      if (rows[i].candidates()[static_cast<std::size_t>(c)]) x.push_back(static_cast<double>(rows[i].values[static_cast<std::size_t>(c)])), column_of.push_back(c);
+      if (rows[i].candidates()[static_cast<std::size_t>(c)])
+        x.push_back(static_cast<double>(rows[i].values[static_cast<std::size_t>(c)])), column_of.push_back(c);
     for (const double v : x)
       if (!std::isnan(v)) numbers.push_back(v);
     const auto wanted = oracle::statistics(x, oracle::Nan::skip);

@@ -23,7 +23,9 @@ struct PageBlock {
 
   Index key_bytes() const { return page_tokens * key_dim * size_of(type); }
   Index page_bytes() const { return round_up(key_bytes() + page_tokens * value_dim * size_of(type), 64); }
-  std::vector<std::byte> fresh() const { return std::vector<std::byte>(static_cast<std::size_t>(pages * page_bytes()), std::byte{0xff}); }
+  std::vector<std::byte> fresh() const {
+    return std::vector<std::byte>(static_cast<std::size_t>(pages * page_bytes()), std::byte{0xff});
+  }
   PageGeometry geometry(std::byte* base) const {
     PageGeometry g;
     g.keys = base, g.values = base + key_bytes();
@@ -40,21 +42,29 @@ TYPED_TEST(Rows, AppendConvertsAndTouchesNothingElse) {
     for (const DType given : types)
       for (const Index width : {1, 5, 64, 80}) {
         const PageBlock block{.type = stored, .key_dim = width, .value_dim = width + 2};
-        const auto keys = random_array(dice, 11, 2, block.key_dim, given, 70000), values = random_array(dice, 11, 2, block.value_dim, given, 1e-6);
-        const TensorBuffer<typename TestFixture::B> key_rows(this->be(), keys, given), value_rows(this->be(), values, given);
+        const auto keys = random_array(dice, 11, 2, block.key_dim, given, 70000),
+                   values = random_array(dice, 11, 2, block.value_dim, given, 1e-6);
+        const TensorBuffer<typename TestFixture::B> key_rows(this->be(), keys, given),
+            value_rows(this->be(), values, given);
         const auto memory = upload(this->be(), block.fresh());
         const PageGeometry g = block.geometry(memory.data());
         const WriteRun runs[] = {{0, 0, 2, 0, 3, 5}, {0, 5, 0, 0, 0, 6}, {1, 3, 1, 0, 7, 1}};
-        this->be().append({.keys = key_rows.tensor(), .values = value_rows.tensor(), .formats = std::span(&g, 1), .runs = runs});
+        this->be().append(
+            {.keys = key_rows.tensor(), .values = value_rows.tensor(), .formats = std::span(&g, 1), .runs = runs});
 
         auto wanted = block.fresh();
         const PageGeometry w = block.geometry(wanted.data());
         for (const WriteRun& run : runs)
           for (Index t = 0; t < run.count; ++t) {
-            for (Index c = 0; c < block.key_dim; ++c) write_element(keys.at(run.row + t, run.head, c), stored, w.key_row(run.page, run.slot + t) + c * size_of(stored));
-            for (Index c = 0; c < block.value_dim; ++c) write_element(values.at(run.row + t, run.head, c), stored, w.value_row(run.page, run.slot + t) + c * size_of(stored));
+            for (Index c = 0; c < block.key_dim; ++c)
+              write_element(keys.at(run.row + t, run.head, c), stored,
+                            w.key_row(run.page, run.slot + t) + c * size_of(stored));
+            for (Index c = 0; c < block.value_dim; ++c)
+              write_element(values.at(run.row + t, run.head, c), stored,
+                            w.value_row(run.page, run.slot + t) + c * size_of(stored));
           }
-        EXPECT_TRUE(download(this->be(), memory) == wanted) << name_of(given) << " to " << name_of(stored) << ", width " << width;
+        EXPECT_TRUE(download(this->be(), memory) == wanted)
+            << name_of(given) << " to " << name_of(stored) << ", width " << width;
       }
 }
 
@@ -74,7 +84,8 @@ TYPED_TEST(Rows, AppendReadsStridedTensors) {
   std::vector<WriteRun> runs;
   for (Index h = 0; h < heads; ++h)
     for (Index row = 0; row < rows; row += 64)
-      runs.push_back({h, row, static_cast<PageId>(h * 5 + row / 64), 0, 0, static_cast<std::uint16_t>(std::min<Index>(64, rows - row))});
+      runs.push_back({h, row, static_cast<PageId>(h * 5 + row / 64), 0, 0,
+                      static_cast<std::uint16_t>(std::min<Index>(64, rows - row))});
   this->be().append({.keys = keys, .values = values, .formats = std::span(&g, 1), .runs = runs});
   auto got = download(this->be(), memory);
   const PageGeometry w = block.geometry(got.data());
@@ -96,7 +107,8 @@ TYPED_TEST(Rows, CompactMovesRowsInOrder) {
     const auto memory = upload(this->be(), bytes);
     const PageGeometry g = block.geometry(memory.data());
     // The second list moves within one page, over itself; the third reads what its first move does not write.
-    const Move first[] = {{0, 0, 0, 2, 0, 3}}, second[] = {{1, 1, 0, 1, 0, 7}}, third[] = {{2, 3, 0, 4, 0, 2}, {3, 3, 0, 5, 2, 3}, {2, 2, 0, 7, 0, 1}};
+    const Move first[] = {{0, 0, 0, 2, 0, 3}}, second[] = {{1, 1, 0, 1, 0, 7}},
+               third[] = {{2, 3, 0, 4, 0, 2}, {3, 3, 0, 5, 2, 3}, {2, 2, 0, 7, 0, 1}};
     const CompactList lists[] = {{std::span(&g, 1), first, block.key_dim, block.value_dim},
                                  {std::span(&g, 1), second, block.key_dim, block.value_dim},
                                  {std::span(&g, 1), third, block.key_dim, block.value_dim}};
@@ -106,10 +118,15 @@ TYPED_TEST(Rows, CompactMovesRowsInOrder) {
     for (const auto& list : lists)
       for (const Move& m : list.moves)
         for (Index t = 0; t < m.count; ++t) {
-          std::memcpy(w.key_row(m.to, m.to_slot + t), std::vector<std::byte>(w.key_row(m.from, m.from_slot + t), w.key_row(m.from, m.from_slot + t) + g.key_row_bytes).data(),
+          std::memcpy(w.key_row(m.to, m.to_slot + t),
+                      std::vector<std::byte>(w.key_row(m.from, m.from_slot + t),
+                                             w.key_row(m.from, m.from_slot + t) + g.key_row_bytes)
+                          .data(),
                       static_cast<std::size_t>(g.key_row_bytes));
           std::memcpy(w.value_row(m.to, m.to_slot + t),
-                      std::vector<std::byte>(w.value_row(m.from, m.from_slot + t), w.value_row(m.from, m.from_slot + t) + g.value_row_bytes).data(),
+                      std::vector<std::byte>(w.value_row(m.from, m.from_slot + t),
+                                             w.value_row(m.from, m.from_slot + t) + g.value_row_bytes)
+                          .data(),
                       static_cast<std::size_t>(g.value_row_bytes));
         }
     EXPECT_TRUE(download(this->be(), memory) == bytes) << name_of(type);
@@ -152,10 +169,12 @@ TYPED_TEST(Rows, GatherDecodesLiveTokensInOrder) {
             auto& want = wanted.emplace_back();
             for (std::size_t s = 0; s < m.heads[h].size(); ++s)
               if (with_mask ? m.in[h][s] : m.heads[h][s].live)
-                for (const double x : side == Side::keys ? m.heads[h][s].token.key : m.heads[h][s].token.value) want.push_back(static_cast<float>(x));
+                for (const double x : side == Side::keys ? m.heads[h][s].token.key : m.heads[h][s].token.value)
+                  want.push_back(static_cast<float>(x));
             masks.push_back(upload(this->be(), m.mask[h]));
             outs.emplace_back(this->be(), static_cast<Index>(want.size()));
-            rows.push_back({pages.heads()[h], side, with_mask ? masks.back().data() : nullptr, side == Side::keys ? 20 : 21, outs.back().data()});
+            rows.push_back({pages.heads()[h], side, with_mask ? masks.back().data() : nullptr,
+                            side == Side::keys ? 20 : 21, outs.back().data()});
           }
         this->be().gather(rows);
         for (std::size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(download(this->be(), outs[i]), wanted[i]) << i;
@@ -182,19 +201,30 @@ TYPED_TEST(Rows, StatisticsPerChannelAndPerSlot) {
             for (std::size_t t = 0; t < used.size(); ++t) used[t] = with_mask ? m.in[h][t] : m.heads[h][t].live;
             auto wanted = per_slot ? oracle::spread_over_channels(x) : oracle::spread_over_tokens(x, used);
             const auto mask = upload(this->be(), m.mask[h]);
-            const Buffer<typename TestFixture::B, float> min(this->be(), n), max(this->be(), n), sum(this->be(), n), squares(this->be(), n);
-            const StatisticsRow row{pages.heads()[h], side, with_mask ? mask.data() : nullptr, width, per_slot, min.data(), max.data(), sum.data(), squares.data()};
+            const Buffer<typename TestFixture::B, float> min(this->be(), n), max(this->be(), n), sum(this->be(), n),
+                squares(this->be(), n);
+            const StatisticsRow row{pages.heads()[h],
+                                    side,
+                                    with_mask ? mask.data() : nullptr,
+                                    width,
+                                    per_slot,
+                                    min.data(),
+                                    max.data(),
+                                    sum.data(),
+                                    squares.data()};
             this->be().statistics(std::span(&row, 1));
-            const auto got_min = download(this->be(), min), got_max = download(this->be(), max), got_sum = download(this->be(), sum),
-                       got_squares = download(this->be(), squares);
+            const auto got_min = download(this->be(), min), got_max = download(this->be(), max),
+                       got_sum = download(this->be(), sum), got_squares = download(this->be(), squares);
             for (Index i = 0; i < n; ++i) {
               const bool counted = !per_slot || (i < x.a && used[static_cast<std::size_t>(i)]);
               const double huge = std::numeric_limits<double>::infinity();
               const std::size_t at = static_cast<std::size_t>(i);
               EXPECT_EQ(static_cast<double>(got_min[at]), counted ? wanted.min.at(0, i) : huge);
               EXPECT_EQ(static_cast<double>(got_max[at]), counted ? wanted.max.at(0, i) : -huge);
-              EXPECT_TRUE(close(static_cast<double>(got_sum[at]), counted ? wanted.sum.at(0, i) : 0, tolerance(Operation::product)));
-              EXPECT_TRUE(close(static_cast<double>(got_squares[at]), counted ? wanted.sum_of_squares.at(0, i) : 0, tolerance(Operation::product)));
+              EXPECT_TRUE(close(static_cast<double>(got_sum[at]), counted ? wanted.sum.at(0, i) : 0,
+                                tolerance(Operation::product)));
+              EXPECT_TRUE(close(static_cast<double>(got_squares[at]), counted ? wanted.sum_of_squares.at(0, i) : 0,
+                                tolerance(Operation::product)));
             }
           }
       }
@@ -217,7 +247,8 @@ TYPED_TEST(Rows, ProductOfBatches) {
   for (const bool transposed : {false, true})
     for (const auto& [m, n, k] : {std::tuple<Index, Index, Index>{1, 1, 1}, {3, 5, 7}, {16, 8, 200}, {4, 4, 0}}) {
       const Index batch = 3;
-      const auto a = random_array(dice, batch, m, k, DType::f32), b = random_array(dice, batch, transposed ? n : k, transposed ? k : n, DType::f32);
+      const auto a = random_array(dice, batch, m, k, DType::f32),
+                 b = random_array(dice, batch, transposed ? n : k, transposed ? k : n, DType::f32);
       const auto left = upload(this->be(), to_floats(a.values)), right = upload(this->be(), to_floats(b.values));
       const Buffer<typename TestFixture::B, float> c(this->be(), batch * m * n);
       this->be().product({left.data(), right.data(), c.data(), batch, m, n, k, transposed});
@@ -226,8 +257,10 @@ TYPED_TEST(Rows, ProductOfBatches) {
         for (Index row = 0; row < m; ++row)
           for (Index column = 0; column < n; ++column) {
             double wanted = 0;
-            for (Index d = 0; d < k; ++d) wanted += a.at(i, row, d) * (transposed ? b.at(i, column, d) : b.at(i, d, column));
-            EXPECT_TRUE(close(static_cast<double>(got[static_cast<std::size_t>((i * m + row) * n + column)]), wanted, tolerance(Operation::product)));
+            for (Index d = 0; d < k; ++d)
+              wanted += a.at(i, row, d) * (transposed ? b.at(i, column, d) : b.at(i, d, column));
+            EXPECT_TRUE(close(static_cast<double>(got[static_cast<std::size_t>((i * m + row) * n + column)]), wanted,
+                              tolerance(Operation::product)));
           }
     }
 }

@@ -6,8 +6,6 @@
 namespace kvpare::test {
 namespace {
 
-using WallDeathTest = ::testing::Test;
-
 struct Store {
   int* to;
   int value;
@@ -97,7 +95,8 @@ TEST(Wall, AFullArenaIsARefusalAndFreedMemoryJoins) {
   EXPECT_NE(all, nullptr);
   be.release(all);
   EXPECT_THROW(be.release(all), std::logic_error);
-  EXPECT_NE(error_of([&] { (Buffer<WalledBackend, int>(be, 4096)); }).find("walled backend: no memory for 16384 bytes"), std::string::npos);
+  EXPECT_NE(error_of([&] { (Buffer<WalledBackend, int>(be, 4096)); }).find("walled backend: no memory for 16384 bytes"),
+            std::string::npos);
 }
 
 }  // namespace

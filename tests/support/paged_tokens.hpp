@@ -57,8 +57,10 @@ class PagedTokens {
     Dice dice{how.shuffle};
     const Sizes sizes(how, pages, head_count, key_dim, value_dim);
     std::vector<std::byte> memory(static_cast<std::size_t>(sizes.total));
-    for (Index h = 0; h < head_count; ++h) geometry_.push_back(place(how, sizes, head_count, h, key_dim, value_dim, memory.data()));
-    for (std::size_t i = 0; i < memory.size(); i += static_cast<std::size_t>(size)) write_element(nan, how.type, memory.data() + i);
+    for (Index h = 0; h < head_count; ++h)
+      geometry_.push_back(place(how, sizes, head_count, h, key_dim, value_dim, memory.data()));
+    for (std::size_t i = 0; i < memory.size(); i += static_cast<std::size_t>(size))
+      write_element(nan, how.type, memory.data() + i);
 
     const std::vector<Index> shared = dice.permutation(pages);
     Index next = 0;
@@ -68,10 +70,13 @@ class PagedTokens {
       auto& offsets = offsets_.emplace_back();
       const std::vector<Index> own = dice.permutation(pages);
       for (Index begin = 0, i = 0; begin < static_cast<Index>(head.size()); begin += page_tokens_, ++i) {
-        const Index page = in_order ? i : how.layout == Layout::pool ? shared[static_cast<std::size_t>(next++)] : own[static_cast<std::size_t>(i)];
+        const Index page = in_order                     ? i
+                           : how.layout == Layout::pool ? shared[static_cast<std::size_t>(next++)]
+                                                        : own[static_cast<std::size_t>(i)];
         entries.push_back(fill_page(geometry_[static_cast<std::size_t>(h)], how.type, static_cast<PageId>(page),
                                     std::span(head).subspan(static_cast<std::size_t>(begin),
-                                                            std::min(head.size() - static_cast<std::size_t>(begin), static_cast<std::size_t>(page_tokens_))),
+                                                            std::min(head.size() - static_cast<std::size_t>(begin),
+                                                                     static_cast<std::size_t>(page_tokens_))),
                                     offsets));
       }
     }
@@ -103,15 +108,21 @@ class PagedTokens {
     }
   };
 
-  static PageGeometry place(const Paging& how, const Sizes& sizes, Index heads, Index head, Index key_dim, Index value_dim, std::byte* memory) {
+  static PageGeometry place(const Paging& how, const Sizes& sizes, Index heads, Index head, Index key_dim,
+                            Index value_dim, std::byte* memory) {
     const Index size = size_of(how.type), page = how.page_tokens;
     PageGeometry g;
     g.key_type = g.value_type = how.type;
     const auto set = [&](std::byte*& base, Index& page_bytes, Index& row_bytes, Index width, Index start) {
       switch (how.layout) {
-        case Layout::pool: row_bytes = width * size, page_bytes = sizes.key_tile + sizes.value_tile; break;
-        case Layout::hnd: row_bytes = width * size, page_bytes = heads * page * width * size, start += head * page * width * size; break;
-        default: row_bytes = heads * width * size, page_bytes = page * row_bytes, start += head * width * size;
+        case Layout::pool:
+          row_bytes = width * size, page_bytes = sizes.key_tile + sizes.value_tile;
+          break;
+        case Layout::hnd:
+          row_bytes = width * size, page_bytes = heads * page * width * size, start += head * page * width * size;
+          break;
+        default:
+          row_bytes = heads * width * size, page_bytes = page * row_bytes, start += head * width * size;
       }
       base = memory + start;
     };
@@ -120,10 +131,12 @@ class PagedTokens {
     return g;
   }
 
-  Entry fill_page(const PageGeometry& g, DType type, PageId page, std::span<const PlacedToken> tokens, std::vector<std::uint16_t>& offsets) const {
+  Entry fill_page(const PageGeometry& g, DType type, PageId page, std::span<const PlacedToken> tokens,
+                  std::vector<std::uint16_t>& offsets) const {
     Entry e;
     e.page = page, e.used = static_cast<std::uint16_t>(tokens.size());
-    e.first = static_cast<Position>(tokens.front().token.position), e.last = static_cast<Position>(tokens.back().token.position);
+    e.first = static_cast<Position>(tokens.front().token.position),
+    e.last = static_cast<Position>(tokens.back().token.position);
     if (e.last - e.first != e.used - 1) {
       e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens_) + 1;
       offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens_), 0);
@@ -131,7 +144,8 @@ class PagedTokens {
     for (std::size_t s = 0; s < tokens.size(); ++s) {
       const PlacedToken& t = tokens[s];
       if (e.offsets != 0)
-        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens_) + s] = static_cast<std::uint16_t>(t.token.position - e.first);
+        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens_) + s] =
+            static_cast<std::uint16_t>(t.token.position - e.first);
       if (!t.live) continue;
       e.live |= std::uint64_t{1} << s;
       const auto write = [&](const std::vector<double>& row, std::byte* to) {
@@ -154,8 +168,8 @@ class PagedTokens {
 
 /// `tokens` random tokens at ascending positions; every step skips up to `gap` positions, every token is dead with
 /// probability `dead`.
-inline PlacedHead random_head(Dice& dice, Index tokens, Index key_dim, Index value_dim, DType type, Index gap = 0, double dead = 0,
-                              double key_size = 1) {
+inline PlacedHead random_head(Dice& dice, Index tokens, Index key_dim, Index value_dim, DType type, Index gap = 0,
+                              double dead = 0, double key_size = 1) {
   PlacedHead head;
   Index position = 0;
   for (Index t = 0; t < tokens; ++t) {

@@ -27,7 +27,8 @@ struct Prompt {
 };
 
 /// Random queries and keys that attend unevenly, so that scores lie apart.
-inline Prompt random_prompt(std::uint64_t seed, Index layers, Index tokens, Index kv_heads, Index group, std::vector<TagSpan> tags, Index width = 16) {
+inline Prompt random_prompt(std::uint64_t seed, Index layers, Index tokens, Index kv_heads, Index group,
+                            std::vector<TagSpan> tags, Index width = 16) {
   Dice dice{seed};
   Prompt p;
   p.tags = std::move(tags);
@@ -43,8 +44,8 @@ inline Prompt random_prompt(std::uint64_t seed, Index layers, Index tokens, Inde
   return p;
 }
 
-/// A prompt of one layer and one head whose attention rows are given: `rows[r][j]` is proportional to what token r gives
-/// token j (0 for nothing). Keys are one-hot, so q_r · k_j = ln rows[r][j].
+/// A prompt of one layer and one head whose attention rows are given: `rows[r][j]` is proportional to what token r
+/// gives token j (0 for nothing). Keys are one-hot, so q_r · k_j = ln rows[r][j].
 inline Prompt prompt_of_rows(const std::vector<std::vector<double>>& rows, std::vector<TagSpan> tags = {}) {
   const Index tokens = static_cast<Index>(rows.size());
   Prompt p;
@@ -52,7 +53,8 @@ inline Prompt prompt_of_rows(const std::vector<std::vector<double>>& rows, std::
   LayerShape shape;
   shape.kv_heads = shape.q_heads = 1, shape.key_dim = tokens, shape.value_dim = 1, shape.scale = 1;
   p.model.layers.push_back(shape);
-  p.queries.emplace_back(tokens, 1, tokens), p.keys.emplace_back(tokens, 1, tokens), p.values.emplace_back(tokens, 1, 1);
+  p.queries.emplace_back(tokens, 1, tokens), p.keys.emplace_back(tokens, 1, tokens),
+      p.values.emplace_back(tokens, 1, 1);
   for (Index t = 0; t < tokens; ++t) {
     p.keys[0].at(t, 0, t) = 1;
     for (Index j = 0; j < static_cast<Index>(rows[static_cast<std::size_t>(t)].size()); ++j) {
@@ -70,7 +72,8 @@ class FedCache {
   using Cache = KvCache<B, Formats<Pair<Raw<float>, Raw<float>>>>;
 
   FedCache(B& be, const Prompt& prompt, Index page_tokens = 16, Index pool_bytes = Index{1} << 20)
-      : be_(be), prompt_(prompt), cache(be, prompt.model, {.page_tokens = page_tokens, .pool_bytes = pool_bytes}), id(cache.create()) {
+      : be_(be), prompt_(prompt), cache(be, prompt.model, {.page_tokens = page_tokens, .pool_bytes = pool_bytes}),
+        id(cache.create()) {
     for (const TagSpan& s : prompt.tags) cache.tag(id, s);
     for (Index l = 0; l < prompt.layers(); ++l) {
       queries_.emplace_back(be, prompt.queries[static_cast<std::size_t>(l)], DType::f32);
@@ -90,14 +93,16 @@ class FedCache {
   }
   void append(Index layer, Index first, Index count) {
     const auto at = static_cast<std::size_t>(layer);
-    const auto done = cache.append(id, layer, keys_[at].tensor().part(first, count), values_[at].tensor().part(first, count), positions(first, count));
+    const auto done = cache.append(id, layer, keys_[at].tensor().part(first, count),
+                                   values_[at].tensor().part(first, count), positions(first, count));
     require(done == Outcome::done, "test: the pool is too small");
   }
 
   template <class C>
   void observe(const C& compressor, Index first, Index count, bool final = true) {
     for (Index l = 0; l < prompt_.layers(); ++l)
-      cache.observe(id, l, compressor, queries_[static_cast<std::size_t>(l)].tensor().part(first, count), positions(first, count), final);
+      cache.observe(id, l, compressor, queries_[static_cast<std::size_t>(l)].tensor().part(first, count),
+                    positions(first, count), final);
   }
 
   /// Prefill of tokens [first, end) in chunks: append, observe.
@@ -111,25 +116,31 @@ class FedCache {
     }
   }
 
-  ConstTensor queries(Index layer, Index first, Index count) const { return queries_[static_cast<std::size_t>(layer)].tensor().part(first, count); }
+  ConstTensor queries(Index layer, Index first, Index count) const {
+    return queries_[static_cast<std::size_t>(layer)].tensor().part(first, count);
+  }
 
-  /// Scores that a scorer gives one layer, by [kv head][position]; NaN where the head holds no such token. `rows` are the
-  /// positions it is shown, ascending.
+  /// Scores that a scorer gives one layer, by [kv head][position]; NaN where the head holds no such token. `rows` are
+  /// the positions it is shown, ascending.
   template <class S>
-  std::vector<std::vector<double>> scores(Index layer, const S& scorer, ClassSet among, const std::vector<Position>& rows) {
+  std::vector<std::vector<double>> scores(Index layer, const S& scorer, ClassSet among,
+                                          const std::vector<Position>& rows) {
     const auto lists = cache.pages(id, layer);
     const Columns columns = columns_of(lists, cache.tags(id));
     const auto live = columns.live_in_any();
     Observation<B> seen;
-    seen.layer = layer, seen.shape = &prompt_.shape(layer), seen.heads = lists, seen.columns = &columns, seen.among = among;
+    seen.layer = layer, seen.shape = &prompt_.shape(layer), seen.heads = lists, seen.columns = &columns,
+    seen.among = among;
     oracle::Array3 chosen(static_cast<Index>(rows.size()), prompt_.shape(layer).q_heads, prompt_.shape(layer).key_dim);
     std::vector<std::int32_t> own;
     for (Index r = 0; r < chosen.a; ++r) {
       const Position p = rows[static_cast<std::size_t>(r)];
       for (Index h = 0; h < chosen.b; ++h)
-        for (Index c = 0; c < chosen.c; ++c) chosen.at(r, h, c) = prompt_.queries[static_cast<std::size_t>(layer)].at(p, h, c);
+        for (Index c = 0; c < chosen.c; ++c)
+          chosen.at(r, h, c) = prompt_.queries[static_cast<std::size_t>(layer)].at(p, h, c);
       for (Index c = 0; c < columns.count; ++c)
-        if (columns.has(live, c) && columns.positions[static_cast<std::size_t>(c)] == p) own.push_back(static_cast<std::int32_t>(c));
+        if (columns.has(live, c) && columns.positions[static_cast<std::size_t>(c)] == p)
+          own.push_back(static_cast<std::int32_t>(c));
     }
     require(own.size() == rows.size(), "test: a row's own token is not held");
     const TensorBuffer<B> queries(be_, chosen, DType::f32);
@@ -140,10 +151,12 @@ class FedCache {
     const auto floats = download(be_, memory);
     std::vector<std::vector<double>> out;
     for (Index h = 0; h < heads; ++h) {
-      auto& row = out.emplace_back(static_cast<std::size_t>(prompt_.tokens()), std::numeric_limits<double>::quiet_NaN());
+      auto& row =
+          out.emplace_back(static_cast<std::size_t>(prompt_.tokens()), std::numeric_limits<double>::quiet_NaN());
       for (Index c = 0; c < columns.count; ++c)
         if (columns.has(columns.live_in(h), c))
-          row[static_cast<std::size_t>(columns.positions[static_cast<std::size_t>(c)])] = static_cast<double>(floats[static_cast<std::size_t>(h * columns.count + c)]);
+          row[static_cast<std::size_t>(columns.positions[static_cast<std::size_t>(c)])] =
+              static_cast<double>(floats[static_cast<std::size_t>(h * columns.count + c)]);
     }
     return out;
   }

@@ -16,7 +16,9 @@ struct CpuRig {
   using Backend = cpu::Backend;
   static constexpr cpu::Isa isa = set;
   static constexpr Index threads = thread_count;
-  static std::string name() { return std::string("Cpu_") + std::string(cpu::name_of(set)) + "_" + std::to_string(thread_count); }
+  static std::string name() {
+    return std::string("Cpu_") + std::string(cpu::name_of(set)) + "_" + std::to_string(thread_count);
+  }
   static bool available() { return set <= cpu::detected_isa(); }
   static Backend& backend() {
     static Backend one({.threads = thread_count, .isa = set});
@@ -34,8 +36,9 @@ struct WalledRig {
   }
 };
 
-using AllRigs = ::testing::Types<CpuRig<cpu::Isa::plain, 1>, CpuRig<cpu::Isa::plain, 2>, CpuRig<cpu::Isa::avx2, 1>,
-                                 CpuRig<cpu::Isa::avx2, 2>, CpuRig<cpu::Isa::avx512, 1>, CpuRig<cpu::Isa::avx512, 2>, WalledRig>;
+using AllRigs =
+    ::testing::Types<CpuRig<cpu::Isa::plain, 1>, CpuRig<cpu::Isa::plain, 2>, CpuRig<cpu::Isa::avx2, 1>,
+                     CpuRig<cpu::Isa::avx2, 2>, CpuRig<cpu::Isa::avx512, 1>, CpuRig<cpu::Isa::avx512, 2>, WalledRig>;
 
 /// For what does not depend on the instruction set: pipelines, policies.
 using PipelineRigs = ::testing::Types<CpuRig<cpu::Isa::plain, 2>, WalledRig>;

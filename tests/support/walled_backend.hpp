@@ -34,7 +34,8 @@ class WalledBackend {
   };
 
   explicit WalledBackend(Index arena_bytes = Index{256} << 20) : verbs_({.threads = 1}), bytes_(arena_bytes) {
-    void* mapped = mmap(nullptr, static_cast<std::size_t>(bytes_), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapped =
+        mmap(nullptr, static_cast<std::size_t>(bytes_), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::runtime_error("walled backend: no address space");
     arena_ = static_cast<std::byte*>(mapped);
     free_.emplace(0, bytes_);
@@ -106,7 +107,8 @@ class WalledBackend {
     ++counts.waits;
     std::size_t done = 0;
     for (; done < staged_.size() && staged_[done].number <= ticket.number; ++done)
-      if (!staged_[done].bytes.empty()) std::memcpy(staged_[done].to, staged_[done].bytes.data(), staged_[done].bytes.size());
+      if (!staged_[done].bytes.empty())
+        std::memcpy(staged_[done].to, staged_[done].bytes.data(), staged_[done].bytes.size());
     staged_.erase(staged_.begin(), staged_.begin() + static_cast<std::ptrdiff_t>(done));
   }
 
@@ -175,7 +177,7 @@ class WalledBackend {
   std::byte* arena_ = nullptr;
   std::map<Index, Index> free_, taken_;  // offset -> size
   std::uint64_t last_ticket_ = 0;
-  std::vector<Staged> staged_;           // in the order of their tickets
+  std::vector<Staged> staged_;  // in the order of their tickets
 };
 
 static_assert(kvpare::Backend<WalledBackend>);

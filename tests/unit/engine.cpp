@@ -39,12 +39,17 @@ class Engine {
       values_.push_back(upload(be, filled(l, prompt.values[static_cast<std::size_t>(l)])));
       const LayerShape& s = prompt.shape(l);
       const auto view = [&](float* data, Index width) {
-        return layout.hnd ? kvpare::hnd(data, pages_, layout.page_size, s.kv_heads, width) : nhd(data, pages_, layout.page_size, s.kv_heads, width);
+        return layout.hnd ? kvpare::hnd(data, pages_, layout.page_size, s.kv_heads, width)
+                          : nhd(data, pages_, layout.page_size, s.kv_heads, width);
       };
       EngineLayer<float> layer;
       layer.shape = s;
-      layer.kv = {.keys = view(keys_.back().data(), s.key_dim), .values = view(values_.back().data(), s.value_dim), .pages = tables_[static_cast<std::size_t>(l)],
-                  .tokens = prompt.tokens(), .scope = layout.scope, .frozen = layout.frozen};
+      layer.kv = {.keys = view(keys_.back().data(), s.key_dim),
+                  .values = view(values_.back().data(), s.value_dim),
+                  .pages = tables_[static_cast<std::size_t>(l)],
+                  .tokens = prompt.tokens(),
+                  .scope = layout.scope,
+                  .frozen = layout.frozen};
       layers.push_back(layer);
       queries_.emplace_back(be, prompt.queries[static_cast<std::size_t>(l)], DType::f32);
     }
@@ -52,7 +57,8 @@ class Engine {
 
   /// Row `slot` of a page, as a place in the array of one layer.
   Index place(Index page, Index slot, Index head, Index heads, Index width) const {
-    return layout_.hnd ? ((page * heads + head) * layout_.page_size + slot) * width : ((page * layout_.page_size + slot) * heads + head) * width;
+    return layout_.hnd ? ((page * heads + head) * layout_.page_size + slot) * width
+                       : ((page * layout_.page_size + slot) * heads + head) * width;
   }
 
   /// What token t of a head now is, read from the engine's memory.
@@ -72,26 +78,31 @@ class Engine {
         EngineLayer<float> so_far = layers[static_cast<std::size_t>(l)];  // a chunk is appended before it is observed
         so_far.kv.tokens = first + count;
         so_far.kv.frozen = std::min(so_far.kv.frozen, so_far.kv.tokens);
-        sequence.observe(l, so_far, compressor, queries_[static_cast<std::size_t>(l)].tensor().part(first, count), FedCache<B>::positions(first, count),
-                         first + count == tokens);
+        sequence.observe(l, so_far, compressor, queries_[static_cast<std::size_t>(l)].tensor().part(first, count),
+                         FedCache<B>::positions(first, count), first + count == tokens);
       }
   }
 
   std::vector<float> key_memory(Index layer) const { return download(be_, keys_[static_cast<std::size_t>(layer)]); }
   std::vector<float> value_memory(Index layer) const { return download(be_, values_[static_cast<std::size_t>(layer)]); }
-  ConstTensor queries(Index layer, Index first, Index count) const { return queries_[static_cast<std::size_t>(layer)].tensor().part(first, count); }
+  ConstTensor queries(Index layer, Index first, Index count) const {
+    return queries_[static_cast<std::size_t>(layer)].tensor().part(first, count);
+  }
   std::vector<std::int32_t>& table(Index layer) { return tables_[static_cast<std::size_t>(layer)]; }
 
   std::vector<EngineLayer<float>> layers;
 
  private:
   std::vector<float> filled(Index layer, const oracle::Array3& x) const {
-    std::vector<float> memory(static_cast<std::size_t>(pages_ * layout_.page_size * x.b * x.c), static_cast<float>(sentinel));
+    std::vector<float> memory(static_cast<std::size_t>(pages_ * layout_.page_size * x.b * x.c),
+                              static_cast<float>(sentinel));
     for (Index t = 0; t < x.a; ++t)
       for (Index h = 0; h < x.b; ++h)
         for (Index c = 0; c < x.c; ++c)
-          memory[static_cast<std::size_t>(place(tables_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(t / layout_.page_size)], t % layout_.page_size, h, x.b, x.c) + c)] =
-              static_cast<float>(x.at(t, h, c));
+          memory[static_cast<std::size_t>(
+              place(tables_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(t / layout_.page_size)],
+                    t % layout_.page_size, h, x.b, x.c) +
+              c)] = static_cast<float>(x.at(t, h, c));
     return memory;
   }
 
@@ -136,7 +147,8 @@ std::vector<std::vector<Positions>> kept_by_cache(B& be, const Prompt& p, const 
 /// Plans and commits; then every kept row must lie where the engine looks for it, pages past the end are free, and the
 /// engine's attention is that over the kept tokens.
 template <Backend B, class C>
-void compresses(B& be, const Prompt& p, EngineLayout layout, const C& compressor, const std::vector<std::vector<Positions>>& wanted, Index chunk = 0) {
+void compresses(B& be, const Prompt& p, EngineLayout layout, const C& compressor,
+                const std::vector<std::vector<Positions>>& wanted, Index chunk = 0) {
   Engine<B> engine(be, p, layout);
   auto sequence = sequence_of(be, p, layout.one_table);
   engine.observe(sequence, compressor, chunk);
@@ -149,7 +161,8 @@ void compresses(B& be, const Prompt& p, EngineLayout layout, const C& compressor
     const Index heads = p.shape(l).kv_heads, kept = static_cast<Index>(wanted[at][0].size());
     ASSERT_EQ(reports[at].tokens, kept) << where;
     ASSERT_EQ(reports[at].positions.size(), layout.scope == Scope::same_tokens ? 1u : static_cast<std::size_t>(heads));
-    for (std::size_t h = 0; h < reports[at].positions.size(); ++h) EXPECT_EQ(reports[at].positions[h], wanted[at][h]) << where << " head " << h;
+    for (std::size_t h = 0; h < reports[at].positions.size(); ++h)
+      EXPECT_EQ(reports[at].positions[h], wanted[at][h]) << where << " head " << h;
 
     const auto keys = engine.key_memory(l), values = engine.value_memory(l);
     oracle::AttendInput before, after;
@@ -159,7 +172,8 @@ void compresses(B& be, const Prompt& p, EngineLayout layout, const C& compressor
       for (Index t = 0; t < kept; ++t) {
         const Position position = wanted[at][static_cast<std::size_t>(h)][static_cast<std::size_t>(t)];
         old_tokens.push_back({position, slice_row(p.keys[at], position, h), slice_row(p.values[at], position, h)});
-        new_tokens.push_back({position, engine.row(keys, l, t, h, p.shape(l).key_dim), engine.row(values, l, t, h, p.shape(l).value_dim)});
+        new_tokens.push_back({position, engine.row(keys, l, t, h, p.shape(l).key_dim),
+                              engine.row(values, l, t, h, p.shape(l).value_dim)});
         ASSERT_EQ(new_tokens.back().key, old_tokens.back().key) << where << " head " << h << " token " << t;
         ASSERT_EQ(new_tokens.back().value, old_tokens.back().value) << where << " head " << h << " token " << t;
       }
@@ -182,7 +196,8 @@ void compresses(B& be, const Prompt& p, EngineLayout layout, const C& compressor
     const auto answer = oracle::attend(before);
     const auto got = out.download();
     for (std::size_t i = 0; i < got.values.size(); ++i)
-      ASSERT_TRUE(close(got.values[i], answer.out.values[i], tolerance(Operation::attended))) << where << " element " << i;
+      ASSERT_TRUE(close(got.values[i], answer.out.values[i], tolerance(Operation::attended)))
+          << where << " element " << i;
   }
 }
 
@@ -196,7 +211,8 @@ TYPED_TEST(EngineOwned, SameTokensForAllHeads) {
   snap.scorer.window = 5, snap.keep = Keep::ratio(0.4);
   auto together = snap;
   together.selector.heads = SelectHeads::layer;
-  const auto by_snap = kept_by_cache(this->be(), p, together), by_air = kept_by_cache(this->be(), p, air_cache()), by_streaming = kept_by_cache(this->be(), p, streaming_llm());
+  const auto by_snap = kept_by_cache(this->be(), p, together), by_air = kept_by_cache(this->be(), p, air_cache()),
+             by_streaming = kept_by_cache(this->be(), p, streaming_llm());
   for (const Index page : {1, 5, 16, 64})
     for (const bool hnd : {false, true}) {
       compresses(this->be(), p, {.page_size = page, .hnd = hnd}, snap, by_snap);
@@ -226,8 +242,10 @@ TYPED_TEST(EngineOwned, OneTableKeepsTheSameNumberInEveryLayer) {
   Engine<typename TestFixture::B> engine(this->be(), p, {.one_table = true});
   auto sequence = sequence_of(this->be(), p, true);
   engine.observe(sequence, method);
-  const auto reports = sequence.commit(sequence.plan(method, std::span<const EngineLayer<float>>(engine.layers)), std::span<const EngineLayer<float>>(engine.layers));
-  for (const auto& r : reports) EXPECT_EQ(r.tokens, 36 + 13) << "text, and a quarter of 54 visual tokens, rounded down to be the same for all";
+  const auto reports = sequence.commit(sequence.plan(method, std::span<const EngineLayer<float>>(engine.layers)),
+                                       std::span<const EngineLayer<float>>(engine.layers));
+  for (const auto& r : reports)
+    EXPECT_EQ(r.tokens, 36 + 13) << "text, and a quarter of 54 visual tokens, rounded down to be the same for all";
 }
 
 TYPED_TEST(EngineOwned, FrozenTokensAndTheirPagesStay) {
@@ -247,7 +265,8 @@ TYPED_TEST(EngineOwned, FrozenTokensAndTheirPagesStay) {
     for (Index l = 0; l < 2; ++l) {
       const auto keys = engine.key_memory(l);
       for (Index t = 0; t < round_up(frozen, 16); ++t)
-        for (Index h = 0; h < 2; ++h) EXPECT_EQ(engine.row(keys, l, t, h, 16), slice_row(p.keys[static_cast<std::size_t>(l)], t, h));
+        for (Index h = 0; h < 2; ++h)
+          EXPECT_EQ(engine.row(keys, l, t, h, 16), slice_row(p.keys[static_cast<std::size_t>(l)], t, h));
     }
   }
 }
@@ -281,10 +300,12 @@ TYPED_TEST(EngineOwned, ASecondRoundWorksOnWhatIsLeft) {
   method.keep = Keep::tokens(10);
   const auto second = sequence.commit(sequence.plan(method, layers), layers);
   EXPECT_EQ(second[0].positions[0], (Positions{0, 1, 2, 3, 74, 75, 76, 77, 78, 79}));
-  EXPECT_EQ(second[0].freed_pages, std::vector<std::int32_t>(engine.table(0).begin() + 1, engine.table(0).begin() + 2)) << "of the two that 30 tokens still had";
+  EXPECT_EQ(second[0].freed_pages, std::vector<std::int32_t>(engine.table(0).begin() + 1, engine.table(0).begin() + 2))
+      << "of the two that 30 tokens still had";
   const auto keys = engine.key_memory(0);
   for (Index t = 0; t < 10; ++t)
-    EXPECT_EQ(engine.row(keys, 0, t, 1, 16), slice_row(p.keys[0], second[0].positions[0][static_cast<std::size_t>(t)], 1));
+    EXPECT_EQ(engine.row(keys, 0, t, 1, 16),
+              slice_row(p.keys[0], second[0].positions[0][static_cast<std::size_t>(t)], 1));
 }
 
 TYPED_TEST(EngineOwned, PlanWaitsOnceAndTheRestNever) {
@@ -399,8 +420,13 @@ TEST(EngineLists, PositionsFarApartAreRefused) {
   std::vector<float> memory(64);
   const std::int32_t table[] = {0};
   const Position far[] = {0, 70000};
-  EnginePages<float> kv{.keys = nhd(memory.data(), 1, 16, 1, 2), .values = nhd(memory.data(), 1, 16, 1, 2), .pages = table, .tokens = 2, .positions = far};
-  EXPECT_NE(error_of([&] { lists_of(kv, 3); }).find("engine layer 3: page 0 spans positions 0 to 70000"), std::string::npos);
+  EnginePages<float> kv{.keys = nhd(memory.data(), 1, 16, 1, 2),
+                        .values = nhd(memory.data(), 1, 16, 1, 2),
+                        .pages = table,
+                        .tokens = 2,
+                        .positions = far};
+  EXPECT_NE(error_of([&] { lists_of(kv, 3); }).find("engine layer 3: page 0 spans positions 0 to 70000"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -10,15 +10,18 @@ namespace kvpare::test {
 namespace {
 
 TEST(Recipes, AreTheirParts) {
-  EXPECT_EQ(air_cache(), (Compressor{EliteWindow{.alpha = 0.9}, StrengthSkewness{.use = BudgetUse::both, .least = 1}, TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.1)}));
-  EXPECT_EQ(snap_kv(), (Compressor{ObservationWindow{.window = 32, .pool = 5, .pooling = Pooling::avg}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(air_cache(), (Compressor{EliteWindow{.alpha = 0.9}, StrengthSkewness{.use = BudgetUse::both, .least = 1},
+                                     TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.1)}));
+  EXPECT_EQ(snap_kv(), (Compressor{ObservationWindow{.window = 32, .pool = 5, .pooling = Pooling::avg}, Uniform{},
+                                   TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
   EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
 TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
-  EXPECT_EQ(EliteWindow{}.reads(), (Reads{.rows = Reads::Rows::all, .of = ClassSet(~visual.bits)})) << "every text row: elite ones may be anywhere";
+  EXPECT_EQ(EliteWindow{}.reads(), (Reads{.rows = Reads::Rows::all, .of = ClassSet(~visual.bits)}))
+      << "every text row: elite ones may be anywhere";
   EXPECT_EQ(ObservationWindow{.window = 7}.reads(), (Reads{.rows = Reads::Rows::last, .count = 7}));
   EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true}));
   EXPECT_EQ(Random{}.reads(), Reads{});
@@ -26,12 +29,15 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
 }
 
 // Policies are plain values: no allocation hides in them, and two of the same settings are the same.
-static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_copyable_v<ObservationWindow> && std::is_trivially_copyable_v<StrengthSkewness> &&
-              std::is_trivially_copyable_v<TopK> && std::is_trivially_copyable_v<Keep>);
-static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> && Scorer<AccumulatedAttention, cpu::Backend> &&
-              Scorer<Random, cpu::Backend> && Scorer<SinksAndRecent, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
-static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> && Scorer<AccumulatedAttention, WalledBackend> &&
-              Scorer<Random, WalledBackend> && Scorer<SinksAndRecent, WalledBackend> && Scorer<AnyScorer, WalledBackend>);
+static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_copyable_v<ObservationWindow> &&
+              std::is_trivially_copyable_v<StrengthSkewness> && std::is_trivially_copyable_v<TopK> &&
+              std::is_trivially_copyable_v<Keep>);
+static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> &&
+              Scorer<AccumulatedAttention, cpu::Backend> && Scorer<Random, cpu::Backend> &&
+              Scorer<SinksAndRecent, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
+static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> &&
+              Scorer<AccumulatedAttention, WalledBackend> && Scorer<Random, WalledBackend> &&
+              Scorer<SinksAndRecent, WalledBackend> && Scorer<AnyScorer, WalledBackend>);
 
 template <class Rig>
 class RecipesByName : public OnRig<Rig> {};
@@ -61,11 +67,18 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
 TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
   const Prompt p = random_prompt(2, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
   const auto kept = [&](const char* words) { return kept_with(this->be(), p, make_compressor(words)).first; };
-  for (const auto& [one, other] : {std::pair{"random", "random(seed=1)"}, {"streaming_llm", "streaming_llm(sinks=1)"}, {"h2o", "h2o(recent_share=0)"},
-                                   {"snap_kv(window=4)", "snap_kv(window=5)"}, {"snap_kv(window=4)", "snap_kv(window=4,pool=1)"}, {"snap_kv(window=4)", "snap_kv(window=4,pooling=max)"},
-                                   {"snap_kv(window=4)", "snap_kv(window=4,heads=layer)"}, {"snap_kv(window=4)", "snap_kv(window=4,among=visual)"},
+  for (const auto& [one, other] : {std::pair{"random", "random(seed=1)"},
+                                   {"streaming_llm", "streaming_llm(sinks=1)"},
+                                   {"h2o", "h2o(recent_share=0)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=5)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,pool=1)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,pooling=max)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,heads=layer)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,among=visual)"},
                                    {"snap_kv(window=40)", "snap_kv(window=40,rows=image)"},
-                                   {"air_cache", "air_cache(alpha=0.1)"}, {"air_cache", "air_cache(heads=kv)"}, {"air_cache", "air_cache(budget=uniform)"},
+                                   {"air_cache", "air_cache(alpha=0.1)"},
+                                   {"air_cache", "air_cache(heads=kv)"},
+                                   {"air_cache", "air_cache(budget=uniform)"},
                                    {"air_cache", "air_cache(keep=20%)"}})
     EXPECT_NE(kept(one), kept(other)) << one << " and " << other;
 }

@@ -1,4 +1,5 @@
-// Methods by name and text settings: what is understood, what is refused and in which words, and that printing is exact.
+// Methods by name and text settings: what is understood, what is refused and in which words, and that printing is
+// exact.
 #include <gtest/gtest.h>
 
 #include <kvpare/runtime/make_compressor.hpp>
@@ -41,14 +42,18 @@ TEST(Settings, ANameAloneIsTheRecipe) {
 }
 
 TEST(Settings, EveryPartCanBeSet) {
-  const auto air = made("air_cache(keep=0.25, alpha=0.8, use=strength, least=3, among=image+audio, heads=kv, recent_share=0.5)");
+  const auto air =
+      made("air_cache(keep=0.25, alpha=0.8, use=strength, least=3, among=image+audio, heads=kv, recent_share=0.5)");
   EXPECT_EQ(scorer_of<EliteWindow>(air).alpha, 0.8);
   EXPECT_EQ(std::get<StrengthSkewness>(air.budget.held), (StrengthSkewness{.use = BudgetUse::strength, .least = 3}));
-  EXPECT_EQ(air.selector, (TopK{.among = ClassSet(TokenClass::image) | TokenClass::audio, .heads = SelectHeads::kv, .recent_share = 0.5}));
+  EXPECT_EQ(
+      air.selector,
+      (TopK{.among = ClassSet(TokenClass::image) | TokenClass::audio, .heads = SelectHeads::kv, .recent_share = 0.5}));
   EXPECT_EQ(air.keep, Keep::ratio(0.25));
 
   const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
-  EXPECT_EQ(scorer_of<ObservationWindow>(snap), (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
+  EXPECT_EQ(scorer_of<ObservationWindow>(snap),
+            (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
   EXPECT_EQ(snap.keep, Keep::tokens(512));
   EXPECT_EQ(scorer_of<Random>(made("random(seed=9007199254740992)")).seed, Index{1} << 53);
   EXPECT_EQ(scorer_of<SinksAndRecent>(made("streaming_llm(sinks=0)")).sinks, 0);
@@ -61,10 +66,12 @@ TEST(Settings, ABudgetBringsItsOwnSettings) {
 }
 
 TEST(Settings, AmountsToKeep) {
-  const std::pair<const char*, Keep> amounts[] = {{"0.1", Keep::ratio(0.1)},   {"10%", Keep::ratio(0.1)},      {"0", Keep::ratio(0)},      {"1", Keep::ratio(1)},
-                                                  {"100%", Keep::ratio(1)},    {"512t", Keep::tokens(512)},    {"0t", Keep::tokens(0)},    {"32p", Keep::pages(32)},
-                                                  {"4096B", Keep::bytes(4096)}, {"64KiB", Keep::bytes(65536)}, {"0.5MiB", Keep::bytes(524288)}, {"2GiB", Keep::bytes(Index{2} << 30)},
-                                                  {"1e-3", Keep::ratio(0.001)}};
+  const std::pair<const char*, Keep> amounts[] = {
+      {"0.1", Keep::ratio(0.1)},     {"10%", Keep::ratio(0.1)},       {"0", Keep::ratio(0)},
+      {"1", Keep::ratio(1)},         {"100%", Keep::ratio(1)},        {"512t", Keep::tokens(512)},
+      {"0t", Keep::tokens(0)},       {"32p", Keep::pages(32)},        {"4096B", Keep::bytes(4096)},
+      {"64KiB", Keep::bytes(65536)}, {"0.5MiB", Keep::bytes(524288)}, {"2GiB", Keep::bytes(Index{2} << 30)},
+      {"1e-3", Keep::ratio(0.001)}};
   for (const auto& [words, keep] : amounts) EXPECT_EQ(made(message("snap_kv(keep=", words, ")")).keep, keep) << words;
 }
 
@@ -74,7 +81,8 @@ TEST(Settings, UnknownNames) {
   expect_refused("h20", "no policy named 'h20'; known: full random streaming_llm h2o snap_kv air_cache");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
-  expect_refused("air_cache(beta=1)", "air_cache: unknown setting 'beta'; known: keep budget alpha use least among heads recent_share");
+  expect_refused("air_cache(beta=1)",
+                 "air_cache: unknown setting 'beta'; known: keep budget alpha use least among heads recent_share");
   expect_refused("air_cache(=1)", "unknown setting ''");
   expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
   expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");
@@ -102,9 +110,13 @@ TEST(Settings, Ranges) {
 
 TEST(Settings, AmountsThatMakeNoSense) {
   for (const char* words : {"", "x", "-1", "-5t", "nan", "10 %", "5tt", "1TiB", "0x10", "1e999"})
-    expect_refused(message("h2o(keep=", words, ")"), message("h2o: keep = '", words, "', must be a ratio (0.1, 10%), tokens (512t), pages (32p) or bytes (8MiB)"));
-  for (const char* words : {"1.5", "101%", "inf"}) expect_refused(message("h2o(keep=", words, ")"), "a ratio must be within [0, 1]");
-  for (const char* words : {"1.5t", "1e30B", "infp"}) expect_refused(message("h2o(keep=", words, ")"), "must be a whole number");
+    expect_refused(
+        message("h2o(keep=", words, ")"),
+        message("h2o: keep = '", words, "', must be a ratio (0.1, 10%), tokens (512t), pages (32p) or bytes (8MiB)"));
+  for (const char* words : {"1.5", "101%", "inf"})
+    expect_refused(message("h2o(keep=", words, ")"), "a ratio must be within [0, 1]");
+  for (const char* words : {"1.5t", "1e30B", "infp"})
+    expect_refused(message("h2o(keep=", words, ")"), "must be a whole number");
 }
 
 TEST(Settings, TextThatIsNoList) {
@@ -126,11 +138,15 @@ TEST(Settings, OfParts) {
   const auto refused = [](const auto& method) { return error_of([&] { check(method); }); };
   EXPECT_EQ(refused(air_cache()), "no error");
   EXPECT_EQ(refused(Compressor{EliteWindow{.alpha = 2}, Uniform{}}), "elite_window.alpha = 2, must be within [0, 1]");
-  EXPECT_EQ(refused(Compressor{ObservationWindow{.window = 0}, Uniform{}}), "observation_window.window = 0, must be within [1, 1048576]");
+  EXPECT_EQ(refused(Compressor{ObservationWindow{.window = 0}, Uniform{}}),
+            "observation_window.window = 0, must be within [1, 1048576]");
   EXPECT_EQ(refused(Compressor{ObservationWindow{.pool = 2}, Uniform{}}), "observation_window.pool = 2, must be odd");
-  EXPECT_EQ(refused(Compressor{Random{}, StrengthSkewness{.least = -1}}), "strength_skewness.least = -1, must be within [0, 1048576]");
-  EXPECT_EQ(refused(Compressor{Random{}, Uniform{}, TopK{.recent_share = 1.5}}), "top_k.recent_share = 1.5, must be within [0, 1]");
-  EXPECT_EQ(refused(AnyCompressor{EliteWindow{.alpha = -1}, Uniform{}, {}, {}}), "elite_window.alpha = -1, must be within [0, 1]");
+  EXPECT_EQ(refused(Compressor{Random{}, StrengthSkewness{.least = -1}}),
+            "strength_skewness.least = -1, must be within [0, 1048576]");
+  EXPECT_EQ(refused(Compressor{Random{}, Uniform{}, TopK{.recent_share = 1.5}}),
+            "top_k.recent_share = 1.5, must be within [0, 1]");
+  EXPECT_EQ(refused(AnyCompressor{EliteWindow{.alpha = -1}, Uniform{}, {}, {}}),
+            "elite_window.alpha = -1, must be within [0, 1]");
 }
 
 // ---- printed
@@ -141,17 +157,25 @@ TEST(Settings, PrintWhatTheyParse) {
   for (int round = 0; round < 3000; ++round) {
     const std::string name = scorers[dice.below(5)];
     AnyCompressor m = made(name);
-    if (dice.chance(0.5)) m.budget = StrengthSkewness{.use = static_cast<BudgetUse>(dice.below(3)), .least = dice.below(1 << 20)};
-    const ClassSet sets[] = {all_tokens, visual, text, ClassSet(TokenClass::audio) | TokenClass::system, ClassSet(TokenClass::image)};
-    m.selector = {.among = sets[dice.below(5)], .heads = static_cast<SelectHeads>(dice.below(2)), .recent_share = dice.unit() / 3};
-    const Keep amounts[] = {Keep::ratio(dice.unit() / 7), Keep::ratio(1e-300 * dice.unit()), Keep::tokens(dice.below(Index{1} << 53)), Keep::pages(dice.below(1 << 20)),
+    if (dice.chance(0.5))
+      m.budget = StrengthSkewness{.use = static_cast<BudgetUse>(dice.below(3)), .least = dice.below(1 << 20)};
+    const ClassSet sets[] = {all_tokens, visual, text, ClassSet(TokenClass::audio) | TokenClass::system,
+                             ClassSet(TokenClass::image)};
+    m.selector = {.among = sets[dice.below(5)],
+                  .heads = static_cast<SelectHeads>(dice.below(2)),
+                  .recent_share = dice.unit() / 3};
+    const Keep amounts[] = {Keep::ratio(dice.unit() / 7), Keep::ratio(1e-300 * dice.unit()),
+                            Keep::tokens(dice.below(Index{1} << 53)), Keep::pages(dice.below(1 << 20)),
                             Keep::bytes(dice.below(Index{1} << 50))};
     m.keep = amounts[dice.below(5)];
     if (auto* s = std::get_if<EliteWindow>(&m.scorer.held)) s->alpha = dice.unit() / 3;
     if (auto* s = std::get_if<Random>(&m.scorer.held)) s->seed = dice.below(Index{1} << 53);
     if (auto* s = std::get_if<SinksAndRecent>(&m.scorer.held)) s->sinks = dice.below(1 << 20);
     if (auto* s = std::get_if<ObservationWindow>(&m.scorer.held))
-      *s = {.window = 1 + dice.below(1 << 20), .pool = 1 + 2 * dice.below(31), .pooling = static_cast<Pooling>(dice.below(2)), .rows = sets[dice.below(5)]};
+      *s = {.window = 1 + dice.below(1 << 20),
+            .pool = 1 + 2 * dice.below(31),
+            .pooling = static_cast<Pooling>(dice.below(2)),
+            .rows = sets[dice.below(5)]};
     const std::string text = text_of(name, m);
     ASSERT_EQ(error_of([&] { made(text); }), "no error") << text;
     EXPECT_EQ(made(text), m) << text;
@@ -192,9 +216,55 @@ TEST(Settings, SayWhatIsAllowedAndMeant) {
 
 TEST(Settings, RandomTextIsUnderstoodOrRefusedAndNothingElse) {
   Dice dice{2};
-  const std::string pieces[] = {"air_cache", "snap_kv", "h2o", "random", "full", "streaming_llm", "(", ")", "=", ",", " ", "keep", "alpha", "budget", "among", "seed", "pool",
-                                "window", "heads", "use", "least", "visual", "kv", "layer", "uniform", "strength_skewness", "+", "%", "t", "p", "B", "MiB", "0", "1", "0.1",
-                                "-", "1e308", "1e-320", "nan", "inf", "\0", "\xff", "9223372036854775808", "(((", "))", "recent_share", "\n", "0x1p3", "18446744073709551616"};
+  const std::string pieces[] = {"air_cache",
+                                "snap_kv",
+                                "h2o",
+                                "random",
+                                "full",
+                                "streaming_llm",
+                                "(",
+                                ")",
+                                "=",
+                                ",",
+                                " ",
+                                "keep",
+                                "alpha",
+                                "budget",
+                                "among",
+                                "seed",
+                                "pool",
+                                "window",
+                                "heads",
+                                "use",
+                                "least",
+                                "visual",
+                                "kv",
+                                "layer",
+                                "uniform",
+                                "strength_skewness",
+                                "+",
+                                "%",
+                                "t",
+                                "p",
+                                "B",
+                                "MiB",
+                                "0",
+                                "1",
+                                "0.1",
+                                "-",
+                                "1e308",
+                                "1e-320",
+                                "nan",
+                                "inf",
+                                "\0",
+                                "\xff",
+                                "9223372036854775808",
+                                "(((",
+                                "))",
+                                "recent_share",
+                                "\n",
+                                "0x1p3",
+                                "18446744073709551616"};
   Index understood = 0;
   for (int round = 0; round < 100000; ++round) {
     std::string text;
@@ -202,7 +272,9 @@ TEST(Settings, RandomTextIsUnderstoodOrRefusedAndNothingElse) {
       for (Index i = dice.below(40); i > 0; --i) text += static_cast<char>(dice.below(256));
     } else if (round % 4 == 1) {  // a good text, damaged
       text = text_of("snap_kv", known_recipes()[4].compressor);
-      for (Index i = dice.below(4); i > 0; --i) text[static_cast<std::size_t>(dice.below(static_cast<Index>(text.size())))] = static_cast<char>(dice.below(256));
+      for (Index i = dice.below(4); i > 0; --i)
+        text[static_cast<std::size_t>(dice.below(static_cast<Index>(text.size())))] =
+            static_cast<char>(dice.below(256));
     } else {  // our words in any order
       for (Index i = dice.below(16); i > 0; --i) text += pieces[dice.below(std::size(pieces))];
     }

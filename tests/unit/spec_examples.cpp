@@ -50,7 +50,11 @@ TYPED_TEST(SpecExample, AirCacheA_TheEliteSet) {
 
 /// Part B: 5 visual tokens, 4 text tokens of which the second and the fourth are elite (at alpha 0.6).
 Prompt part_b() {
-  return prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1},
+  return prompt_of_rows({{1},
+                         {1, 1},
+                         {1, 1, 1},
+                         {1, 1, 1, 1},
+                         {1, 1, 1, 1, 1},
                          {1, 1, 1, 1, 1, 1},
                          {1, 2, 4, 1, 8, 0.1, 4},
                          {1, 1, 1, 1, 1, 1, 1, 1},
@@ -147,7 +151,12 @@ TYPED_TEST(SpecExample, H2oAccumulatesThePrompt) {
 
 /// Votes .1 .6 .1 .05 .3 .05 from a window of two rows, half each.
 Prompt snap_kv_prompt() {
-  return prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1},
+  return prompt_of_rows({{1},
+                         {1, 1},
+                         {1, 1, 1},
+                         {1, 1, 1, 1},
+                         {1, 1, 1, 1, 1},
+                         {1, 1, 1, 1, 1, 1},
                          {.05, .3, .05, .025, .15, .025, .4},
                          {.05, .3, .05, .025, .15, .025, .2, .2}});
 }
@@ -173,7 +182,8 @@ TYPED_TEST(SpecExample, SnapKvKeepsItsWindowAndTheBest) {
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.feed(method, 0, 8);
     fed.cache.compress(fed.id, method);
-    EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), pool == 3 ? (Positions{1, 2, 6, 7}) : (Positions{1, 4, 6, 7})) << "pool " << pool;
+    EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), pool == 3 ? (Positions{1, 2, 6, 7}) : (Positions{1, 4, 6, 7}))
+        << "pool " << pool;
   }
 }
 

@@ -37,17 +37,21 @@ struct Arguments {
   Index page_tokens = 16;
   std::string data, json, plot;
   Index show = -1;
-  bool list = false, verify = false;
+  bool list = false, verify = false, demo = false;
 };
 
 constexpr Index default_scenes = 64;  // with all policies about a minute on two cores
+
+fs::path program_folder() {
+  std::error_code ignored;
+  return fs::read_symlink("/proc/self/exe", ignored).parent_path();
+}
 
 /// The folder with the model: the one named, else where the sources were when this was built, else beside the program.
 std::string find_data(const std::string& named) {
   if (!named.empty()) return named;
   std::error_code ignored;
-  const fs::path program = fs::read_symlink("/proc/self/exe", ignored);
-  const std::vector<fs::path> places = {KVPARE_VLM_DATA, program.parent_path() / "data"};
+  const std::vector<fs::path> places = {KVPARE_VLM_DATA, program_folder() / "data"};
   for (const fs::path& place : places)
     if (fs::exists(place / "vlm.safetensors", ignored)) return place.string();
   throw BadFile("the model is neither in " + places[0].string() + " nor in " + places[1].string() +
@@ -203,12 +207,24 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
+  app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
   app.add_flag("--list", a.list, "show the policies with their settings and sources");
 }
 
-int run(const Arguments& arguments) {
+/// The demo is an evaluation whose files go beside the program, with a picture where one can be drawn.
+void fill_in_demo(Arguments& arguments) {
+  if (arguments.json.empty()) arguments.json = program_folder() / "results.json";
+  if (!arguments.plot.empty()) return;
+  if (gnuplot_found())
+    arguments.plot = program_folder() / "accuracy.svg";
+  else
+    std::cout << "There will be no picture: gnuplot was not found (Debian, Ubuntu: apt install gnuplot-nox).\n";
+}
+
+int run(Arguments arguments) {
   if (arguments.list) return list_policies();
+  if (arguments.demo) fill_in_demo(arguments);
   if (!arguments.plot.empty()) check_plot(arguments.plot);
   for (const std::string& path : {arguments.plot, arguments.json})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");

@@ -250,10 +250,12 @@ std::string heat_data(const std::string& name, const std::vector<double>& patche
 
 }  // namespace
 
+bool gnuplot_found() { return std::system("gnuplot --version > /dev/null 2>&1") == 0; }
+
 void check_plot(const std::string& path) {
   if (!ends_with(path, ".svg") && !ends_with(path, ".png"))
     throw PlotError("--plot " + path + ": the name must end in .svg or .png");
-  if (std::system("gnuplot --version > /dev/null 2>&1") != 0)
+  if (!gnuplot_found())
     throw PlotError(
         "--plot needs gnuplot, which was not found: install it (Debian, Ubuntu: apt install gnuplot-nox) or leave "
         "--plot out");

@@ -14,6 +14,8 @@ struct PlotError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+bool gnuplot_found();
+
 /// Throws PlotError unless a picture can be drawn into this file: gnuplot is there and the name ends in .svg or .png.
 /// Ask before long work.
 void check_plot(const std::string& path);

@@ -1,0 +1,8 @@
+// The recipe random: looks at no query.
+#include "support/compression.hpp"
+
+namespace bench {
+namespace {
+const bool added = add_recipe("random", kvpare::random(), {.query_rows = 1});
+}  // namespace
+}  // namespace bench

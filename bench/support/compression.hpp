@@ -1,0 +1,105 @@
+// A whole compression, step by step: observe every layer, plan, commit.
+#pragma once
+
+#include "rig.hpp"
+#include "run.hpp"
+
+namespace bench {
+
+/// A prompt: `visual` tokens of one picture, then text; and the queries of its last rows.
+template <Element T>
+class Prompt {
+ public:
+  struct Tokens {
+    Index visual = 0, text = 0;
+    Index all() const { return visual + text; }
+  };
+
+  Prompt(const LayerShape& shape, Index layers, Tokens tokens, Index query_rows, std::vector<T> rows, Index threads)
+      : filled(shape, layers, std::move(rows), {.threads = threads}),
+        queries(shape, query_rows, tokens.all() - query_rows), tokens_(tokens) {
+    tag();
+  }
+
+  void refill() {
+    filled.refill();
+    tag();
+  }
+
+  template <class C>
+  void observe(Index layer, const C& compressor) {
+    filled.cache.observe(filled.sequence, layer, compressor, queries.tensor, queries.at);
+  }
+
+  FilledCache<T> filled;
+  Queries<T> queries;
+
+ private:
+  void tag() {
+    if (tokens_.visual > 0)
+      filled.cache.tag(
+          filled.sequence,
+          {.begin = 0, .end = static_cast<Position>(tokens_.visual), .token_class = kvpare::TokenClass::image});
+  }
+
+  Tokens tokens_;
+};
+
+/// Compresses the prompt once per step, a fresh copy each. Counters: `us` of the whole, `observe_us` (all layers),
+/// `plan_us`, `commit_us`, `ns_per_token` (of the whole, per token and layer), and of_memcpy of the commit alone.
+template <Element T, class C>
+double compress(benchmark::State& state, Prompt<T>& prompt, const C& compressor, Index threads) {
+  auto& filled = prompt.filled;
+  std::vector<double> observing, planning, committing;
+  kvpare::CompressReport report;
+  double copying = copy_rate(threads);
+  const double tokens = static_cast<double>(filled.tokens);
+  const double seconds = run(
+      state, {.tokens = tokens},
+      [&](Index) {
+        kvpare::Plan plan;
+        observing.push_back(seconds_of([&] {
+          if (compressor.scorer.reads().rows != kvpare::Reads::Rows::none)
+            for (Index layer = 0; layer < filled.layers; ++layer) prompt.observe(layer, compressor);
+        }));
+        planning.push_back(seconds_of([&] { plan = filled.cache.plan(filled.sequence, compressor); }));
+        committing.push_back(seconds_of([&] { report = filled.cache.commit(plan); }));
+      },
+      [&](Index) { prompt.refill(); });
+  copying = (copying + copy_rate(threads)) / 2;
+  state.counters["observe_us"] = median(observing) * 1e6;
+  state.counters["plan_us"] = median(planning) * 1e6;
+  state.counters["commit_us"] = median(committing) * 1e6;
+  state.counters["ns_per_token"] = seconds * 1e9 / tokens / static_cast<double>(filled.layers);
+  const Index row_bytes = filled.token_bytes(filled.shape) / filled.shape.kv_heads;
+  state.counters["commit_of_memcpy"] =
+      2 * static_cast<double>(report.rows_moved * row_bytes) / median(committing) / copying;
+  return seconds;
+}
+
+/// Adds a recipe of the library at 2k, 4k and 16k tokens of a Llama-3.1-8B shape, the last 256 of them text.
+struct RecipeRun {
+  Index layers = 8;
+  Index query_rows = 0;  // that the recipe looks at, from the end; 0 = all
+};
+
+template <class C>
+bool add_recipe(std::string_view name, const C& compressor, const RecipeRun& recipe) {
+  for (Index tokens : {2048, 4096, 16384}) {
+    const std::string text = label(kvpare::message("compress/", name), DType::f16, llama_8b(), tokens,
+                                   {{"L", recipe.layers}, {"threads", 1}});
+    add(text, [=](benchmark::State& state) {
+      const LayerShape shape = llama_8b();
+      auto& prompt = kept(text, [&] {
+        return std::make_unique<Prompt<kvpare::half>>(
+            shape, recipe.layers, Prompt<kvpare::half>::Tokens{tokens - 256, 256},
+            recipe.query_rows > 0 ? recipe.query_rows : tokens,
+            random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim), 1);
+      });
+      compress(state, prompt, compressor, 1);
+    });
+  }
+  return true;
+}
+
+}  // namespace bench

@@ -30,12 +30,12 @@ struct Counted {
   }
 };
 
-template <class FormatList>
+template <class FormatList, Backend B = cpu::Backend>
 class CheckedCache {
  public:
-  using Cache = KvCache<cpu::Backend, FormatList>;
+  using Cache = KvCache<B, FormatList>;
 
-  CheckedCache(cpu::Backend& backend, Model model, CacheOptions options, std::uint64_t seed = 1)
+  CheckedCache(B& backend, Model model, CacheOptions options, std::uint64_t seed = 1)
       : CheckedCache(backend, std::make_shared<Cache>(backend, std::move(model), options), seed) {}
 
   /// The same cache with some of the sequences, for another thread.
@@ -48,11 +48,11 @@ class CheckedCache {
  private:
   std::shared_ptr<Cache> owned_;
 
-  CheckedCache(cpu::Backend& backend, std::shared_ptr<Cache> shared, std::uint64_t seed)
+  CheckedCache(B& backend, std::shared_ptr<Cache> shared, std::uint64_t seed)
       : owned_(std::move(shared)), be(backend), cache(*owned_), dice{seed} {}
 
  public:
-  cpu::Backend& be;
+  B& be;
   Cache& cache;
   Dice dice;
   std::map<SequenceId, oracle::CachedSequence> held;
@@ -92,7 +92,7 @@ class CheckedCache {
     const Index n = static_cast<Index>(positions.size());
     const LayerShape& s = shape(layer);
     const oracle::Array3 keys = rows(n, s.kv_heads, s.key_dim), values = rows(n, s.kv_heads, s.value_dim);
-    const TensorBuffer<cpu::Backend> k(be, keys, type), v(be, values, type);
+    const TensorBuffer<B> k(be, keys, type), v(be, values, type);
     const Counted before = counted(id);
     const Index bookkeeping = cache.stats(id).bookkeeping_bytes;
     const Outcome outcome = cache.append(id, layer, k.tensor(), v.tensor(), positions);
@@ -184,7 +184,7 @@ class CheckedCache {
     positions.erase(positions.begin(), positions.end() - std::min<Index>(count, std::ssize(positions)));
     if (positions.empty()) return;
     const LayerShape& s = shape(layer);
-    const TensorBuffer<cpu::Backend> q(be, rows(std::ssize(positions), s.q_heads, s.key_dim), DType::f32);
+    const TensorBuffer<B> q(be, rows(std::ssize(positions), s.q_heads, s.key_dim), DType::f32);
     const std::span<const Position> all = positions;
     const std::size_t half = all.size() / 2;
     if (half > 0) cache.observe(id, layer, compressor, q.tensor().part(0, static_cast<Index>(half)), all.first(half), false);
@@ -268,7 +268,7 @@ class CheckedCache {
       positions.push_back(static_cast<Position>(dice.chance(0.5) ? last : dice.within(-1, last + 3)));
       in.positions.push_back(positions.back());
     }
-    const TensorBuffer<cpu::Backend> q(be, in.queries, DType::f32);
+    const TensorBuffer<B> q(be, in.queries, DType::f32);
     std::vector<float> out(static_cast<std::size_t>(n * s.q_heads * s.value_dim), -1), lse(static_cast<std::size_t>(n * s.q_heads), -1);
     cache.attend(layer, {{.sequence = id, .queries = q.tensor(), .positions = positions,
                           .out = Tensor(out.data(), n, s.q_heads, s.value_dim), .lse = lse.data()}});

@@ -4,6 +4,9 @@
 
 #include <cstdlib>
 #include <new>
+#include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "support/checked_cache.hpp"
@@ -24,12 +27,9 @@ struct FailingAllocations {
   }
 } failing;
 
-void* memory_or_null(std::size_t bytes, std::size_t alignment) {
-  if (failing.fails()) return nullptr;
-  return std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
-}
 void* memory_or_throw(std::size_t bytes, std::size_t alignment) {
-  if (void* p = memory_or_null(bytes, alignment)) return p;
+  if (!failing.fails())
+    if (void* p = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment)) return p;
   throw std::bad_alloc();
 }
 
@@ -38,9 +38,6 @@ void* memory_or_throw(std::size_t bytes, std::size_t alignment) {
 // (noinline: g++ would see free() meet operator new and warn.)
 [[gnu::noinline]] void* operator new(std::size_t bytes) { return memory_or_throw(bytes, 16); }
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t a) { return memory_or_throw(bytes, static_cast<std::size_t>(a)); }
-[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return memory_or_null(bytes, static_cast<std::size_t>(a));
-}
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
@@ -49,7 +46,13 @@ void* memory_or_throw(std::size_t bytes, std::size_t alignment) {
 namespace kvpare::test {
 namespace {
 
-using Checked = CheckedCache<Formats<Pair<Raw<float>, Raw<float>>>>;
+/// Its memory runs out together with the host's.
+struct FailingBackend : cpu::Backend {
+  using cpu::Backend::Backend;
+  void* allocate(Index bytes) { return failing.fails() ? nullptr : cpu::Backend::allocate(bytes); }
+};
+
+using Checked = CheckedCache<Formats<Pair<Raw<float>, Raw<float>>>, FailingBackend>;
 
 // Pages of 1024 bytes in layer 0, of 768 in layer 1.
 Model two_layers() {
@@ -57,8 +60,8 @@ Model two_layers() {
            {.q_heads = 2, .kv_heads = 1, .key_dim = 4, .value_dim = 8, .scale = 0.5f}}};
 }
 
-cpu::Backend& backend() {
-  static cpu::Backend one({.threads = 1});
+FailingBackend& backend() {
+  static FailingBackend one({.threads = 1});
   return one;
 }
 
@@ -280,6 +283,25 @@ TEST(HostFault, Fork) {
 
 TEST(HostFault, Tag) {
   each_allocation_fails(nothing, [](Checked& c, SequenceId id) { c.cache.tag(id, {.begin = 20, .end = 30}); });
+}
+
+TEST(HostFault, Construction) {
+  std::set<std::string> said;
+  for (long n = 1;; ++n) {
+    Model model = two_layers();
+    failing = {true, false, n};
+    try {
+      Checked::Cache cache(backend(), std::move(model), {.page_tokens = 16, .pool_bytes = 64 << 10});
+      failing = {};
+      break;
+    } catch (const std::bad_alloc&) {
+      failing = {};
+    } catch (const InvalidArgument& e) {
+      failing = {};
+      said.insert(e.what());
+    }
+  }
+  EXPECT_EQ(said, std::set<std::string>{"cpu backend: no memory for 65536 bytes"});
 }
 
 TEST(HostFault, Create) {

@@ -105,7 +105,8 @@ struct Rows {
   Index rows, width, stride;
   AtEnd<float> data;
 
-  Rows(Index r, Index w, Index gap, float fill) : rows(r), width(w), stride(w + gap), data((r - 1) * (w + gap) + w, fill) {}
+  Rows(Index r, Index w, Index gap, float fill)
+      : rows(r), width(w), stride(w + gap), data((r - 1) * (w + gap) + w, fill) {}
   static Rows random(Index r, Index w, std::uint64_t seed) {
     Rows x(r, w, 5, nan);
     for (Index i = 0; i < r; ++i)
@@ -208,7 +209,8 @@ TEST_P(CpuKernels, AccumulateMatchesLoops) {
     for (const Index width : widths)
       for (const Index rows : row_counts) check_accumulate(type, width, rows, 11, true, rows % 2 == 0);
     for (const Index width : {Index{17}, Index{128}})
-      for (Index count = 0; count <= 64; ++count) check_accumulate(type, width, 7, count, count % 2 == 0, count % 3 != 0);
+      for (Index count = 0; count <= 64; ++count)
+        check_accumulate(type, width, 7, count, count % 2 == 0, count % 3 != 0);
   }
 }
 
@@ -303,7 +305,10 @@ TEST_P(CpuKernels, Exp2WithinItsBound) {
   std::vector<double> want;
   double total = 0;
   constexpr float shift = 0.3f;
-  for (Index i = 0; i < x.size(); ++i) want.push_back(std::exp2(static_cast<double>(x[i] - shift))), total += want.back();
+  for (Index i = 0; i < x.size(); ++i) {
+    want.push_back(std::exp2(static_cast<double>(x[i] - shift)));
+    total += want.back();
+  }
   const double sum = k.exp2_shift_sum(x.data(), x.size(), shift);
   for (Index i = 0; i < x.size(); ++i)
     ASSERT_NEAR(x[i], want[static_cast<std::size_t>(i)], 2e-7 * want[static_cast<std::size_t>(i)]) << i;
@@ -384,8 +389,8 @@ TEST_P(CpuKernels, EveryHalfAndBfloat16Widens) {
 
 TEST_P(CpuKernels, NarrowingGivesTheBitsOfCore) {
   // Around every half and bfloat16: the value, the tie above it, and the neighbours of that tie; both signs.
-  std::vector<float> x = {0.0f, -0.0f, inf, -inf, nan, -nan, 65504, 65519, 65519.996f, 65520, 65536, 1e30f, 3.4e38f, 1e-45f,
-                          0x1p-25f, 0x1.8p-25f, 0x1p-26f, 0x1p-126f, 0x1p-127f};
+  std::vector<float> x = {0.0f,  -0.0f, inf,     -inf,   nan,      -nan,       65504,    65519,     65519.996f, 65520,
+                          65536, 1e30f, 3.4e38f, 1e-45f, 0x1p-25f, 0x1.8p-25f, 0x1p-26f, 0x1p-126f, 0x1p-127f};
   for (const std::uint32_t bits : {0x7f800001u, 0x7fbfffffu, 0xff812345u, 0x7fc00001u, 0xffffffffu})
     x.push_back(std::bit_cast<float>(bits));
   for (std::uint32_t i = 0; i < 65536; ++i) {

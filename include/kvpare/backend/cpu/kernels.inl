@@ -5,6 +5,7 @@
 //   Vec, lanes                                a vector of floats and its length
 //   dot_rows, sum_rows, sum_vectors,          how much of a product is kept in registers: query rows at a time, vectors
 //   panel_rows, panel_vectors                 of channels (sum) or of tokens (panel) at a time
+//   dot_unroll                                vectors of channels per turn of the dot loop
 //   InPanel<T>                                what an element T becomes in a packed panel
 //   zero, broadcast, add, sub, mul, fma(a, b, c) = a * b + c
 //   max(a, b)                                 b where either is NaN
@@ -15,94 +16,129 @@
 //   sum_four(a, b, c, d, out)                 out[0..3] = their four sums
 //   nearest(x)                                to an integer, |x| < 2^22
 //   times_power(p, n, x)                      p * 2^n; 0 where x < -126, NaN where x is
+//   Tiles                                     as many bytes as a register has, in lanes of 16
+//   load_tiles(p, step, offset)               lane l from p[l * step] + offset
+//   interleave_low<bytes>(a, b), _high        in each lane: the first (last) half of a's elements with those of b
 
-KVPARE_INLINE void prefetch(const std::byte* p) { __builtin_prefetch(p); }
-
-inline constexpr Index line_bytes = 64;
-
+// The rows of a set, found once for all passes over them. The last one is repeated up to a multiple of four.
 template <class T>
-KVPARE_INLINE const T* row_at(const RowSet& set, int t) {
-  return reinterpret_cast<const T*>(set.row(t));
-}
+struct Pointers {
+  const T* row[64];
+
+  explicit Pointers(const RowSet& set) {
+    for (int t = 0; t < set.count; ++t) row[t] = reinterpret_cast<const T*>(set.row(t));
+    for (int t = set.count; t % 4 != 0; ++t) row[t] = row[t - 1];
+  }
+};
+
+// Prefetches the rows of a set, evenly over `steps` calls of step().
+//
+// Two whole rows at a time, in rising order, every line by an instruction of its own: each instruction then moves by
+// the same distance every time. The hardware's stride prefetcher follows instructions; one instruction that walks along
+// a row makes it run on into what lies behind, and with every second row dead that doubles the traffic.
+class Ahead {
+ public:
+  Ahead(const RowSet& rows, Index row_bytes, Index steps) : rows_(&rows), row_bytes_(row_bytes), steps_(steps) {}
+
+  KVPARE_INLINE void step() {
+    for (due_ += rows_->count; due_ >= 2 * steps_ && next_ + 2 <= rows_->count; due_ -= 2 * steps_) {
+      const std::byte* a = rows_->row(next_);
+      const std::byte* b = rows_->row(next_ + 1);
+      next_ += 2;
+      for (Index from = 0; from < row_bytes_; from += 4 * line) {
+        four_lines(a, from);
+        four_lines(b, from);
+      }
+    }
+    asm volatile("" ::: "memory");  // the loop around this needs the registers: reload what is in here every time
+  }
+  void rest() {
+    for (; next_ < rows_->count; ++next_)
+      for (Index from = 0; from < row_bytes_; from += 4 * line) four_lines(rows_->row(next_), from);
+  }
+
+ private:
+  static constexpr Index line = 64;
+
+  KVPARE_INLINE void four_lines(const std::byte* row, Index from) {
+    KVPARE_UNROLL for (Index at = 0; at < 4 * line; at += line)
+      if (from + at < row_bytes_) __builtin_prefetch(row + from + at);
+  }
+
+  const RowSet* rows_;
+  Index row_bytes_, steps_;
+  Index due_ = 0;  // rows times steps
+  int next_ = 0;
+};
 
 // ---- q·k over rows as they lie -------------------------------------------------------------------------------------
 //
 // Four tokens by R query rows at a time: every vector of keys is loaded and widened once for R rows, every vector of
 // q once for four tokens, and the four sums of a row leave the lanes together.
 
-template <class T, int R, bool Ahead>
-KVPARE_INLINE void dot_block(const float* q, Index q_stride, Index width, const T* const (&key)[4],
-                             const std::byte* const (&ahead)[4], float* out, Index out_stride, int tokens) {
-  Vec sum[R][4];
-  KVPARE_UNROLL for (int i = 0; i < R; ++i)
-    KVPARE_UNROLL for (int t = 0; t < 4; ++t) sum[i][t] = zero();
-
-  Index c = 0;
-  for (; c + lanes <= width; c += lanes) {
-    if constexpr (Ahead) {
-      if (c * Index(sizeof(T)) % line_bytes == 0)
-        KVPARE_UNROLL for (int t = 0; t < 4; ++t) prefetch(ahead[t] + c * Index(sizeof(T)));
-    }
-    Vec k[4];
-    KVPARE_UNROLL for (int t = 0; t < 4; ++t) k[t] = load(key[t] + c);
-    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-      const Vec x = load(q + i * q_stride + c);
-      KVPARE_UNROLL for (int t = 0; t < 4; ++t) sum[i][t] = fma(x, k[t], sum[i][t]);
-    }
-  }
-  if (c < width) {
-    const int n = static_cast<int>(width - c);
-    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-      const Vec x = load_part(q + i * q_stride + c, n);
-      KVPARE_UNROLL for (int t = 0; t < 4; ++t) sum[i][t] = fma(x, load_part(key[t] + c, n), sum[i][t]);
-    }
-  }
-
+template <class T, int R>
+KVPARE_INLINE void dot_step(const float* q, Index q_stride, const T* const (&key)[4], Index c, Vec (&sum)[R][4]) {
+  Vec k[4];
+  KVPARE_UNROLL for (int t = 0; t < 4; ++t) k[t] = load(key[t] + c);
   KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-    if (tokens == 4) {
-      sum_four(sum[i][0], sum[i][1], sum[i][2], sum[i][3], out + i * out_stride);
-    } else {
-      float four[4];
-      sum_four(sum[i][0], sum[i][1], sum[i][2], sum[i][3], four);
-      for (int t = 0; t < tokens; ++t) out[i * out_stride + t] = four[t];
-    }
+    const Vec x = load(q + i * q_stride + c);
+    KVPARE_UNROLL for (int t = 0; t < 4; ++t) sum[i][t] = fma(x, k[t], sum[i][t]);
   }
 }
 
-inline void prefetch_rows(const RowSet& next, int from, int to, Index bytes) {
-  for (int t = from; t < to; ++t)
-    for (Index b = 0; b < bytes; b += line_bytes) prefetch(next.row(t) + b);
+template <class T, int R>
+void dot_rows_of(const float* q, Index q_stride, Index width, const T* const* keys, int count, Ahead& ahead, float* out,
+                 Index out_stride) {
+  float four[R][4];  // what a last block of fewer than four tokens gives
+  for (int t = 0; t < count; t += 4) {
+    ahead.step();
+    Vec sum[R][4];
+    KVPARE_UNROLL for (int i = 0; i < R; ++i)
+      KVPARE_UNROLL for (int j = 0; j < 4; ++j) sum[i][j] = zero();
+    const T* const key[4] = {keys[t], keys[t + 1], keys[t + 2], keys[t + 3]};
+
+    Index c = 0;
+    for (; c + dot_unroll * lanes <= width; c += dot_unroll * lanes)
+      KVPARE_UNROLL for (int u = 0; u < dot_unroll; ++u) dot_step<T, R>(q, q_stride, key, c + u * lanes, sum);
+    for (; c + lanes <= width; c += lanes) dot_step<T, R>(q, q_stride, key, c, sum);
+    if (c < width) {
+      const int n = static_cast<int>(width - c);
+      KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+        const Vec x = load_part(q + i * q_stride + c, n);
+        KVPARE_UNROLL for (int j = 0; j < 4; ++j) sum[i][j] = fma(x, load_part(key[j] + c, n), sum[i][j]);
+      }
+    }
+
+    const bool whole = t + 4 <= count;
+    float* to = whole ? out + t : four[0];
+    const Index stride = whole ? out_stride : 4;
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) sum_four(sum[i][0], sum[i][1], sum[i][2], sum[i][3], to + i * stride);
+  }
+  for (int i = 0; i < R; ++i)
+    for (int t = count / 4 * 4; t < count; ++t) out[i * out_stride + t] = four[i][t % 4];
+}
+
+// n <= R rows.
+template <class T, int R>
+void dot_few(Index n, const float* q, Index q_stride, Index width, const T* const* keys, int count, Ahead& ahead,
+             float* out, Index out_stride) {
+  if constexpr (R > 1)
+    if (n < R) return dot_few<T, R - 1>(n, q, q_stride, width, keys, count, ahead, out, out_stride);
+  dot_rows_of<T, R>(q, q_stride, width, keys, count, ahead, out, out_stride);
 }
 
 template <class T>
 void dot_typed(const float* q, Index q_stride, Index rows, Index width, const RowSet& keys, const RowSet& next,
                float* out, Index out_stride) {
-  const Index bytes = width * Index(sizeof(T));
-  int t = 0;
-  for (; t < keys.count && rows > 0; t += 4) {
-    const int tokens = keys.count - t < 4 ? keys.count - t : 4;
-    const T* key[4];
-    const std::byte* ahead[4];
-    for (int j = 0; j < 4; ++j) {
-      key[j] = row_at<T>(keys, j < tokens ? t + j : t);
-      ahead[j] = t + j < next.count ? next.row(t + j) : reinterpret_cast<const std::byte*>(key[j]);
-    }
-    float* to = out + t;
-    const float* from = q;
-    Index left = rows;
-    if (left >= dot_rows) {
-      dot_block<T, dot_rows, true>(from, q_stride, width, key, ahead, to, out_stride, tokens);
-      from += dot_rows * q_stride, to += dot_rows * out_stride, left -= dot_rows;
-    }
-    for (; left >= dot_rows; left -= dot_rows, from += dot_rows * q_stride, to += dot_rows * out_stride)
-      dot_block<T, dot_rows, false>(from, q_stride, width, key, ahead, to, out_stride, tokens);
-    if constexpr (dot_rows > 3)
-      if (left == 3) dot_block<T, 3, true>(from, q_stride, width, key, ahead, to, out_stride, tokens);
-    if constexpr (dot_rows > 2)
-      if (left == 2) dot_block<T, 2, true>(from, q_stride, width, key, ahead, to, out_stride, tokens);
-    if (left == 1) dot_block<T, 1, true>(from, q_stride, width, key, ahead, to, out_stride, tokens);
+  const Pointers<T> at(keys);
+  Index blocks = ceil_div(rows, dot_rows);
+  Ahead ahead(next, width * Index(sizeof(T)), ceil_div(keys.count, 4) * blocks);
+  for (; blocks > 0; --blocks) {
+    const Index n = ceil_div(rows, blocks);  // as even as can be
+    dot_few<T, dot_rows>(n, q, q_stride, width, at.row, keys.count, ahead, out, out_stride);
+    q += n * q_stride, out += n * out_stride, rows -= n;
   }
-  prefetch_rows(next, t, next.count, bytes);
+  ahead.rest();
 }
 
 inline void dot(const float* q, Index q_stride, Index rows, Index width, const RowSet& keys, const RowSet& next,
@@ -116,11 +152,26 @@ inline void dot(const float* q, Index q_stride, Index rows, Index width, const R
 
 // ---- acc = alpha·acc + p·v -----------------------------------------------------------------------------------------
 //
-// R rows by W vectors of channels stay in registers over all tokens of the page.
+// R rows by W vectors of channels stay in registers over all tokens of the page. `Part`: the last channels, fewer than
+// a vector.
 
 template <class T, int R, int W, bool Part>
-KVPARE_INLINE void sum_block(const float* p, Index p_stride, const float* alpha, const RowSet& values,
-                             const RowSet& next, Index c, int part, float* acc, Index acc_stride) {
+KVPARE_INLINE void sum_step(const float* p, Index p_stride, const T* row, int part, Vec (&sum)[R][W]) {
+  asm("" : "+r"(row));  // or g++ keeps an offset for every vector of the row in a register
+  Vec v[W];
+  KVPARE_UNROLL for (int w = 0; w < W; ++w) {
+    if constexpr (Part) v[w] = load_part(row, part);
+    else v[w] = load(row + w * lanes);
+  }
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+    const Vec x = broadcast(p[i * p_stride]);
+    KVPARE_UNROLL for (int w = 0; w < W; ++w) sum[i][w] = fma(x, v[w], sum[i][w]);
+  }
+}
+
+template <class T, int R, int W, bool Part>
+KVPARE_INLINE void sum_block(const float* p, Index p_stride, const float* alpha, const T* const* values, int count,
+                             Ahead& ahead, Index c, int part, float* acc, Index acc_stride) {
   Vec sum[R][W];
   KVPARE_UNROLL for (int i = 0; i < R; ++i) {
     const float factor = alpha == nullptr ? 1.0f : alpha[i];
@@ -134,20 +185,14 @@ KVPARE_INLINE void sum_block(const float* p, Index p_stride, const float* alpha,
       }
     }
   }
-  for (int t = 0; t < values.count; ++t) {
-    const T* row = row_at<T>(values, t) + c;
-    const std::byte* ahead = t < next.count ? next.row(t) + c * Index(sizeof(T)) : reinterpret_cast<const std::byte*>(row);
-    for (Index b = 0; b < W * lanes * Index(sizeof(T)); b += line_bytes) prefetch(ahead + b);
-    Vec v[W];
-    KVPARE_UNROLL for (int w = 0; w < W; ++w) {
-      if constexpr (Part) v[w] = load_part(row, part);
-      else v[w] = load(row + w * lanes);
+  int t = 0;
+  if constexpr (W > 1)
+    for (; t + 4 <= count; t += 4) {
+      ahead.step();
+      KVPARE_UNROLL for (int j = 0; j < 4; ++j)
+        sum_step<T, R, W, Part>(p + t + j, p_stride, values[t + j] + c, part, sum);
     }
-    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-      const Vec x = broadcast(p[i * p_stride + t]);
-      KVPARE_UNROLL for (int w = 0; w < W; ++w) sum[i][w] = fma(x, v[w], sum[i][w]);
-    }
-  }
+  for (; t < count; ++t) sum_step<T, R, W, Part>(p + t, p_stride, values[t] + c, part, sum);
   KVPARE_UNROLL for (int i = 0; i < R; ++i)
     KVPARE_UNROLL for (int w = 0; w < W; ++w) {
       float* at = acc + i * acc_stride + c + w * lanes;
@@ -157,32 +202,38 @@ KVPARE_INLINE void sum_block(const float* p, Index p_stride, const float* alpha,
 }
 
 template <class T, int R>
-void sum_rows_of(const float* p, Index p_stride, const float* alpha, Index width, const RowSet& values,
-                 const RowSet& next, float* acc, Index acc_stride) {
+void sum_rows_of(const float* p, Index p_stride, const float* alpha, Index width, const T* const* values, int count,
+                 Ahead& ahead, float* acc, Index acc_stride) {
   Index c = 0;
   for (; c + sum_vectors * lanes <= width; c += sum_vectors * lanes)
-    sum_block<T, R, sum_vectors, false>(p, p_stride, alpha, values, next, c, 0, acc, acc_stride);
-  for (; c + lanes <= width; c += lanes) sum_block<T, R, 1, false>(p, p_stride, alpha, values, next, c, 0, acc, acc_stride);
+    sum_block<T, R, sum_vectors, false>(p, p_stride, alpha, values, count, ahead, c, 0, acc, acc_stride);
+  for (; c + lanes <= width; c += lanes)
+    sum_block<T, R, 1, false>(p, p_stride, alpha, values, count, ahead, c, 0, acc, acc_stride);
   if (c < width)
-    sum_block<T, R, 1, true>(p, p_stride, alpha, values, next, c, static_cast<int>(width - c), acc, acc_stride);
+    sum_block<T, R, 1, true>(p, p_stride, alpha, values, count, ahead, c, static_cast<int>(width - c), acc, acc_stride);
+}
+
+template <class T, int R>
+void sum_few(Index n, const float* p, Index p_stride, const float* alpha, Index width, const T* const* values, int count,
+             Ahead& ahead, float* acc, Index acc_stride) {
+  if constexpr (R > 1)
+    if (n < R) return sum_few<T, R - 1>(n, p, p_stride, alpha, width, values, count, ahead, acc, acc_stride);
+  sum_rows_of<T, R>(p, p_stride, alpha, width, values, count, ahead, acc, acc_stride);
 }
 
 template <class T>
 void accumulate_typed(const float* p, Index p_stride, const float* alpha, Index rows, Index width,
                       const RowSet& values, const RowSet& next, float* acc, Index acc_stride) {
-  Index i = 0;
-  for (; i + sum_rows <= rows; i += sum_rows)
-    sum_rows_of<T, sum_rows>(p + i * p_stride, p_stride, alpha == nullptr ? nullptr : alpha + i, width, values, next,
-                             acc + i * acc_stride, acc_stride);
-  const Index left = rows - i;
-  p += i * p_stride, acc += i * acc_stride;
-  if (alpha != nullptr) alpha += i;
-  if constexpr (sum_rows > 3)
-    if (left == 3) sum_rows_of<T, 3>(p, p_stride, alpha, width, values, next, acc, acc_stride);
-  if constexpr (sum_rows > 2)
-    if (left == 2) sum_rows_of<T, 2>(p, p_stride, alpha, width, values, next, acc, acc_stride);
-  if (left == 1) sum_rows_of<T, 1>(p, p_stride, alpha, width, values, next, acc, acc_stride);
-  prefetch_rows(next, rows > 0 ? values.count : 0, next.count, width * Index(sizeof(T)));
+  const Pointers<T> at(values);
+  Index blocks = ceil_div(rows, sum_rows);
+  Ahead ahead(next, width * Index(sizeof(T)), blocks * (width / (sum_vectors * lanes)) * (values.count / 4));
+  for (; blocks > 0; --blocks) {
+    const Index n = ceil_div(rows, blocks);
+    sum_few<T, sum_rows>(n, p, p_stride, alpha, width, at.row, values.count, ahead, acc, acc_stride);
+    p += n * p_stride, acc += n * acc_stride, rows -= n;
+    if (alpha != nullptr) alpha += n;
+  }
+  ahead.rest();
 }
 
 inline void accumulate(const float* p, Index p_stride, const float* alpha, Index rows, Index width,
@@ -208,7 +259,7 @@ inline float max_of(const float* x, Index n) {
   return max_of_lanes(max(max(most[0], most[1]), max(most[2], most[3])));
 }
 
-// 2^r = 1 + c1 r + … + c6 r^6 on [-1/2, 1/2], the smallest relative error with 2^0 exactly 1: 2e-9, and 1e-7 rounded.
+// 2^r = 1 + c1 r + .. + c6 r^6 on [-1/2, 1/2], the smallest relative error with 2^0 exactly 1: 2e-9, and 1e-7 rounded.
 KVPARE_INLINE Vec exp2_of(Vec x) {
   const Vec n = nearest(x), r = sub(x, n);
   Vec p = broadcast(0x1.41fbbcp-13f);
@@ -322,40 +373,20 @@ inline void from_float(const float* from, Index n, DType type, std::byte* to) {
 
 // ---- packed panels -------------------------------------------------------------------------------------------------
 //
-// Panel: width × panel_tokens, so a vector holds one channel of `lanes` tokens and no sum ever crosses lanes.
+// Panel: width × panel_tokens, so a vector holds one channel of `lanes` tokens and no sum ever crosses lanes. A block of
+// panel_rows × panel_tokens sums stays in registers over all channels.
 
 inline constexpr Index panel_tokens = panel_vectors * lanes;
 
-// Square tiles of 16 bytes a side: rows of tokens in, rows of channels out.
-template <class T>
-struct Tile {
-  static constexpr int side = static_cast<int>(16 / sizeof(T));
-  using Row = std::conditional_t<sizeof(T) == 2, std::uint16_t __attribute__((vector_size(16))),
-                                 std::uint32_t __attribute__((vector_size(16)))>;
-};
-
-KVPARE_INLINE auto interleave_low(Tile<half>::Row a, Tile<half>::Row b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-KVPARE_INLINE auto interleave_high(Tile<half>::Row a, Tile<half>::Row b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-KVPARE_INLINE auto interleave_low(Tile<float>::Row a, Tile<float>::Row b) {
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-KVPARE_INLINE auto interleave_high(Tile<float>::Row a, Tile<float>::Row b) {
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-
+// Square tiles of 16 bytes a side, one in each 16-byte lane of Tiles: rows of tokens in, rows of channels out.
 // Interleaving the first half of the rows with the second, log2(side) times, is a transpose.
-template <class T>
-KVPARE_INLINE void transpose(typename Tile<T>::Row (&x)[Tile<T>::side]) {
-  constexpr int side = Tile<T>::side;
+template <class T, int side>
+KVPARE_INLINE void transpose(Tiles (&x)[side]) {
   KVPARE_UNROLL for (int step = 1; step < side; step *= 2) {
-    typename Tile<T>::Row y[side];
+    Tiles y[side];
     KVPARE_UNROLL for (int j = 0; j < side / 2; ++j) {
-      y[2 * j] = interleave_low(x[j], x[j + side / 2]);
-      y[2 * j + 1] = interleave_high(x[j], x[j + side / 2]);
+      y[2 * j] = interleave_low<sizeof(T)>(x[j], x[j + side / 2]);
+      y[2 * j + 1] = interleave_high<sizeof(T)>(x[j], x[j + side / 2]);
     }
     KVPARE_UNROLL for (int j = 0; j < side; ++j) x[j] = y[j];
   }
@@ -363,22 +394,35 @@ KVPARE_INLINE void transpose(typename Tile<T>::Row (&x)[Tile<T>::side]) {
 
 template <class T>
 void pack_panel_typed(const std::byte* const* rows, Index count, Index width, InPanel<T>* panel) {
-  constexpr int side = Tile<T>::side;
-  for (Index t = 0; t < panel_tokens; t += side)
+  constexpr int side = 16 / sizeof(T), tokens = sizeof(Tiles) / sizeof(T);
+  for (Index t = 0; t < panel_tokens; t += tokens)
     for (Index c = 0; c < width; c += side) {
+      const std::byte* const* from = rows + t;
+      Index offset = c * Index(sizeof(T));
       const Index channels = width - c < side ? width - c : side;
-      typename Tile<T>::Row x[side] = {};
-      for (Index j = 0; j < side && t + j < count; ++j)
-        std::memcpy(&x[j], rows[t + j] + c * Index(sizeof(T)), static_cast<std::size_t>(channels) * sizeof(T));
-      transpose<T>(x);
-      for (Index j = 0; j < channels; ++j) {
+      // At the edges the tiles are cut out first, with zeros around.
+      std::byte cut[tokens][16];
+      const std::byte* cuts[tokens];
+      if (channels < side || count < t + tokens) {
+        std::memset(cut, 0, sizeof cut);
+        for (Index j = 0; j < tokens; ++j) {
+          cuts[j] = cut[j];
+          if (t + j < count) std::memcpy(cut[j], from[j] + offset, static_cast<std::size_t>(channels) * sizeof(T));
+        }
+        from = cuts, offset = 0;
+      }
+      Tiles x[side];
+      KVPARE_UNROLL for (int j = 0; j < side; ++j) x[j] = load_tiles(from + j, side, offset);
+      transpose<T, side>(x);
+      KVPARE_UNROLL for (int j = 0; j < side; ++j) {
+        if (j >= channels) continue;
         InPanel<T>* to = panel + (c + j) * panel_tokens + t;
         if constexpr (sizeof(InPanel<T>) == sizeof(T)) {
           std::memcpy(static_cast<void*>(to), &x[j], sizeof x[j]);
         } else {
-          T line[side];
+          T line[tokens];
           std::memcpy(static_cast<void*>(line), &x[j], sizeof line);
-          convert(line, side, to);
+          for (int l = 0; l < tokens; l += lanes) store(to + l, load(line + l));
         }
       }
     }
@@ -421,9 +465,12 @@ void dot_panel_typed(const float* q, Index q_stride, Index rows, Index width, co
   Index i = 0;
   for (; i + panel_rows <= rows; i += panel_rows)
     panel_block<T, panel_rows>(q + i * q_stride, q_stride, width, panel, out + i * out_stride, out_stride);
-  for (; i + 4 <= rows && panel_rows > 4; i += 4)
-    panel_block<T, 4>(q + i * q_stride, q_stride, width, panel, out + i * out_stride, out_stride);
-  for (; i < rows; ++i)
+  if constexpr (panel_rows > 4)
+    for (; i + 4 <= rows; i += 4)
+      panel_block<T, 4>(q + i * q_stride, q_stride, width, panel, out + i * out_stride, out_stride);
+  for (; i + 2 <= rows; i += 2)
+    panel_block<T, 2>(q + i * q_stride, q_stride, width, panel, out + i * out_stride, out_stride);
+  if (i < rows)
     panel_block<T, 1>(q + i * q_stride, q_stride, width, panel, out + i * out_stride, out_stride);
 }
 
@@ -433,7 +480,8 @@ inline void dot_panel(const float* q, Index q_stride, Index rows, Index width, c
     case DType::f16:
       return dot_panel_typed(q, q_stride, rows, width, reinterpret_cast<const InPanel<half>*>(panel), out, out_stride);
     case DType::bf16:
-      return dot_panel_typed(q, q_stride, rows, width, reinterpret_cast<const InPanel<bfloat16>*>(panel), out, out_stride);
+      return dot_panel_typed(q, q_stride, rows, width, reinterpret_cast<const InPanel<bfloat16>*>(panel), out,
+                             out_stride);
     default: return dot_panel_typed(q, q_stride, rows, width, reinterpret_cast<const float*>(panel), out, out_stride);
   }
 }

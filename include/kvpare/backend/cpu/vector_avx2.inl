@@ -3,7 +3,8 @@
 using Vec = __m256;
 
 inline constexpr int lanes = 8;
-inline constexpr int dot_rows = 2, sum_rows = 2, sum_vectors = 4, panel_rows = 4, panel_vectors = 2;
+inline constexpr int dot_unroll = 8;
+inline constexpr int dot_rows = 2, sum_rows = 2, sum_vectors = 4, panel_rows = 6, panel_vectors = 2;
 
 template <class T>
 using InPanel = T;
@@ -48,7 +49,8 @@ KVPARE_INLINE __m128i narrow(Vec v, bfloat16*) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i upper = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   const __m256i x = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), is_nan);
   return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -86,4 +88,20 @@ KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {
   // NaN converts to 0x80000000, whose shift is 0, and stays NaN.
   const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
   return _mm256_and_ps(_mm256_castsi256_ps(scaled), _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ));
+}
+
+using Tiles = __m256i;
+KVPARE_INLINE __m128i load_tile(const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+KVPARE_INLINE Tiles load_tiles(const std::byte* const* p, Index step, Index offset) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(load_tile(p[0] + offset)), load_tile(p[step] + offset), 1);
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_low(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return _mm256_unpacklo_epi16(a, b);
+  else return _mm256_unpacklo_epi32(a, b);
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_high(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return _mm256_unpackhi_epi16(a, b);
+  else return _mm256_unpackhi_epi32(a, b);
 }

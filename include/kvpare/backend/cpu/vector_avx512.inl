@@ -3,7 +3,8 @@
 using Vec = __m512;
 
 inline constexpr int lanes = 16;
-inline constexpr int dot_rows = 4, sum_rows = 4, sum_vectors = 4, panel_rows = 12, panel_vectors = 2;
+inline constexpr int dot_unroll = 8;
+inline constexpr int dot_rows = 6, sum_rows = 6, sum_vectors = 4, panel_rows = 12, panel_vectors = 2;
 
 template <class T>
 using InPanel = T;
@@ -43,7 +44,8 @@ KVPARE_INLINE __m256i narrow(Vec v, bfloat16*) {
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i upper = _mm512_srli_epi32(bits, 16);
   const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
 }
@@ -70,4 +72,23 @@ KVPARE_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 KVPARE_INLINE Vec nearest(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, n);
+}
+
+using Tiles = __m512i;
+KVPARE_INLINE __m128i load_tile(const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+KVPARE_INLINE Tiles load_tiles(const std::byte* const* p, Index step, Index offset) {
+  __m512i x = _mm512_castsi128_si512(load_tile(p[0] + offset));
+  x = _mm512_inserti32x4(x, load_tile(p[step] + offset), 1);
+  x = _mm512_inserti32x4(x, load_tile(p[2 * step] + offset), 2);
+  return _mm512_inserti32x4(x, load_tile(p[3 * step] + offset), 3);
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_low(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return _mm512_unpacklo_epi16(a, b);
+  else return _mm512_unpacklo_epi32(a, b);
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_high(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return _mm512_unpackhi_epi16(a, b);
+  else return _mm512_unpackhi_epi32(a, b);
 }

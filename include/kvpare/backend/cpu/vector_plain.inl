@@ -9,12 +9,14 @@ using Halves = std::uint16_t __attribute__((vector_size(16)));
 
 inline constexpr int lanes = 4;
 #if defined(__aarch64__)
+inline constexpr int dot_unroll = 1;
 inline constexpr int dot_rows = 4, sum_rows = 4, sum_vectors = 4, panel_rows = 4, panel_vectors = 4;
 #else
+inline constexpr int dot_unroll = 1;
 inline constexpr int dot_rows = 2, sum_rows = 2, sum_vectors = 4, panel_rows = 2, panel_vectors = 4;  // 16 registers
 #endif
 
-// Widening a half takes seven instructions here, so panels hold floats.
+// Widening a half takes ten instructions of SSE2, so panels hold floats.
 template <class T>
 using InPanel = float;
 
@@ -33,38 +35,43 @@ KVPARE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
 KVPARE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 KVPARE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
+// Up to four elements of 16 bits. Through an integer register: a vector in memory would be read before it is written.
+KVPARE_INLINE Halves load_halves(const void* p, int n) {
+  using Words = std::int64_t __attribute__((vector_size(16)));
+  std::int64_t bits = 0;
+  std::memcpy(&bits, p, static_cast<std::size_t>(n) * 2);
+  return (Halves)Words{bits, 0};
+}
+
+#if defined(__aarch64__)
+KVPARE_INLINE Vec widen_low(Halves x, const half*) {
+  return (Vec)vcvt_f32_f16(vget_low_f16(vreinterpretq_f16_u16((uint16x8_t)x)));
+}
+#else
 // core's half_to_float, four at a time.
-KVPARE_INLINE Vec widen(Bits half_bits) {
-  const Bits magnitude = half_bits & 0x7fff;
-  const Vec value = (Vec)(magnitude << 13) * 0x1p112f;
-  const Bits not_finite = (magnitude > 0x7bff) & 0x7f800000;
-  return (Vec)((Bits)value | not_finite | (half_bits & 0x8000) << 16);
-}
-
-KVPARE_INLINE Halves load_halves(const void* p, int bytes) {
-  Halves v = {};
-  std::memcpy(&v, p, static_cast<std::size_t>(bytes));
-  return v;
-}
-
 KVPARE_INLINE Vec widen_low(Halves x, const half*) {
   const Halves none = {};
-  return widen((Bits)__builtin_shufflevector(x, none, 0, 8, 1, 9, 2, 10, 3, 11));
+  const Bits bits = (Bits)__builtin_shufflevector(x, none, 0, 8, 1, 9, 2, 10, 3, 11);
+  const Bits magnitude = bits & 0x7fff;
+  const Vec value = (Vec)(magnitude << 13) * 0x1p112f;
+  const Bits not_finite = (magnitude > 0x7bff) & 0x7f800000;
+  return (Vec)((Bits)value | not_finite | (bits & 0x8000) << 16);
 }
+#endif
 KVPARE_INLINE Vec widen_low(Halves x, const bfloat16*) {
   const Halves none = {};
   return (Vec)__builtin_shufflevector(none, x, 0, 8, 1, 9, 2, 10, 3, 11);
 }
-KVPARE_INLINE Vec load(const half* p) { return widen_low(load_halves(p, 8), p); }
-KVPARE_INLINE Vec load(const bfloat16* p) { return widen_low(load_halves(p, 8), p); }
+KVPARE_INLINE Vec load(const half* p) { return widen_low(load_halves(p, 4), p); }
+KVPARE_INLINE Vec load(const bfloat16* p) { return widen_low(load_halves(p, 4), p); }
 
 KVPARE_INLINE Vec load_part(const float* p, int n, float rest = 0) {
   Vec v = broadcast(rest);
   std::memcpy(&v, p, static_cast<std::size_t>(n) * 4);
   return v;
 }
-KVPARE_INLINE Vec load_part(const half* p, int n) { return widen_low(load_halves(p, 2 * n), p); }
-KVPARE_INLINE Vec load_part(const bfloat16* p, int n) { return widen_low(load_halves(p, 2 * n), p); }
+KVPARE_INLINE Vec load_part(const half* p, int n) { return widen_low(load_halves(p, n), p); }
+KVPARE_INLINE Vec load_part(const bfloat16* p, int n) { return widen_low(load_halves(p, n), p); }
 KVPARE_INLINE void store_part(float* p, Vec v, int n) { std::memcpy(p, &v, static_cast<std::size_t>(n) * 4); }
 
 KVPARE_INLINE Bits choose(Bits where, Bits yes, Bits no) { return (where & yes) | (~where & no); }
@@ -107,9 +114,26 @@ KVPARE_INLINE void sum_four(Vec a, Vec b, Vec c, Vec d, float* out) {
 }
 
 KVPARE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
-KVPARE_INLINE Vec nearest(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // right below 2^22, which is all that is asked
+KVPARE_INLINE Vec nearest(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // leaves no room for a fraction
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {
   const Bits scaled = (Bits)p + ((Bits)(n + 0x1.8p23f) << 23);  // the integer n is in the low bits of the sum
   const Bits is_nan = (Bits)(x != x);
   return (Vec)((scaled & (Bits)(x >= -126.0f)) | (is_nan & (Bits)x));
+}
+
+using Tiles = Halves;
+KVPARE_INLINE Tiles load_tiles(const std::byte* const* p, Index, Index offset) {
+  Tiles x;
+  std::memcpy(&x, p[0] + offset, sizeof x);
+  return x;
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_low(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  else return __builtin_shufflevector(a, b, 0, 1, 8, 9, 2, 3, 10, 11);
+}
+template <int Bytes>
+KVPARE_INLINE Tiles interleave_high(Tiles a, Tiles b) {
+  if constexpr (Bytes == 2) return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  else return __builtin_shufflevector(a, b, 4, 5, 12, 13, 6, 7, 14, 15);
 }

@@ -31,7 +31,6 @@ class ThreadPool {
     {
       std::lock_guard lock(mutex_);
       stop_ = true;
-      generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     for (std::thread& w : workers_) w.join();
@@ -39,28 +38,33 @@ class ThreadPool {
 
   Index threads() const { return static_cast<Index>(workers_.size()) + 1; }
 
-  /// Not reentrant; calls from several threads take turns. `body` must not throw.
+  /// Not reentrant; calls from several threads take turns. `body` must not throw. Returns when all tasks are done, not
+  /// when all workers have woken: one that comes late finds nothing to take.
   void operator()(Index tasks, const std::function<void(Index)>& body) {
     if (workers_.empty() || tasks <= 1) {
       for (Index t = 0; t < tasks; ++t) body(t);
       return;
     }
+    require(tasks <= most_tasks, "thread pool: ", tasks, " tasks, must be at most ", most_tasks);
     std::lock_guard turn(turn_);
+    const std::uint64_t job = (job_of(next_.load(std::memory_order_relaxed)) + 1) << 32;
     {
       std::lock_guard lock(mutex_);
-      body_ = &body;
-      tasks_ = tasks;
-      next_.store(0, std::memory_order_relaxed);
-      busy_.store(static_cast<Index>(workers_.size()), std::memory_order_relaxed);
-      generation_.fetch_add(1, std::memory_order_release);
+      body_.store(&body, std::memory_order_relaxed);
+      tasks_.store(static_cast<std::uint64_t>(tasks), std::memory_order_relaxed);
+      done_.store(0, std::memory_order_relaxed);
+      next_.store(job, std::memory_order_release);
     }
     wake_.notify_all();
-    run();
-    while (busy_.load(std::memory_order_acquire) != 0) pause();
+    run(job_of(job));
+    while (done_.load(std::memory_order_acquire) != static_cast<std::uint64_t>(tasks)) pause();
   }
 
  private:
   static constexpr int spins = 20000;
+  static constexpr Index most_tasks = (Index{1} << 32) - 1;
+
+  static constexpr std::uint64_t job_of(std::uint64_t next) { return next >> 32; }
 
   static void pause() {
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
@@ -70,31 +74,37 @@ class ThreadPool {
 #endif
   }
 
-  void run() {
-    for (Index t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(t);
+  /// Takes tasks of one job until there are none left, or the job is over. A task that was taken keeps its job from
+  /// being over, so what is read after taking it belongs to it.
+  void run(std::uint64_t job) {
+    std::uint64_t next = next_.load(std::memory_order_acquire);
+    while (job_of(next) == job && (next & 0xffffffffu) < tasks_.load(std::memory_order_relaxed)) {
+      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      (*body_.load(std::memory_order_relaxed))(static_cast<Index>(next & 0xffffffffu));
+      done_.fetch_add(1, std::memory_order_release);
+      next = next_.load(std::memory_order_acquire);
+    }
   }
 
   void work() {
-    std::uint64_t seen = 0;
+    std::uint64_t seen = 0;  // the last job looked at
     while (true) {
-      for (int i = 0; i < spins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      for (int i = 0; i < spins && job_of(next_.load(std::memory_order_acquire)) == seen; ++i) pause();
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-        seen = generation_.load(std::memory_order_acquire);
+        wake_.wait(lock, [&] { return stop_ || job_of(next_.load(std::memory_order_acquire)) != seen; });
         if (stop_) return;
+        seen = job_of(next_.load(std::memory_order_acquire));
       }
-      run();
-      busy_.fetch_sub(1, std::memory_order_release);
+      run(seen);
     }
   }
 
   std::mutex turn_, mutex_;
   std::condition_variable wake_;
-  const std::function<void(Index)>* body_ = nullptr;
-  Index tasks_ = 0;
-  std::atomic<Index> next_{0}, busy_{0};
-  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<std::uint64_t> next_{0};   // job number and the next task of it, in one word
+  std::atomic<std::uint64_t> tasks_{0}, done_{0};
+  std::atomic<const std::function<void(Index)>*> body_{nullptr};
   bool stop_ = false;
   std::vector<std::thread> workers_;
 };

@@ -9,6 +9,10 @@
 #include "../arguments.hpp"
 #include "team.hpp"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace kvpare::cpu {
 
 namespace detail {
@@ -35,6 +39,22 @@ inline void prefetch_row(const std::byte* row, Index bytes) {
   for (Index b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0);
 }
 
+/// Copies towards lower addresses, past the caches where it can: the place written was not read, is not read soon, and
+/// fetching it first would cost as much as the copy.
+inline void move_down(std::byte* to, const std::byte* from, Index bytes) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<std::uintptr_t>(to) % 64 == 0 && bytes % 64 == 0) {
+    for (Index b = 0; b < bytes; b += 64) {
+      __m128i line[4];
+      for (int i = 0; i < 4; ++i) line[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + b) + i);
+      for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to + b) + i, line[i]);
+    }
+    return;
+  }
+#endif
+  std::memmove(to, from, static_cast<std::size_t>(bytes));
+}
+
 inline void carry_out(const CompactList& list) {
   for (std::size_t i = 0; i < list.moves.size(); ++i) {
     const Move& m = list.moves[i];
@@ -47,13 +67,16 @@ inline void carry_out(const CompactList& list) {
       prefetch_row(ahead_g.value_row(ahead.from, ahead.from_slot), value_bytes * ahead.count);
     }
     const auto shift = [&](std::byte* to, const std::byte* from, Index stride, Index bytes) {
-      if (stride == bytes) std::memmove(to, from, static_cast<std::size_t>(bytes * m.count));
+      if (stride == bytes) move_down(to, from, bytes * m.count);
       else
-        for (Index r = 0; r < m.count; ++r) std::memmove(to + r * stride, from + r * stride, static_cast<std::size_t>(bytes));
+        for (Index r = 0; r < m.count; ++r) move_down(to + r * stride, from + r * stride, bytes);
     };
     shift(g.key_row(m.to, m.to_slot), g.key_row(m.from, m.from_slot), g.key_row_bytes, key_bytes);
     shift(g.value_row(m.to, m.to_slot), g.value_row(m.from, m.from_slot), g.value_row_bytes, value_bytes);
   }
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 /// Calls `f(slot, row, type)` for every token of a list that is live and in the mask.
@@ -113,13 +136,23 @@ inline void statistics(const Team& team, std::span<const StatisticsRow> rows) {
     start(s.sum, 0), start(s.sum_squares, 0);
     detail::for_each_row(s.pages, s.side, s.mask, [&](Index slot, const std::byte* row, DType type) {
       team.kernels->to_float(row, type, s.width, x);
-      const Index at = s.per_slot ? slot : 0, step = s.per_slot ? 0 : 1;
-      for (Index c = 0; c < s.width; ++c) {
-        if (s.min != nullptr) s.min[at + c * step] = std::min(s.min[at + c * step], x[c]);
-        if (s.max != nullptr) s.max[at + c * step] = std::max(s.max[at + c * step], x[c]);
-        if (s.sum != nullptr) s.sum[at + c * step] += x[c];
-        if (s.sum_squares != nullptr) s.sum_squares[at + c * step] += x[c] * x[c];
+      if (s.per_slot) {
+        float least = std::numeric_limits<float>::infinity(), most = -least, sum = 0, squares = 0;
+        for (Index c = 0; c < s.width; ++c) least = std::min(least, x[c]), most = std::max(most, x[c]), sum += x[c], squares += x[c] * x[c];
+        if (s.min != nullptr) s.min[slot] = least;
+        if (s.max != nullptr) s.max[slot] = most;
+        if (s.sum != nullptr) s.sum[slot] = sum;
+        if (s.sum_squares != nullptr) s.sum_squares[slot] = squares;
+        return;
       }
+      if (s.min != nullptr)
+        for (Index c = 0; c < s.width; ++c) s.min[c] = std::min(s.min[c], x[c]);
+      if (s.max != nullptr)
+        for (Index c = 0; c < s.width; ++c) s.max[c] = std::max(s.max[c], x[c]);
+      if (s.sum != nullptr)
+        for (Index c = 0; c < s.width; ++c) s.sum[c] += x[c];
+      if (s.sum_squares != nullptr)
+        for (Index c = 0; c < s.width; ++c) s.sum_squares[c] += x[c] * x[c];
     });
   });
 }

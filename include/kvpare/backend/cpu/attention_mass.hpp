@@ -20,7 +20,7 @@ namespace kvpare::cpu {
 
 namespace detail {
 
-inline constexpr Index mass_tile = 32;      // query vectors per tile: their logits against 8k keys fill a level-2 cache
+inline constexpr Index mass_tile = 48;      // query vectors per tile, a multiple of 12: their logits against 8k keys fill 1.6 MB
 inline constexpr Index few_vectors = 64;    // up to so many, reading the rows where they lie beats packing them
 inline constexpr Index mass_stripes = 4;    // at least so many (kv head, stripe of rows) tasks, if there are rows enough
 inline constexpr Index packing_pieces = 4;  // tasks per head for packing

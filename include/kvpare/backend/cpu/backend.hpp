@@ -63,9 +63,11 @@ class Backend {
     return memory;
   }
   void release(void* memory) { std::free(memory); }
-  void to_backend(void* to, const void* from, Index bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
+  void to_backend(void* to, const void* from, Index bytes) {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));  // an empty array may be null
+  }
   Ticket to_host(void* to, const void* from, Index bytes) {
-    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
     return {};
   }
   void wait(Ticket) {}

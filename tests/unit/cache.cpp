@@ -232,6 +232,32 @@ TEST_F(CacheTest, PlanChangesNothing) {
   EXPECT_EQ(c.cache.plan(id, kvpare::random()), random);
 }
 
+TEST_F(CacheTest, ChunksOfQueriesCountAsOneAndNoMoreOfThemAreKeptThanRead) {
+  fill(60);
+  const AnyCompressor method = make_compressor("snap_kv(keep=0.4, window=8)");
+  const oracle::Array3 queries = c.rows(60, 4, 4);
+  const TensorBuffer<cpu::Backend> q(backend(), queries, DType::f32);
+  const Positions positions = kept();
+  const auto plan_in_chunks_of = [&](Index chunk) {
+    for (Index l = 0; l < 2; ++l)
+      for (Index first = 0; first < 60; first += chunk) {
+        if (first > 8) {
+          EXPECT_EQ(c.cache.stats(id).observation_bytes - l * 2 * 60 * 4, 8 * 4 * 4 * 4) << "8 rows of 4 heads of 4 floats, and layer 0's scores";
+        }
+        c.cache.observe(id, l, method, q.tensor().part(first, chunk), std::span(positions).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(chunk)),
+                        first + chunk == 60);
+      }
+    Plan p = c.cache.plan(id, method);
+    c.commit(c.empty_plan(id));  // forgets what was observed
+    p.epoch = 0;
+    return p;
+  };
+  const Plan at_once = plan_in_chunks_of(60);
+  EXPECT_EQ(plan_in_chunks_of(30), at_once);
+  EXPECT_EQ(plan_in_chunks_of(12), at_once);
+  EXPECT_EQ(plan_in_chunks_of(5), at_once);
+}
+
 TEST_F(CacheTest, BudgetsOfNothingOneAndMoreThanThereIs) {
   struct Case {
     std::string_view method;

@@ -128,6 +128,11 @@ TEST(Compaction, DensePagesStayInPlaceAndPartSparseRuns) {
   EXPECT_EQ(out.entries[1].live, 0x0fffu);
 }
 
+TEST(Compaction, BelowThreeQuartersIsSparseThoughThePagesWouldBeFewEnough) {
+  const CompactedList out = List().add(0, 16).add(16, 16).compact({0x07ff, 0x000f});  // 11 and 4 of 16
+  EXPECT_EQ(pages_of(out.entries), Ids{100});
+}
+
 TEST(Compaction, WhenTooManyPagesAreLeftDenseOnesArePackedToo) {
   List list;
   std::vector<std::uint64_t> keep;

@@ -15,7 +15,7 @@ namespace kvpare {
 inline auto full() { return Compressor{Random{}, Uniform{}, TopK{}, Keep::ratio(1)}; }
 
 /// A seeded coin: the line to beat.
-inline auto random() { return Compressor{Random{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+inline auto random_choice() { return Compressor{Random{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// StreamingLLM (arXiv 2309.17453): 4 sinks and the newest. Kept keys keep their positions.
 inline auto streaming_llm() { return Compressor{SinksAndRecent{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }

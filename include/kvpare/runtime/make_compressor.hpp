@@ -30,7 +30,7 @@ inline std::span<const Recipe> known_recipes() {
   const auto any = [](const auto& c) { return AnyCompressor{c.scorer, c.budget, c.selector, c.keep}; };
   static const std::array recipes{
       Recipe{"full", "keeps everything", "", any(full()), false},
-      Recipe{"random", "a seeded coin per token", "", any(random())},
+      Recipe{"random", "a seeded coin per token", "", any(random_choice())},
       Recipe{"streaming_llm", "the first tokens and the newest", "StreamingLLM, arXiv 2309.17453", any(streaming_llm())},
       Recipe{"h2o", "the most attended so far, and the newest", "H2O, arXiv 2306.14048", any(h2o())},
       Recipe{"snap_kv", "the most attended by the last rows of the prompt", "SnapKV, arXiv 2404.14469", any(snap_kv())},

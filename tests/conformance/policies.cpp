@@ -328,7 +328,7 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       auto elite = with_ratio(air_cache());
       elite.scorer.alpha = 0.5;
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(streaming_llm()));
-      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(kvpare::random()));
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(random_choice()));
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(h2o()));
       keeps_what_the_paper_keeps(this->be(), p, c, snap);
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
@@ -428,7 +428,7 @@ TYPED_TEST(Policies, SecondRoundOfH2o) {
 }
 
 TYPED_TEST(Policies, SecondRoundOfRandomAndStreaming) {
-  auto coin = kvpare::random();
+  auto coin = random_choice();
   coin.keep = Keep::ratio(0.4);
   const Prompt p = random_prompt(56, 2, 100, 2, 1, {});
   FedCache<typename TestFixture::B> fed(this->be(), p);
@@ -523,7 +523,7 @@ void waits_at_most_once(const M& method) {
 
 TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(full());
-  waits_at_most_once(kvpare::random());
+  waits_at_most_once(random_choice());
   waits_at_most_once(streaming_llm());
   waits_at_most_once(h2o());
   waits_at_most_once(snap_kv());

@@ -57,7 +57,7 @@ auto kept_with(B& be, const Prompt& p, const M& method) {
 TYPED_TEST(RecipesByName, AreTheSameMethods) {
   const Prompt p = random_prompt(1, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("full")), kept_with(this->be(), p, full()));
-  EXPECT_EQ(kept_with(this->be(), p, make_compressor("random")), kept_with(this->be(), p, kvpare::random()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("random")), kept_with(this->be(), p, random_choice()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("streaming_llm")), kept_with(this->be(), p, streaming_llm()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("h2o")), kept_with(this->be(), p, h2o()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("snap_kv")), kept_with(this->be(), p, snap_kv()));

@@ -199,7 +199,8 @@ inline AnyCompressor make_compressor(std::string_view words) {
       continue;
     }
     bool found = false;
-    detail::for_each_part(compressor, [&](auto& part) { found = found || detail::set_field(part, name, key, value); });
+    // Named anew in the capture: clang before 16 cannot capture a structured binding.
+    detail::for_each_part(compressor, [&, k = key, v = value](auto& part) { found = found || detail::set_field(part, name, k, v); });
     if (!found) {
       std::string keys;
       for (const SettingText& s : settings_of(compressor)) {

@@ -1,4 +1,4 @@
-# Enforces which header may include which: cmake -D INCLUDE_DIR=<folder that holds kvpare/> -P cmake/floors.cmake
+# Enforces which header may include which: cmake [-D INCLUDE_DIR=<folder that holds kvpare/>] -P cmake/floors.cmake
 #
 # A header includes its own folder or a lower floor; backend/cpu and backend/cuda never include each other; the headers
 # directly under kvpare/ may include all. From outside: the standard library and Eigen, and CUDA under backend/cuda only.
@@ -13,13 +13,19 @@ set(std_headers "^(algorithm|any|array|atomic|barrier|bit|bitset|cassert|cctype|
 |ostream|queue|random|ranges|ratio|regex|scoped_allocator|semaphore|set|shared_mutex|source_location|span|sstream|stack\
 |stdexcept|stop_token|streambuf|string|string_view|syncstream|system_error|thread|tuple|type_traits|typeindex|typeinfo\
 |unordered_map|unordered_set|utility|valarray|variant|vector|version)$")
-# Instruction sets are part of the compiler, and only backend/cpu may ask for them.
-set(intrinsics_headers "^(immintrin|arm_neon|arm_sve|cpuid|sys/auxv|asm/hwcap)\\.h$")
+# Instruction sets and system calls: only backend/cpu may ask for them.
+set(machine_headers "^(immintrin|arm_neon|arm_sve|cpuid|sys/auxv|asm/hwcap|sys/mman)\\.h$")
 set(cuda_headers "^(cuda(_[a-z0-9_]+)?(\\.h|\\.hpp)?|cuda/.+|cub/.+|thrust/.+|mma\\.h|device_launch_parameters\\.h|nv/.+)$")
 
+if(NOT INCLUDE_DIR)
+  cmake_path(SET INCLUDE_DIR NORMALIZE ${CMAKE_CURRENT_LIST_DIR}/../include)
+endif()
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE_DIR} ${INCLUDE_DIR}/kvpare/*.hpp ${INCLUDE_DIR}/kvpare/*.cuh
      ${INCLUDE_DIR}/kvpare/*.inl)
 set(broken 0)
+if(NOT headers)
+  message(FATAL_ERROR "floors: no headers under ${INCLUDE_DIR}/kvpare")
+endif()
 
 macro(complain rule)
   message("${INCLUDE_DIR}/${header}:${number}: ${rule}")
@@ -79,9 +85,9 @@ foreach(header IN LISTS headers)
       if(NOT own_side STREQUAL "cuda/")
         complain("<${included}>: CUDA headers belong under backend/cuda only")
       endif()
-    elseif(included MATCHES "${intrinsics_headers}")
+    elseif(included MATCHES "${machine_headers}")
       if(NOT own_side STREQUAL "cpu/")
-        complain("<${included}>: intrinsics belong under backend/cpu only")
+        complain("<${included}>: headers of one machine or system belong under backend/cpu only")
       endif()
     elseif(NOT included MATCHES "^Eigen/" AND NOT included MATCHES "${std_headers}")
       complain("<${included}>: headers include the standard library, Eigen and kvpare only")

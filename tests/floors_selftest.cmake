@@ -47,7 +47,7 @@ expect_refusal(backend/cpu/side.hpp 6 "<kvpare/backend/cuda/each.cuh>" "never in
 expect_refusal(backend/cuda/side.cuh 4 "<kvpare/backend/cpu/each.hpp>" "never include each other")
 expect_refusal(policy/gpu.hpp 4 "<cuda_runtime.h>" "CUDA headers belong under backend/cuda only")
 expect_refusal(backend/gpu.hpp 4 "<cub/cub.cuh>" "CUDA headers belong under backend/cuda only")
-expect_refusal(core/simd.hpp 4 "<immintrin.h>" "intrinsics belong under backend/cpu only")
+expect_refusal(core/simd.hpp 4 "<immintrin.h>" "headers of one machine or system belong under backend/cpu only")
 expect_refusal(codec/part.inl 4 "<boost/any.hpp>" "standard library, Eigen and kvpare only")
 expect_refusal(codec/c.hpp 4 "<gtest/gtest.h>" "standard library, Eigen and kvpare only")
 expect_refusal(core/relative_up.hpp 4 "\"../cache/page.hpp\"" "only its own folder or lower floors")

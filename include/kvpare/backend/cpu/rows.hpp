@@ -9,10 +9,6 @@
 #include "../arguments.hpp"
 #include "team.hpp"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace kvpare::cpu {
 
 namespace detail {
@@ -39,22 +35,6 @@ inline void prefetch_row(const std::byte* row, Index bytes) {
   for (Index b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0);
 }
 
-/// Copies towards lower addresses, past the caches where it can: the place written was not read, is not read soon, and
-/// fetching it first would cost as much as the copy.
-inline void move_down(std::byte* to, const std::byte* from, Index bytes) {
-#if defined(__SSE2__)
-  if (reinterpret_cast<std::uintptr_t>(to) % 64 == 0 && bytes % 64 == 0) {
-    for (Index b = 0; b < bytes; b += 64) {
-      __m128i line[4];
-      for (int i = 0; i < 4; ++i) line[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + b) + i);
-      for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to + b) + i, line[i]);
-    }
-    return;
-  }
-#endif
-  std::memmove(to, from, static_cast<std::size_t>(bytes));
-}
-
 inline void carry_out(const CompactList& list) {
   for (std::size_t i = 0; i < list.moves.size(); ++i) {
     const Move& m = list.moves[i];
@@ -67,16 +47,13 @@ inline void carry_out(const CompactList& list) {
       prefetch_row(ahead_g.value_row(ahead.from, ahead.from_slot), value_bytes * ahead.count);
     }
     const auto shift = [&](std::byte* to, const std::byte* from, Index stride, Index bytes) {
-      if (stride == bytes) move_down(to, from, bytes * m.count);
+      if (stride == bytes) std::memmove(to, from, static_cast<std::size_t>(bytes * m.count));
       else
-        for (Index r = 0; r < m.count; ++r) move_down(to + r * stride, from + r * stride, bytes);
+        for (Index r = 0; r < m.count; ++r) std::memmove(to + r * stride, from + r * stride, static_cast<std::size_t>(bytes));
     };
     shift(g.key_row(m.to, m.to_slot), g.key_row(m.from, m.from_slot), g.key_row_bytes, key_bytes);
     shift(g.value_row(m.to, m.to_slot), g.value_row(m.from, m.from_slot), g.value_row_bytes, value_bytes);
   }
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 /// Calls `f(slot, row, type)` for every token of a list that is live and in the mask.

@@ -7,7 +7,7 @@ namespace {
 
 void commit(benchmark::State& state, const LayerShape& shape, Index tokens, double keep, Index threads) {
   auto& rig = filled<kvpare::half>(shape, tokens, {.threads = threads});
-  auto compressor = kvpare::random();
+  auto compressor = kvpare::random_choice();
   compressor.keep = kvpare::Keep::ratio(keep);
   kvpare::Plan plan;
   const auto prepare = [&](Index) {

@@ -3,6 +3,6 @@
 
 namespace bench {
 namespace {
-const bool added = add_recipe("random", kvpare::random(), {.query_rows = 1});
+const bool added = add_recipe("random", kvpare::random_choice(), {.query_rows = 1});
 }  // namespace
 }  // namespace bench

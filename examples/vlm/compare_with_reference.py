@@ -77,9 +77,9 @@ def mean(results):
     return {task: {key: statistics.mean(r[task][key] for r in results) for key in results[0][task]} for task in results[0]}
 
 
-def standard_error(accuracy, answers):
+def standard_error(ours, theirs, answers):
     """Of one measured accuracy; the unit is a whole answer, for desc too, whose words are not independent."""
-    share = min(max(accuracy, 1 / answers), 1 - 1 / answers)
+    share = min(max((ours + theirs) / 2, 1 / answers), 1 - 1 / answers)
     return math.sqrt(share * (1 - share) / answers)
 
 
@@ -104,8 +104,8 @@ def main():
             cells = []
             for keep, theirs in zip(KEEPS, reference[task][name]):
                 result = results[POLICIES[name], keep][task]
-                ours, error = result[measure], standard_error(theirs, result["answers"])
-                mark = " **!**" if abs(ours - theirs) > 2 * error else ""
+                ours = result[measure]
+                mark = " **!**" if abs(ours - theirs) > 2 * standard_error(ours, theirs, result["answers"]) else ""
                 cells.append(f"{ours:.3f} / {theirs:.3f}{mark}")
                 compared += 1
                 apart += bool(mark)

@@ -53,8 +53,8 @@ class Picture {
  public:
   Picture(std::string path, double width, double height) : path_(std::move(path)), width_(width), height_(height) {
     script << std::setprecision(6) << "set encoding utf8\nset terminal "
-           << (ends_with(path_, ".png") ? "pngcairo noenhanced" : "svg noenhanced dynamic") << " size " << width << ','
-           << height << " font 'Helvetica,13' background rgb '#ffffff'\nset output " << quoted(path_)
+           << (ends_with(path_, ".png") ? "pngcairo noenhanced fontscale 0.76" : "svg noenhanced dynamic") << " size "
+           << width << ',' << height << " font 'Helvetica,13' background rgb '#ffffff'\nset output " << quoted(path_)
            << "\nset multiplot\nunset key\n";
   }
 

@@ -226,10 +226,10 @@ TEST_F(CacheTest, PlanChangesNothing) {
   fill(40);
   for (Index l = 0; l < 2; ++l) c.observe(id, l, snap_kv(), 20);
   const Counted before = c.counted(id);
-  const Plan random = c.cache.plan(id, kvpare::random()), snap = c.cache.plan(id, snap_kv());
+  const Plan random = c.cache.plan(id, kvpare::random_choice()), snap = c.cache.plan(id, snap_kv());
   EXPECT_EQ(c.counted(id), before);
   EXPECT_EQ(c.cache.plan(id, snap_kv()), snap) << "a plan without observation has not disturbed one with";
-  EXPECT_EQ(c.cache.plan(id, kvpare::random()), random);
+  EXPECT_EQ(c.cache.plan(id, kvpare::random_choice()), random);
 }
 
 TEST_F(CacheTest, ChunksOfQueriesCountAsOneAndNoMoreOfThemAreKeptThanRead) {

@@ -116,7 +116,8 @@ KVPARE_INLINE void sum_four(Vec a, Vec b, Vec c, Vec d, float* out) {
 KVPARE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
 KVPARE_INLINE Vec nearest(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // leaves no room for a fraction
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {
-  const Bits scaled = (Bits)p + ((Bits)(n + 0x1.8p23f) << 23);  // the integer n is in the low bits of the sum
+  typedef unsigned Unsigned __attribute__((vector_size(sizeof(Vec))));  // lanes that are masked out below may wrap
+  const Bits scaled = (Bits)((Unsigned)p + ((Unsigned)(n + 0x1.8p23f) << 23));  // the integer n is in the low bits of the sum
   const Bits is_nan = (Bits)(x != x);
   return (Vec)((scaled & (Bits)(x >= -126.0f)) | (is_nan & (Bits)x));
 }

@@ -12,7 +12,8 @@ int main() {
   std::vector<half> k_cache(num_pages * page_size * kv_heads * head_dim), v_cache(k_cache.size());
   std::vector<std::int32_t> block_table(32);
   for (Index i = 0; i < 32; ++i) block_table[i] = static_cast<std::int32_t>((i * 37 + 5) % num_pages);
-  for (std::size_t i = 0; i < k_cache.size(); ++i) k_cache[i] = half(2 * random_unit(1, i) - 1), v_cache[i] = half(random_unit(2, i));
+  for (std::size_t i = 0; i < k_cache.size(); ++i)
+    k_cache[i] = half(2 * random_unit(1, i) - 1), v_cache[i] = half(random_unit(2, i));
 
   const EngineLayer<half> layer{
       .shape = {.q_heads = 8, .kv_heads = kv_heads, .key_dim = head_dim, .value_dim = head_dim, .scale = 0.125f},
@@ -33,6 +34,6 @@ int main() {
   sequence.observe(0, layer, method, {queries.data(), 16, 8, head_dim}, rows);
   const Plan plan = sequence.plan<half>(method, {{layer}});
   const std::vector<EngineLayerReport> done = sequence.commit<half>(plan, {{layer}});
-  std::printf("%td tokens stay; the newest kept position is %d; %zu pages are free again, the first is number %d\n", done[0].tokens,
-              done[0].positions[0].back(), done[0].freed_pages.size(), done[0].freed_pages.front());
+  std::printf("%td tokens stay; the newest kept position is %d; %zu pages are free again, the first is number %d\n",
+              done[0].tokens, done[0].positions[0].back(), done[0].freed_pages.size(), done[0].freed_pages.front());
 }

@@ -16,8 +16,8 @@ namespace kvpare {
 
 /// A row of floats with a bitmap: bit b of word w stands for column w * word_tokens + b. No bitmap = all columns.
 struct MaskedRow {
-  const float* values = nullptr;          // [backend] [columns]
-  const std::uint64_t* mask = nullptr;    // [backend] [ceil(columns / word_tokens)] or null
+  const float* values = nullptr;        // [backend] [columns]
+  const std::uint64_t* mask = nullptr;  // [backend] [ceil(columns / word_tokens)] or null
   Index columns = 0;
   Index word_tokens = 64;
 };
@@ -25,9 +25,9 @@ struct MaskedRow {
 /// What `reduce` says of one row. NaN values are counted and left out of everything else.
 struct RowSummary {
   double sum = 0, mean = 0;
-  double moment2 = 0, moment3 = 0;        // sums of (x - mean)^2 and (x - mean)^3
+  double moment2 = 0, moment3 = 0;  // sums of (x - mean)^2 and (x - mean)^3
   float min = std::numeric_limits<float>::infinity(), max = -std::numeric_limits<float>::infinity();
-  Index argmax = -1;                      // lowest column of the maximum; -1 when the row is empty
+  Index argmax = -1;  // lowest column of the maximum; -1 when the row is empty
   Index count = 0, nan_count = 0;
 
   /// Bias-adjusted sample skewness n / ((n-1)(n-2)) * sum(((x - mean) / s)^3), s the sample deviation; 0 when n < 3 or
@@ -49,8 +49,8 @@ struct TopRow {
 /// One row of `sort_rows`.
 struct SortRow {
   MaskedRow row;
-  Index* columns = nullptr;       // [backend] candidates in descending order of value, ties to the lower column, NaN last
-  float* values = nullptr;        // [backend] their values, or null
+  Index* columns = nullptr;  // [backend] candidates in descending order of value, ties to the lower column, NaN last
+  float* values = nullptr;   // [backend] their values, or null
   double* running_sum = nullptr;  // [backend] inclusive sum of the values (NaN count as 0), or null
   Index* count = nullptr;         // [backend] how many
 };
@@ -61,19 +61,20 @@ enum class Side : std::uint8_t { keys, values };
 struct StatisticsRow {
   HeadPages pages;
   Side side = Side::keys;
-  const std::uint64_t* mask = nullptr;    // [backend] a word per entry, or null for all live tokens
+  const std::uint64_t* mask = nullptr;  // [backend] a word per entry, or null for all live tokens
   Index width = 0;
   bool per_slot = false;
-  float *min = nullptr, *max = nullptr, *sum = nullptr, *sum_squares = nullptr;  // [backend] [width] or [slots]; null = not wanted
+  float *min = nullptr, *max = nullptr, *sum = nullptr,
+        *sum_squares = nullptr;  // [backend] [width] or [slots]; null = not wanted
 };
 
 /// One list of `gather`: rows of live tokens, in order, as floats.
 struct GatherRow {
   HeadPages pages;
   Side side = Side::keys;
-  const std::uint64_t* mask = nullptr;    // [backend] a word per entry, or null for all live tokens
+  const std::uint64_t* mask = nullptr;  // [backend] a word per entry, or null for all live tokens
   Index width = 0;
-  float* out = nullptr;                   // [backend] [tokens that are live and in the mask, width]
+  float* out = nullptr;  // [backend] [tokens that are live and in the mask, width]
 };
 
 /// C[b] = A[b] * B[b], or A[b] * B[b]^T; row-major floats.
@@ -92,8 +93,8 @@ struct WriteRun {
 };
 
 struct AppendArguments {
-  ConstTensor keys, values;                // [backend] [rows, kv_heads, width], any element type
-  std::span<const PageGeometry> formats;   // pool pages: the same for all heads
+  ConstTensor keys, values;               // [backend] [rows, kv_heads, width], any element type
+  std::span<const PageGeometry> formats;  // pool pages: the same for all heads
   std::span<const WriteRun> runs;
 };
 
@@ -108,15 +109,19 @@ enum class MassKind : std::uint8_t { none, sum, mean, max };  // over the query 
 
 /// One sequence of `attend`, one layer.
 struct AttendSequence {
-  std::span<const HeadPages> heads;        // per kv head
-  ConstTensor queries;                     // [backend] [rows 1..64, q_heads, key_dim], not pre-scaled
-  std::span<const Position> positions;     // host; per row: the largest key position it sees
-  Tensor out;                              // [backend] [rows, q_heads, value_dim]
-  float* lse = nullptr;                    // [backend] [rows, q_heads] natural log, sink included; or null
-  std::span<float* const> mass = {};       // [backend] per kv head [slots], added to; or empty
+  std::span<const HeadPages> heads;     // per kv head
+  ConstTensor queries;                  // [backend] [rows 1..64, q_heads, key_dim], not pre-scaled
+  std::span<const Position> positions;  // host; per row: the largest key position it sees
+  Tensor out;                           // [backend] [rows, q_heads, value_dim]
+  float* lse = nullptr;                 // [backend] [rows, q_heads] natural log, sink included; or null
+  std::span<float* const> mass = {};    // [backend] per kv head [slots], added to; or empty
 };
 
-enum class HeadGroups : std::uint8_t { query_head, kv_head, layer };  // one output row per …; mean over the query heads joined
+enum class HeadGroups : std::uint8_t {
+  query_head,
+  kv_head,
+  layer
+};  // one output row per …; mean over the query heads joined
 
 /// The plain logit: scale and softcap of the layer.
 struct PlainLogit {
@@ -138,32 +143,33 @@ struct Probability {
 template <class Logit = PlainLogit, class EntryOf = Probability>
 struct MassArguments {
   const LayerShape* shape = nullptr;
-  std::span<const HeadPages> keys;                  // per kv head: cache, engine pages or any dense tensor
-  std::span<const std::uint64_t* const> key_mask = {};   // [backend] per kv head, a word per entry; empty = all live
-  std::span<const std::int32_t* const> column_of = {};   // [backend] per kv head, slot -> column; empty = the slot itself
-  Index columns = 0;                                // width of the output rows
+  std::span<const HeadPages> keys;                      // per kv head: cache, engine pages or any dense tensor
+  std::span<const std::uint64_t* const> key_mask = {};  // [backend] per kv head, a word per entry; empty = all live
+  std::span<const std::int32_t* const> column_of =
+      {};             // [backend] per kv head, slot -> column; empty = the slot itself
+  Index columns = 0;  // width of the output rows
 
-  ConstTensor queries;                              // [backend] [rows, q_heads, key_dim], not pre-scaled
-  const Position* row_positions = nullptr;          // [backend] [rows]
-  const Index* row_list = nullptr;                  // [backend] which rows to use, ascending; null = all
-  const Index* row_count = nullptr;                 // [backend] how many of the list
-  const float* row_weights = nullptr;               // [backend] [rows], or [rows, q_heads] with per_head_weights; null = 1
+  ConstTensor queries;                      // [backend] [rows, q_heads, key_dim], not pre-scaled
+  const Position* row_positions = nullptr;  // [backend] [rows]
+  const Index* row_list = nullptr;          // [backend] which rows to use, ascending; null = all
+  const Index* row_count = nullptr;         // [backend] how many of the list
+  const float* row_weights = nullptr;       // [backend] [rows], or [rows, q_heads] with per_head_weights; null = 1
   bool per_head_weights = false;
-  const float* lse = nullptr;                       // [backend] [rows, q_heads] given; null = computed
-  const float* extra = nullptr;                     // [backend] [rows, q_heads]: exp(extra) joins the denominator
+  const float* lse = nullptr;    // [backend] [rows, q_heads] given; null = computed
+  const float* extra = nullptr;  // [backend] [rows, q_heads]: exp(extra) joins the denominator
 
-  const std::uint8_t* row_class = nullptr;          // [backend] with key_class: two parts, same class and other class
-  const std::uint8_t* key_class = nullptr;          // [backend] [columns]
+  const std::uint8_t* row_class = nullptr;  // [backend] with key_class: two parts, same class and other class
+  const std::uint8_t* key_class = nullptr;  // [backend] [columns]
 
   HeadGroups heads = HeadGroups::kv_head;
-  bool take_max = false;                            // max over rows (of w * entry, at least 0) instead of the sum
-  float* out = nullptr;                             // [backend] [parts][heads][columns], added to (max: joined)
-  float* seen = nullptr;                            // [backend] [kv_heads][columns] += weight of the rows that see it
-  float* row_lse = nullptr;                         // [backend] [rows, q_heads] written for the rows used; -inf: sees nothing
-  float* row_peak = nullptr;                        // [backend] [rows, q_heads] the largest p
-  float peak_share = 0;                             // with row_near_peak: entries with p >= peak_share * peak
-  Index* row_near_peak = nullptr;                   // [backend] [rows, q_heads]
-  float* row_part_mass = nullptr;                   // [backend] [parts][rows, q_heads] sum of p per part
+  bool take_max = false;           // max over rows (of w * entry, at least 0) instead of the sum
+  float* out = nullptr;            // [backend] [parts][heads][columns], added to (max: joined)
+  float* seen = nullptr;           // [backend] [kv_heads][columns] += weight of the rows that see it
+  float* row_lse = nullptr;        // [backend] [rows, q_heads] written for the rows used; -inf: sees nothing
+  float* row_peak = nullptr;       // [backend] [rows, q_heads] the largest p
+  float peak_share = 0;            // with row_near_peak: entries with p >= peak_share * peak
+  Index* row_near_peak = nullptr;  // [backend] [rows, q_heads]
+  float* row_part_mass = nullptr;  // [backend] [parts][rows, q_heads] sum of p per part
 
   Logit logit = {};
   EntryOf entry = {};

@@ -40,11 +40,11 @@ struct NoOperation {
 }  // namespace detail
 
 template <class B>
-concept Backend = requires(B& be, Index n, void* memory, const void* source, std::span<const MaskedRow> rows, RowSummary* summaries,
-                           std::span<const SortRow> sorts, std::span<const TopRow> tops, const MassArguments<>& mass,
-                           std::span<const StatisticsRow> statistics, std::span<const GatherRow> gathers,
-                           const ProductArguments& product, const AppendArguments& append,
-                           std::span<const CompactList> lists, const LayerShape& shape,
+concept Backend = requires(B& be, Index n, void* memory, const void* source, std::span<const MaskedRow> rows,
+                           RowSummary* summaries, std::span<const SortRow> sorts, std::span<const TopRow> tops,
+                           const MassArguments<>& mass, std::span<const StatisticsRow> statistics,
+                           std::span<const GatherRow> gathers, const ProductArguments& product,
+                           const AppendArguments& append, std::span<const CompactList> lists, const LayerShape& shape,
                            std::span<const AttendSequence> batch) {
   typename B::Ticket;
   { B::name } -> std::convertible_to<std::string_view>;

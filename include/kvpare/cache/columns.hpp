@@ -18,14 +18,16 @@ namespace kvpare {
 struct Columns {
   Index count = 0, word_tokens = 64;
   bool aligned = true;
-  std::vector<Position> positions;                   // [count] ascending among live ones
-  std::vector<std::uint8_t> classes;                 // [count] TokenClass
-  std::vector<std::uint64_t> is_protected;           // bitmap
-  std::vector<std::vector<std::uint64_t>> live;      // bitmap per kv head; one for all when aligned
-  std::vector<std::vector<std::int32_t>> of_slot;    // per kv head, slot -> column; empty when aligned
+  std::vector<Position> positions;                 // [count] ascending among live ones
+  std::vector<std::uint8_t> classes;               // [count] TokenClass
+  std::vector<std::uint64_t> is_protected;         // bitmap
+  std::vector<std::vector<std::uint64_t>> live;    // bitmap per kv head; one for all when aligned
+  std::vector<std::vector<std::int32_t>> of_slot;  // per kv head, slot -> column; empty when aligned
 
   Index words() const { return ceil_div(count, word_tokens); }
-  std::span<const std::uint64_t> live_in(Index head) const { return live[aligned ? 0 : static_cast<std::size_t>(head)]; }
+  std::span<const std::uint64_t> live_in(Index head) const {
+    return live[aligned ? 0 : static_cast<std::size_t>(head)];
+  }
   bool has(std::span<const std::uint64_t> bitmap, Index column) const {
     return bitmap[static_cast<std::size_t>(column / word_tokens)] >> (column % word_tokens) & 1u;
   }
@@ -53,7 +55,8 @@ struct Columns {
     std::vector<std::uint64_t> words(list.entries.size(), 0);
     for (std::size_t e = 0; e < list.entries.size(); ++e)
       for_each_bit(list.entries[e].live, [&](Index s) {
-        const Index column = of_slot[static_cast<std::size_t>(head)][e * static_cast<std::size_t>(list.page_tokens) + static_cast<std::size_t>(s)];
+        const Index column = of_slot[static_cast<std::size_t>(head)]
+                                    [e * static_cast<std::size_t>(list.page_tokens) + static_cast<std::size_t>(s)];
         if (has(bitmap, column)) words[e] |= std::uint64_t{1} << s;
       });
     return words;
@@ -67,9 +70,11 @@ inline bool same_tokens(const HeadPages& a, const HeadPages& b) {
   if (a.entries.size() != b.entries.size()) return false;
   for (std::size_t e = 0; e < a.entries.size(); ++e) {
     const Entry &x = a.entries[e], &y = b.entries[e];
-    if (x.live != y.live || x.used != y.used || x.first != y.first || (x.offsets == 0) != (y.offsets == 0)) return false;
-    if (x.offsets != 0 && !std::equal(a.offsets + (x.offsets - 1) * a.page_tokens, a.offsets + (x.offsets - 1) * a.page_tokens + x.used,
-                                      b.offsets + (y.offsets - 1) * b.page_tokens))
+    if (x.live != y.live || x.used != y.used || x.first != y.first || (x.offsets == 0) != (y.offsets == 0))
+      return false;
+    if (x.offsets != 0 &&
+        !std::equal(a.offsets + (x.offsets - 1) * a.page_tokens, a.offsets + (x.offsets - 1) * a.page_tokens + x.used,
+                    b.offsets + (y.offsets - 1) * b.page_tokens))
       return false;
   }
   return true;
@@ -81,7 +86,8 @@ inline bool same_tokens(const HeadPages& a, const HeadPages& b) {
 inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
   Columns c;
   c.word_tokens = heads[0].page_tokens;
-  c.aligned = std::all_of(heads.begin() + 1, heads.end(), [&](const HeadPages& h) { return detail::same_tokens(heads[0], h); });
+  c.aligned =
+      std::all_of(heads.begin() + 1, heads.end(), [&](const HeadPages& h) { return detail::same_tokens(heads[0], h); });
   if (c.aligned) {
     const HeadPages& list = heads[0];
     // What the open page has room for is no column yet: a token that comes there later must not find a score.
@@ -91,7 +97,8 @@ inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
     std::size_t at = 0;
     for (const Entry& e : list.entries) {
       c.live[0].push_back(e.live);
-      for (Index s = 0; s < list.page_tokens && at < c.positions.size(); ++s) c.positions[at++] = s < e.used ? list.position(e, s) : e.last;
+      for (Index s = 0; s < list.page_tokens && at < c.positions.size(); ++s)
+        c.positions[at++] = s < e.used ? list.position(e, s) : e.last;
     }
   } else {
     std::vector<std::vector<Position>> held;
@@ -122,7 +129,8 @@ inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
     const auto end = std::lower_bound(begin, c.positions.end(), span.end);
     for (Index i = begin - c.positions.begin(); i < end - c.positions.begin(); ++i) {
       c.classes[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(span.token_class);
-      if (span.is_protected) c.is_protected[static_cast<std::size_t>(i / c.word_tokens)] |= std::uint64_t{1} << (i % c.word_tokens);
+      if (span.is_protected)
+        c.is_protected[static_cast<std::size_t>(i / c.word_tokens)] |= std::uint64_t{1} << (i % c.word_tokens);
     }
   }
   return c;

@@ -50,7 +50,7 @@ class ListBuilder {
 
   /// Packs the surviving rows of consecutive private entries of one format into the first of their pages.
   void pack(std::span<const Entry> run, std::span<const std::uint64_t> live) {
-    std::size_t to = 0;       // destination page: run[to]
+    std::size_t to = 0;  // destination page: run[to]
     bool open = false;
     for (std::size_t from = 0; from < run.size(); ++from)
       for (std::uint64_t left = live[from]; left != 0;) {
@@ -115,7 +115,8 @@ class ListBuilder {
 ///
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
-CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private, bool dense = false) {
+CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private,
+                           bool dense = false) {
   std::vector<Entry> entries, emptied;  // emptied pages part no neighbours, whoever holds them
   std::vector<std::uint64_t> live;
   Index tokens = 0;
@@ -149,7 +150,8 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     return out;
   };
   CompactedList out = build(dense);
-  if (!dense && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens)) out = build(true);
+  if (!dense && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
+    out = build(true);
   return out;
 }
 

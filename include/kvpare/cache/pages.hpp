@@ -16,12 +16,12 @@ namespace kvpare {
 
 /// One page as one sequence sees it. The page may be shared with other sequences; the entry never is.
 struct Entry {
-  PageId page = 0;            // as its owner numbers it: a pool page or an engine's block
-  std::uint16_t format = 0;   // index into the cache's list of formats
-  std::uint16_t used = 0;     // slots written, counted from 0
-  std::uint64_t live = 0;     // bit s: slot s holds a token that was not evicted
-  Position first = 0;         // position of slot 0
-  Position last = 0;          // position of slot used - 1; positions ascend with the slot
+  PageId page = 0;           // as its owner numbers it: a pool page or an engine's block
+  std::uint16_t format = 0;  // index into the cache's list of formats
+  std::uint16_t used = 0;    // slots written, counted from 0
+  std::uint64_t live = 0;    // bit s: slot s holds a token that was not evicted
+  Position first = 0;        // position of slot 0
+  Position last = 0;         // position of slot used - 1; positions ascend with the slot
   std::uint32_t offsets = 0;  // 0: positions are first, first + 1, …; else 1 + the block of 16-bit offsets from `first`
   std::uint32_t reserved = 0;
   friend bool operator==(const Entry&, const Entry&) = default;
@@ -29,7 +29,9 @@ struct Entry {
 static_assert(sizeof(Entry) == 32 && std::is_trivially_copyable_v<Entry>);
 
 /// The low `n` bits, n within [0, 64].
-constexpr KVPARE_HD std::uint64_t low_bits(Index n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; }
+constexpr KVPARE_HD std::uint64_t low_bits(Index n) {
+  return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
+}
 
 /// Where the rows of one head lie, for one format: row t of page p is at keys + p * key_page_bytes + t * key_row_bytes.
 /// Serves pool pages, an engine's pages and plain dense arrays alike. Backend memory: only verbs may follow it.
@@ -52,8 +54,8 @@ struct PageGeometry {
 /// The list of one head: what every verb that reads keys or values takes.
 struct HeadPages {
   std::span<const Entry> entries;
-  const std::uint16_t* offsets = nullptr;      // blocks of page_tokens offsets, see Entry::offsets
-  std::span<const PageGeometry> formats;       // by Entry::format
+  const std::uint16_t* offsets = nullptr;  // blocks of page_tokens offsets, see Entry::offsets
+  std::span<const PageGeometry> formats;   // by Entry::format
   Index page_tokens = 64;
 
   Index slots() const { return static_cast<Index>(entries.size()) * page_tokens; }

@@ -63,7 +63,8 @@ inline std::vector<Position> positions_of(const HeadPages& list, const Selection
   std::vector<Position> at;
   at.reserve(static_cast<std::size_t>(chosen.count()));
   for (Index e = 0; e < chosen.entries(); ++e)
-    for_each_bit(chosen.word(e), [&](Index slot) { at.push_back(list.position(list.entries[static_cast<std::size_t>(e)], slot)); });
+    for_each_bit(chosen.word(e),
+                 [&](Index slot) { at.push_back(list.position(list.entries[static_cast<std::size_t>(e)], slot)); });
   return at;
 }
 

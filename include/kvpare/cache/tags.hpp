@@ -34,8 +34,8 @@ inline constexpr ClassSet text = TokenClass::text;
 inline constexpr ClassSet visual = ClassSet(TokenClass::image) | TokenClass::video;
 
 inline constexpr std::pair<std::string_view, ClassSet> class_names[] = {
-    {"all", all_tokens},           {"visual", visual},            {"text", TokenClass::text},
-    {"image", TokenClass::image},  {"video", TokenClass::video},  {"audio", TokenClass::audio},
+    {"all", all_tokens},           {"visual", visual},           {"text", TokenClass::text},
+    {"image", TokenClass::image},  {"video", TokenClass::video}, {"audio", TokenClass::audio},
     {"system", TokenClass::system}};
 
 /// Reads "visual" or "image+audio"; false when a word is unknown.
@@ -44,7 +44,8 @@ inline bool parse_setting(std::string_view words, ClassSet& out) {
   while (true) {
     const auto plus = words.find('+');
     const auto word = words.substr(0, plus);
-    const auto* known = std::find_if(std::begin(class_names), std::end(class_names), [&](auto& n) { return n.first == word; });
+    const auto* known =
+        std::find_if(std::begin(class_names), std::end(class_names), [&](auto& n) { return n.first == word; });
     if (known == std::end(class_names)) return false;
     set = set | known->second;
     if (plus == std::string_view::npos) break;
@@ -70,9 +71,9 @@ inline std::string print_setting(ClassSet set) {
 struct TagSpan {
   Position begin = 0, end = 0;
   TokenClass token_class = TokenClass::text;
-  Index image = -1;                       // which image or clip, -1 = none
-  Index grid_rows = 0, grid_cols = 0;     // raster layout of an image's tokens, 0 = unknown
-  bool is_protected = false;              // no policy may evict these
+  Index image = -1;                    // which image or clip, -1 = none
+  Index grid_rows = 0, grid_cols = 0;  // raster layout of an image's tokens, 0 = unknown
+  bool is_protected = false;           // no policy may evict these
   friend bool operator==(const TagSpan&, const TagSpan&) = default;
 };
 
@@ -104,7 +105,8 @@ class Tags {
 
   /// The span that covers a position, or null. Cost: log of the number of spans.
   const TagSpan* find(Position p) const {
-    auto after = std::upper_bound(spans_.begin(), spans_.end(), p, [](Position at, const TagSpan& s) { return at < s.begin; });
+    auto after =
+        std::upper_bound(spans_.begin(), spans_.end(), p, [](Position at, const TagSpan& s) { return at < s.begin; });
     if (after == spans_.begin()) return nullptr;
     const TagSpan& s = *std::prev(after);
     return p < s.end ? &s : nullptr;

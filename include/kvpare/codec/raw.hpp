@@ -38,7 +38,8 @@ struct Pair {
 /// `append` writes.
 template <class... Pairs>
 struct Formats {
-  static_assert(sizeof...(Pairs) >= 1, "a cache needs at least one page format, e.g. Formats<Pair<Raw<half>, Raw<half>>>");
+  static_assert(sizeof...(Pairs) >= 1,
+                "a cache needs at least one page format, e.g. Formats<Pair<Raw<half>, Raw<half>>>");
   static constexpr int count = sizeof...(Pairs);
 
   /// Calls `f(format, Pair{})` for each.

@@ -87,18 +87,24 @@ concept Element = is_element<T>;
 
 template <Element T>
 constexpr DType dtype_of() {
-  if constexpr (sizeof(T) == 4) return DType::f32;
-  else if constexpr (std::is_same_v<T, half>) return DType::f16;
-  else return DType::bf16;
+  if constexpr (sizeof(T) == 4)
+    return DType::f32;
+  else if constexpr (std::is_same_v<T, half>)
+    return DType::f16;
+  else
+    return DType::bf16;
 }
 
 /// Calls `f` with a null pointer of the element type that `type` names: the one switch from run time to compile time.
 template <class F>
 constexpr decltype(auto) with_type(DType type, F&& f) {
   switch (type) {
-    case DType::f16: return f(static_cast<half*>(nullptr));
-    case DType::bf16: return f(static_cast<bfloat16*>(nullptr));
-    default: return f(static_cast<float*>(nullptr));
+    case DType::f16:
+      return f(static_cast<half*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<bfloat16*>(nullptr));
+    default:
+      return f(static_cast<float*>(nullptr));
   }
 }
 

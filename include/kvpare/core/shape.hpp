@@ -15,12 +15,12 @@ namespace kvpare {
 /// Query head h reads kv head h / (q_heads / kv_heads).
 struct LayerShape {
   Index q_heads = 0, kv_heads = 0;
-  Index key_dim = 0, value_dim = 0;   // channels per head; they may differ
-  float scale = 0;                    // usually 1 / sqrt(key_dim); never derived from a stored width, so say it
-  float softcap = 0;                  // 0 = none
-  Index window = 0;                   // sliding window: a row sees keys with position > its own - window; 0 = all
+  Index key_dim = 0, value_dim = 0;     // channels per head; they may differ
+  float scale = 0;                      // usually 1 / sqrt(key_dim); never derived from a stored width, so say it
+  float softcap = 0;                    // 0 = none
+  Index window = 0;                     // sliding window: a row sees keys with position > its own - window; 0 = all
   std::vector<float> sink_logits = {};  // per query head: exp(sink) joins the softmax denominator; empty = none
-  bool compress = true;               // false: policies leave this layer as it is
+  bool compress = true;                 // false: policies leave this layer as it is
 
   constexpr Index group() const { return q_heads / kv_heads; }
   friend bool operator==(const LayerShape&, const LayerShape&) = default;
@@ -31,7 +31,8 @@ inline void check(const LayerShape& s, Index layer) {
   require(s.kv_heads >= 1, "layer ", layer, ": kv_heads = ", s.kv_heads, ", must be at least 1");
   require(s.q_heads >= 1 && s.q_heads % s.kv_heads == 0, "layer ", layer, ": q_heads = ", s.q_heads,
           ", must be a positive multiple of kv_heads = ", s.kv_heads);
-  require(s.key_dim >= 1 && s.key_dim <= 4096, "layer ", layer, ": key_dim = ", s.key_dim, ", must be within [1, 4096]");
+  require(s.key_dim >= 1 && s.key_dim <= 4096, "layer ", layer, ": key_dim = ", s.key_dim,
+          ", must be within [1, 4096]");
   require(s.value_dim >= 1 && s.value_dim <= 4096, "layer ", layer, ": value_dim = ", s.value_dim,
           ", must be within [1, 4096]");
   require(s.scale > 0 && s.scale <= std::numeric_limits<float>::max(), "layer ", layer, ": scale = ", s.scale,

@@ -64,7 +64,7 @@ struct BasicTensor {
 
   /// A writable tensor is a readable one.
   template <class Other>
-    requires(std::is_const_v<Void> && std::same_as<Other, void>)
+    requires(std::is_const_v<Void>&& std::same_as<Other, void>)
   constexpr BasicTensor(const BasicTensor<Other>& t)
       : data(t.data), dtype(t.dtype), rows(t.rows), heads(t.heads), width(t.width), row_stride(t.row_stride),
         head_stride(t.head_stride) {}

@@ -21,9 +21,9 @@ struct EngineLayer {
 
 /// What a commit left of one layer.
 struct EngineLayerReport {
-  Index tokens = 0;                                 // now, per head: the engine's new live count
-  std::vector<std::vector<Position>> positions;     // per kv head (one for all with Scope::same_tokens), ascending
-  std::vector<std::int32_t> freed_pages;            // block table entries past the new end; the engine may reuse them
+  Index tokens = 0;                              // now, per head: the engine's new live count
+  std::vector<std::vector<Position>> positions;  // per kv head (one for all with Scope::same_tokens), ascending
+  std::vector<std::int32_t> freed_pages;         // block table entries past the new end; the engine may reuse them
   Index rows_moved = 0;
 };
 
@@ -35,23 +35,25 @@ struct EngineLayerReport {
 template <Backend B>
 class EngineSequence {
  public:
-  explicit EngineSequence(B& be, Tags tags = {}, bool one_table = false) : be_(&be), tags_(std::move(tags)), one_table_(one_table) {}
+  explicit EngineSequence(B& be, Tags tags = {}, bool one_table = false)
+      : be_(&be), tags_(std::move(tags)), one_table_(one_table) {}
 
   /// As KvCache::observe, on the engine's pages of one layer.
   template <class T, class C>
-  void observe(Index layer, const EngineLayer<T>& at, const C& compressor, ConstTensor queries, std::span<const Position> positions,
-               bool final = true) {
+  void observe(Index layer, const EngineLayer<T>& at, const C& compressor, ConstTensor queries,
+               std::span<const Position> positions, bool final = true) {
     check(at, layer);
     kvpare::check(compressor);
-    require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads && queries.width == at.shape.key_dim,
-            "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [", positions.size(), ", ",
-            at.shape.q_heads, ", ", at.shape.key_dim, "]");
+    require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads &&
+                queries.width == at.shape.key_dim,
+            "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [",
+            positions.size(), ", ", at.shape.q_heads, ", ", at.shape.key_dim, "]");
     if (at.kv.tokens == 0) return;
     const Lists lists(at, layer);
     const Columns columns = columns_of(lists.heads, tags_);
     if (static_cast<Index>(observed_.size()) <= layer) observed_.resize(static_cast<std::size_t>(layer) + 1);
-    observed_[static_cast<std::size_t>(layer)].observe(*be_, compressor.scorer, observation(layer, at, lists, columns, compressor), queries,
-                                                       positions, final);
+    observed_[static_cast<std::size_t>(layer)].observe(
+        *be_, compressor.scorer, observation(layer, at, lists, columns, compressor), queries, positions, final);
   }
 
   /// What a policy would keep. Reads only. Waits once. A ratio is of the tokens the pages hold now.
@@ -77,7 +79,8 @@ class EngineSequence {
       columns.push_back(columns_of(lists.back().heads, tags_));
       ObservedLayer<B>& seen = observed_[l];
       if (compressor.scorer.reads().rows == Reads::Rows::none)
-        seen.score_unobserved(*be_, compressor.scorer, observation(static_cast<Index>(l), at, lists.back(), columns.back(), compressor));
+        seen.score_unobserved(*be_, compressor.scorer,
+                              observation(static_cast<Index>(l), at, lists.back(), columns.back(), compressor));
       require(seen.scored(), "plan: layer ", l, " was not observed; call observe first, final chunk included");
       const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&seen.scorer());
       require(scorer != nullptr && *scorer == compressor.scorer, "plan: layer ", l, " was observed by another policy");
@@ -85,7 +88,8 @@ class EngineSequence {
       out.layer = static_cast<Index>(l), out.heads = lists.back().heads, out.columns = &columns.back();
       out.scores = seen.scores(), out.scored_columns = std::min(seen.columns(), columns.back().count);
       const auto members = columns.back().of_class(compressor.selector.among);
-      for (std::size_t w = 0; w < members.size(); ++w) out.given += std::popcount(members[w] & columns.back().live[0][w]);
+      for (std::size_t w = 0; w < members.size(); ++w)
+        out.given += std::popcount(members[w] & columns.back().live[0][w]);
       out.frozen = round_up(at.kv.frozen, at.kv.keys.shape[1]);
       out.page_bytes = at.kv.keys.shape[1] * (at.shape.key_dim + at.shape.value_dim) * static_cast<Index>(sizeof(T));
       together = together || at.kv.scope == Scope::same_tokens;
@@ -100,8 +104,10 @@ class EngineSequence {
   template <class T>
   std::vector<EngineLayerReport> commit(const Plan& plan, std::span<const EngineLayer<T>> layers) {
     static_assert(!std::is_const_v<T>, "commit writes: it needs EnginePages<half>, not EnginePages<const half>");
-    require(plan.layers.size() == layers.size(), "commit: plan has ", plan.layers.size(), " layers, got ", layers.size());
-    require(plan.epoch == epoch_of(layers), "commit: the plan is stale: block tables, positions or token counts have changed since");
+    require(plan.layers.size() == layers.size(), "commit: plan has ", plan.layers.size(), " layers, got ",
+            layers.size());
+    require(plan.epoch == epoch_of(layers),
+            "commit: the plan is stale: block tables, positions or token counts have changed since");
     std::vector<Lists> lists;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       check(layers[l], static_cast<Index>(l));
@@ -109,10 +115,11 @@ class EngineSequence {
       if (plan.layers[l].touched) check_scope(plan.layers[l], layers[l], lists.back(), l);
     }
     std::vector<EngineLayerReport> reports(layers.size());
-    for (std::size_t l = 0; l < layers.size(); ++l) reports[l].tokens = plan.layers[l].touched ? plan.layers[l].keep[0].count() : layers[l].kv.tokens;
+    for (std::size_t l = 0; l < layers.size(); ++l)
+      reports[l].tokens = plan.layers[l].touched ? plan.layers[l].keep[0].count() : layers[l].kv.tokens;
     for (std::size_t l = 1; l < layers.size() && one_table_; ++l)
-      require(reports[l].tokens == reports[0].tokens, "commit: layer ", l, " keeps ", reports[l].tokens, " tokens and layer 0 ",
-              reports[0].tokens, "; with one block table for all layers they must be equal");
+      require(reports[l].tokens == reports[0].tokens, "commit: layer ", l, " keeps ", reports[l].tokens,
+              " tokens and layer 0 ", reports[0].tokens, "; with one block table for all layers they must be equal");
 
     std::vector<std::vector<Move>> moves;
     std::vector<CompactList> compact;
@@ -122,12 +129,14 @@ class EngineSequence {
       const Index heads = kv.keys.shape[2], distinct = kv.scope == Scope::same_tokens ? 1 : heads;
       for (Index h = 0; h < distinct; ++h) {
         const HeadPages& list = lists[l].heads[static_cast<std::size_t>(h)];
-        const Selection keep = plan.layers[l].touched ? plan.layers[l].keep[static_cast<std::size_t>(h)] : Selection::live(list.entries);
+        const Selection keep =
+            plan.layers[l].touched ? plan.layers[l].keep[static_cast<std::size_t>(h)] : Selection::live(list.entries);
         report.positions.push_back(positions_of(list, keep));
         moves.push_back(pack(list, keep));
       }
       for (Index h = 0; h < heads; ++h) {
-        const auto& of_head = moves[moves.size() - static_cast<std::size_t>(distinct) + static_cast<std::size_t>(distinct == 1 ? 0 : h)];
+        const auto& of_head =
+            moves[moves.size() - static_cast<std::size_t>(distinct) + static_cast<std::size_t>(distinct == 1 ? 0 : h)];
         for (const Move& m : of_head) report.rows_moved += m.count;
       }
       const Index page = kv.keys.shape[1];
@@ -139,7 +148,8 @@ class EngineSequence {
       for (Index h = 0; h < heads; ++h) {
         const auto& of_head = moves[m + static_cast<std::size_t>(distinct == 1 ? 0 : h)];
         if (!of_head.empty())
-          compact.push_back({lists[l].heads[static_cast<std::size_t>(h)].formats, of_head, layers[l].shape.key_dim, layers[l].shape.value_dim});
+          compact.push_back({lists[l].heads[static_cast<std::size_t>(h)].formats, of_head, layers[l].shape.key_dim,
+                             layers[l].shape.value_dim});
       }
       m += static_cast<std::size_t>(distinct);
     }
@@ -150,15 +160,17 @@ class EngineSequence {
 
   /// Decode attention straight on the engine's pages; see KvCache::attend.
   template <class T>
-  void attend(Index layer, const EngineLayer<T>& at, ConstTensor queries, std::span<const Position> positions, Tensor out,
-              float* lse = nullptr) {
+  void attend(Index layer, const EngineLayer<T>& at, ConstTensor queries, std::span<const Position> positions,
+              Tensor out, float* lse = nullptr) {
     check(at, layer);
     const Index rows = static_cast<Index>(positions.size());
     require(rows >= 1 && rows <= 64, "attend: rows = ", rows, ", must be within [1, 64]");
-    require(queries.rows == rows && queries.heads == at.shape.q_heads && queries.width == at.shape.key_dim, "attend: queries are [",
-            queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [", rows, ", ", at.shape.q_heads, ", ", at.shape.key_dim, "]");
-    require(out.rows == rows && out.heads == at.shape.q_heads && out.width == at.shape.value_dim, "attend: out is [", out.rows, ", ", out.heads,
-            ", ", out.width, "], must be [", rows, ", ", at.shape.q_heads, ", ", at.shape.value_dim, "]");
+    require(queries.rows == rows && queries.heads == at.shape.q_heads && queries.width == at.shape.key_dim,
+            "attend: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [", rows, ", ",
+            at.shape.q_heads, ", ", at.shape.key_dim, "]");
+    require(out.rows == rows && out.heads == at.shape.q_heads && out.width == at.shape.value_dim, "attend: out is [",
+            out.rows, ", ", out.heads, ", ", out.width, "], must be [", rows, ", ", at.shape.q_heads, ", ",
+            at.shape.value_dim, "]");
     const Lists lists(at, layer);
     const AttendSequence one{lists.heads, queries, positions, out, lse, {}};
     be_->attend(at.shape, std::span(&one, 1), MassKind::none);
@@ -178,37 +190,43 @@ class EngineSequence {
   template <class T>
   static void check(const EngineLayer<T>& at, Index layer) {
     kvpare::check(at.shape, layer);
-    require(at.kv.keys.shape[2] == at.shape.kv_heads && at.kv.keys.shape[3] == at.shape.key_dim && at.kv.values.shape[3] == at.shape.value_dim,
-            "engine layer ", layer, ": pages hold ", at.kv.keys.shape[2], " heads of widths ", at.kv.keys.shape[3], " and ",
-            at.kv.values.shape[3], ", the shape says ", at.shape.kv_heads, " heads of ", at.shape.key_dim, " and ", at.shape.value_dim);
+    require(at.kv.keys.shape[2] == at.shape.kv_heads && at.kv.keys.shape[3] == at.shape.key_dim &&
+                at.kv.values.shape[3] == at.shape.value_dim,
+            "engine layer ", layer, ": pages hold ", at.kv.keys.shape[2], " heads of widths ", at.kv.keys.shape[3],
+            " and ", at.kv.values.shape[3], ", the shape says ", at.shape.kv_heads, " heads of ", at.shape.key_dim,
+            " and ", at.shape.value_dim);
   }
 
   template <class T, class C>
-  static Observation<B> observation(Index layer, const EngineLayer<T>& at, const Lists& lists, const Columns& columns, const C& compressor) {
+  static Observation<B> observation(Index layer, const EngineLayer<T>& at, const Lists& lists, const Columns& columns,
+                                    const C& compressor) {
     Observation<B> seen;
-    seen.layer = layer, seen.shape = &at.shape, seen.heads = lists.heads, seen.columns = &columns, seen.among = compressor.selector.among;
+    seen.layer = layer, seen.shape = &at.shape, seen.heads = lists.heads, seen.columns = &columns,
+    seen.among = compressor.selector.among;
     return seen;
   }
 
   template <class T>
   static void check_scope(const LayerPlan& plan, const EngineLayer<T>& at, const Lists& lists, std::size_t layer) {
-    require(static_cast<Index>(plan.keep.size()) == at.shape.kv_heads, "commit: layer ", layer, " of the plan has ", plan.keep.size(),
-            " heads, must be ", at.shape.kv_heads);
+    require(static_cast<Index>(plan.keep.size()) == at.shape.kv_heads, "commit: layer ", layer, " of the plan has ",
+            plan.keep.size(), " heads, must be ", at.shape.kv_heads);
     const Index page = at.kv.keys.shape[1], frozen_pages = ceil_div(at.kv.frozen, page);
     for (std::size_t h = 0; h < plan.keep.size(); ++h) {
       const Selection& keep = plan.keep[h];
-      require(keep.entries() == static_cast<Index>(lists.lists.entries.size()), "commit: layer ", layer, " of the plan has ", keep.entries(),
-              " pages, the block table ", lists.lists.entries.size());
-      require(keep.count() == plan.keep[0].count(), "commit: layer ", layer, " is ragged: head ", h, " keeps ", keep.count(), " tokens, head 0 ",
-              plan.keep[0].count(), "; these pages hold all heads, so every head must keep the same number");
+      require(keep.entries() == static_cast<Index>(lists.lists.entries.size()), "commit: layer ", layer,
+              " of the plan has ", keep.entries(), " pages, the block table ", lists.lists.entries.size());
+      require(keep.count() == plan.keep[0].count(), "commit: layer ", layer, " is ragged: head ", h, " keeps ",
+              keep.count(), " tokens, head 0 ", plan.keep[0].count(),
+              "; these pages hold all heads, so every head must keep the same number");
       if (at.kv.scope == Scope::same_tokens)
-        require(keep == plan.keep[0], "commit: layer ", layer, ": heads 0 and ", h, " keep different tokens, but the pages' scope is same_tokens");
+        require(keep == plan.keep[0], "commit: layer ", layer, ": heads 0 and ", h,
+                " keep different tokens, but the pages' scope is same_tokens");
       for (Index e = 0; e < keep.entries(); ++e)
         require((keep.word(e) & ~lists.lists.entries[static_cast<std::size_t>(e)].live) == 0, "commit: layer ", layer,
                 " of the plan keeps slots of page ", e, " that hold no token");
       for (Index e = 0; e < frozen_pages; ++e)
-        require(keep.word(e) == lists.lists.entries[static_cast<std::size_t>(e)].live, "commit: layer ", layer, ": page ", e,
-                " holds frozen tokens, and the plan evicts from it");
+        require(keep.word(e) == lists.lists.entries[static_cast<std::size_t>(e)].live, "commit: layer ", layer,
+                ": page ", e, " holds frozen tokens, and the plan evicts from it");
     }
   }
 
@@ -221,8 +239,10 @@ class EngineSequence {
         const Index slot = std::countr_zero(left);
         const Index count = std::min<Index>(std::countr_one(left >> slot), list.page_tokens - to % list.page_tokens);
         if (e * list.page_tokens + slot != to)
-          moves.push_back({list.entries[static_cast<std::size_t>(e)].page, list.entries[static_cast<std::size_t>(to / list.page_tokens)].page, 0,
-                           static_cast<std::uint8_t>(slot), static_cast<std::uint8_t>(to % list.page_tokens), static_cast<std::uint8_t>(count)});
+          moves.push_back({list.entries[static_cast<std::size_t>(e)].page,
+                           list.entries[static_cast<std::size_t>(to / list.page_tokens)].page, 0,
+                           static_cast<std::uint8_t>(slot), static_cast<std::uint8_t>(to % list.page_tokens),
+                           static_cast<std::uint8_t>(count)});
         to += count;
         left &= ~(low_bits(count) << slot);
       }

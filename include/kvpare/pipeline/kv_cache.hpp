@@ -19,22 +19,23 @@
 namespace kvpare {
 
 /// An ordinary result: with `pool_full` nothing has changed.
-enum class [[nodiscard]] Outcome : std::uint8_t { done, pool_full };
+enum class [[nodiscard]] Outcome : std::uint8_t{done, pool_full};
 
 struct CacheOptions {
-  Index page_tokens = 64;       // 16, 32 or 64
-  Index pool_bytes = 0;         // budget for the pages of all sequences
-  void* pool_memory = nullptr;  // backend memory of the engine, 64-byte aligned, pool_bytes long; null: the cache takes its own
+  Index page_tokens = 64;  // 16, 32 or 64
+  Index pool_bytes = 0;    // budget for the pages of all sequences
+  void* pool_memory =
+      nullptr;  // backend memory of the engine, 64-byte aligned, pool_bytes long; null: the cache takes its own
 };
 
 /// One sequence of an `attend` call.
 struct AttendRequest {
   SequenceId sequence = 0;
-  ConstTensor queries;                    // [backend] [rows 1..64, q_heads, key_dim] after RoPE, not scaled
-  std::span<const Position> positions;    // per row: it sees keys up to this position
-  Tensor out;                             // [backend] [rows, q_heads, value_dim]
-  float* lse = nullptr;                   // [backend] [rows, q_heads], natural log; or null
-  std::span<float* const> mass = {};      // [backend] per kv head [slots], added to (see MassKind); or empty
+  ConstTensor queries;                  // [backend] [rows 1..64, q_heads, key_dim] after RoPE, not scaled
+  std::span<const Position> positions;  // per row: it sees keys up to this position
+  Tensor out;                           // [backend] [rows, q_heads, value_dim]
+  float* lse = nullptr;                 // [backend] [rows, q_heads], natural log; or null
+  std::span<float* const> mass = {};    // [backend] per kv head [slots], added to (see MassKind); or empty
 };
 
 /// What one sequence takes. Everything is counted: pages whole, bookkeeping, scores waiting for `compress`.
@@ -56,7 +57,7 @@ struct SequenceStats {
 
 /// What `commit` and `compress` did.
 struct CompressReport {
-  std::vector<Index> layer_budgets;      // tokens per kv head granted among the selector's classes; -1 = layer left alone
+  std::vector<Index> layer_budgets;  // tokens per kv head granted among the selector's classes; -1 = layer left alone
   Index tokens_before = 0, tokens_after = 0;  // live, over all layers and kv heads
   Index pages_before = 0, pages_after = 0;
   Index page_bytes_before = 0, page_bytes_after = 0;
@@ -124,7 +125,8 @@ class KvCache {
   SequenceId create() {
     auto fresh = std::make_unique<Sequence>();
     fresh->layers.resize(model_.layers.size());
-    for (Index l = 0; l < layers(); ++l) fresh->layers[static_cast<std::size_t>(l)].heads.resize(static_cast<std::size_t>(shape(l).kv_heads));
+    for (Index l = 0; l < layers(); ++l)
+      fresh->layers[static_cast<std::size_t>(l)].heads.resize(static_cast<std::size_t>(shape(l).kv_heads));
     sequences_.emplace(next_id_, std::move(fresh));
     return next_id_++;
   }
@@ -164,7 +166,8 @@ class KvCache {
   /// Adds tokens to one layer: keys after RoPE [tokens, kv_heads, key_dim], values [tokens, kv_heads, value_dim] of any
   /// element type, and their positions, ascending and beyond all earlier ones of this layer.
   /// All or nothing: `pool_full` when the pages cannot be had. Cost: the copy.
-  Outcome append(SequenceId id, Index layer, ConstTensor keys, ConstTensor values, std::span<const Position> positions) {
+  Outcome append(SequenceId id, Index layer, ConstTensor keys, ConstTensor values,
+                 std::span<const Position> positions) {
     Sequence& s = get(id);
     check_layer(layer, "append");
     const LayerShape& sh = shape(layer);
@@ -173,31 +176,35 @@ class KvCache {
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const Position before = i == 0 ? at.last_position() : positions[i - 1];
-      require(positions[i] > before, "append: position ", positions[i], " of token ", i, " follows ", before, " in layer ", layer,
-              ", positions must ascend and not be negative");
+      require(positions[i] > before, "append: position ", positions[i], " of token ", i, " follows ", before,
+              " in layer ", layer, ", positions must ascend and not be negative");
     }
     if (positions.empty()) return Outcome::done;
-    require(positions.back() < std::numeric_limits<Position>::max(), "append: position ", positions.back(), ", must be below ",
-            std::numeric_limits<Position>::max());
+    require(positions.back() < std::numeric_limits<Position>::max(), "append: position ", positions.back(),
+            ", must be below ", std::numeric_limits<Position>::max());
 
     // Lay out, take pages, write rows where nobody looks yet; what changes the lists comes last and cannot fail.
     constexpr int format = 0;
     std::vector<WriteRun> runs;
     const bool into_open_pages = has_open_pages(at, layer, format);
-    for (std::size_t h = 0; h < at.heads.size(); ++h) lay_out(at.heads[h], static_cast<Index>(h), positions, into_open_pages, runs);
-    FreshPages fresh(*pool_, std::count_if(runs.begin(), runs.end(), [](const WriteRun& run) { return run.slot == 0; }));
+    for (std::size_t h = 0; h < at.heads.size(); ++h)
+      lay_out(at.heads[h], static_cast<Index>(h), positions, into_open_pages, runs);
+    FreshPages fresh(*pool_,
+                     std::count_if(runs.begin(), runs.end(), [](const WriteRun& run) { return run.slot == 0; }));
     if (!fresh.take(size_class(layer, format))) return Outcome::pool_full;
     std::size_t next = 0;
     for (WriteRun& run : runs) {
       run.format = format;
-      run.page = run.slot == 0 ? fresh.pages()[next++] : at.heads[static_cast<std::size_t>(run.head)].entries.back().page;
+      run.page =
+          run.slot == 0 ? fresh.pages()[next++] : at.heads[static_cast<std::size_t>(run.head)].entries.back().page;
     }
     at.make_room(runs, positions, page_tokens_);
     be_->append({.keys = keys, .values = values, .formats = geometry_[static_cast<std::size_t>(layer)], .runs = runs});
 
     fresh.keep();
     for (const WriteRun& run : runs)
-      at.heads[static_cast<std::size_t>(run.head)].add(run, positions.subspan(static_cast<std::size_t>(run.row), run.count), page_tokens_);
+      at.heads[static_cast<std::size_t>(run.head)].add(
+          run, positions.subspan(static_cast<std::size_t>(run.row), run.count), page_tokens_);
     for (const Position p : positions) at.add_given(p);
     ++s.epoch;
     return Outcome::done;
@@ -209,11 +216,12 @@ class KvCache {
   /// their positions, ascending. The scorer takes the rows it reads (Reads); pass all you have. Under chunked prefill
   /// pass `final = false` for all chunks but the last.
   template <class C>
-  void observe(SequenceId id, Index layer, const C& compressor, ConstTensor queries, std::span<const Position> positions,
-               bool final = true) {
+  void observe(SequenceId id, Index layer, const C& compressor, ConstTensor queries,
+               std::span<const Position> positions, bool final = true) {
     Sequence& s = get(id);
     check_layer(layer, "observe");
-    check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads, shape(layer).key_dim);
+    check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads,
+                 shape(layer).key_dim);
     kvpare::check(compressor);
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
@@ -221,7 +229,8 @@ class KvCache {
     if (at.empty()) return;
     const LayerLists lists(*this, s, layer);
     const Columns columns = columns_of(lists.heads, s.tags);
-    at.observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor), queries, positions, final);
+    at.observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor), queries, positions,
+                        final);
   }
 
   /// What a policy would keep. Changes nothing. Throws when a layer was not observed by this policy although its scorer
@@ -246,12 +255,15 @@ class KvCache {
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
         if (!unobserved.empty())
-          unobserved[static_cast<std::size_t>(l)].score_unobserved(*be_, compressor.scorer,
-                                                                   observation(l, lists.back(), columns.back(), compressor));
-        const ObservedLayer<B>& observed = unobserved.empty() ? layer.observed : unobserved[static_cast<std::size_t>(l)];
-        require(observed.scored(), "compress: layer ", l, " was not observed; call observe after append, final chunk included");
+          unobserved[static_cast<std::size_t>(l)].score_unobserved(
+              *be_, compressor.scorer, observation(l, lists.back(), columns.back(), compressor));
+        const ObservedLayer<B>& observed =
+            unobserved.empty() ? layer.observed : unobserved[static_cast<std::size_t>(l)];
+        require(observed.scored(), "compress: layer ", l,
+                " was not observed; call observe after append, final chunk included");
         const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&observed.scorer());
-        require(scorer != nullptr && *scorer == compressor.scorer, "compress: layer ", l, " was observed by another policy");
+        require(scorer != nullptr && *scorer == compressor.scorer, "compress: layer ", l,
+                " was observed by another policy");
         ScoredLayer out;
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
         out.scores = observed.scores(), out.scored_columns = observed.columns();
@@ -270,8 +282,10 @@ class KvCache {
   /// Throws on a plan that is stale, of another sequence, or does not fit the lists. Cost: the survivors moved.
   CompressReport commit(const Plan& plan) {
     Sequence& s = get(plan.sequence);
-    require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ", s.epoch);
-    require(plan.layers.size() == model_.layers.size(), "commit: plan has ", plan.layers.size(), " layers, the model ", model_.layers.size());
+    require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ",
+            s.epoch);
+    require(plan.layers.size() == model_.layers.size(), "commit: plan has ", plan.layers.size(), " layers, the model ",
+            model_.layers.size());
     for (Index l = 0; l < layers(); ++l) check_fits(plan.layers[static_cast<std::size_t>(l)], s, l);
 
     CompressReport report;
@@ -291,12 +305,15 @@ class KvCache {
       if (!lp.touched) continue;
       const LayerLists lists(*this, s, l);
       for (std::size_t h = 0; h < lists.heads.size(); ++h)
-        changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
-                           compact_list(lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; }, plan.dense)});
+        changes.push_back(
+            {l, &s.layers[static_cast<std::size_t>(l)].heads[h],
+             compact_list(
+                 lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; }, plan.dense)});
     }
     for (const Change& c : changes) {
       if (c.list.moves.empty()) continue;
-      moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim, shape(c.layer).value_dim});
+      moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim,
+                       shape(c.layer).value_dim});
       for (const Move& m : c.list.moves) report.rows_moved += m.count;
     }
     be_->compact(moves);  // from here on nothing can fail
@@ -340,7 +357,8 @@ class KvCache {
       check_tensor("attend: queries", r.queries, rows, sh.q_heads, sh.key_dim);
       check_tensor("attend: out", r.out, rows, sh.q_heads, sh.value_dim);
       const Index wanted_mass = kind == MassKind::none ? 0 : sh.kv_heads;
-      require(static_cast<Index>(r.mass.size()) == wanted_mass, "attend: ", r.mass.size(), " mass rows, must be ", wanted_mass);
+      require(static_cast<Index>(r.mass.size()) == wanted_mass, "attend: ", r.mass.size(), " mass rows, must be ",
+              wanted_mass);
       lists.emplace_back(*this, s, layer);
       sequences.push_back({lists.back().heads, r.queries, r.positions, r.out, r.lse, r.mass});
     }
@@ -381,7 +399,8 @@ class KvCache {
   /// Positions of the live tokens of one head, ascending.
   std::vector<Position> kept(SequenceId id, Index layer, Index kv_head) const {
     check_layer(layer, "kept");
-    require(kv_head >= 0 && kv_head < shape(layer).kv_heads, "kept: kv_head = ", kv_head, ", must be within [0, ", shape(layer).kv_heads, ")");
+    require(kv_head >= 0 && kv_head < shape(layer).kv_heads, "kept: kv_head = ", kv_head, ", must be within [0, ",
+            shape(layer).kv_heads, ")");
     const LayerLists lists(*this, get(id), layer);
     const HeadPages& list = lists.heads[static_cast<std::size_t>(kv_head)];
     return positions_of(list, Selection::live(list.entries));
@@ -403,7 +422,8 @@ class KvCache {
       const Layer& layer = s.layers[static_cast<std::size_t>(l)];
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
-      out.bookkeeping_bytes += static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
+      out.bookkeeping_bytes +=
+          static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
       for (const Head& head : layer.heads) {
         SequenceStats::Head h;
         h.pages = static_cast<Index>(head.entries.size());
@@ -416,7 +436,8 @@ class KvCache {
         }
         out.live_tokens += h.live_tokens;
         out.pages += h.pages;
-        out.bookkeeping_bytes += static_cast<Index>(sizeof(Head) + head.entries.capacity() * sizeof(Entry) + head.offsets.capacity() * 2);
+        out.bookkeeping_bytes +=
+            static_cast<Index>(sizeof(Head) + head.entries.capacity() * sizeof(Entry) + head.offsets.capacity() * 2);
         row.push_back(h);
       }
     }
@@ -433,9 +454,12 @@ class KvCache {
       if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
         offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
         e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
-        for (Index t = 0; t < e.used; ++t) offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
+        for (Index t = 0; t < e.used; ++t)
+          offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
       }
-      if (e.offsets != 0) offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] = static_cast<std::uint16_t>(p - e.first);
+      if (e.offsets != 0)
+        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] =
+            static_cast<std::uint16_t>(p - e.first);
       e.live |= std::uint64_t{1} << e.used;
       e.last = p;
       ++e.used;
@@ -474,7 +498,8 @@ class KvCache {
 
   struct Layer {
     std::vector<Head> heads;
-    std::vector<std::pair<Position, Position>> given_spans;  // [begin, end) of all positions ever appended, minus truncated
+    std::vector<std::pair<Position, Position>>
+        given_spans;  // [begin, end) of all positions ever appended, minus truncated
     ObservedLayer<B> observed;
 
     bool empty() const {
@@ -487,7 +512,8 @@ class KvCache {
         std::size_t pages = 0, blocks = 0;
         for (; r < runs.size() && runs[r].head == static_cast<Index>(h); ++r) {
           pages += runs[r].slot == 0;
-          blocks += heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
+          blocks +=
+              heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
         }
         KvCache::make_room(heads[h].entries, pages);
         KvCache::make_room(heads[h].offsets, blocks * static_cast<std::size_t>(page_tokens));
@@ -497,8 +523,10 @@ class KvCache {
       KvCache::make_room(given_spans, spans);
     }
     void add_given(Position p) {
-      if (!given_spans.empty() && given_spans.back().second == p) ++given_spans.back().second;
-      else given_spans.emplace_back(p, p + 1);
+      if (!given_spans.empty() && given_spans.back().second == p)
+        ++given_spans.back().second;
+      else
+        given_spans.emplace_back(p, p + 1);
     }
     void cut_given(Position n) {
       while (!given_spans.empty() && given_spans.back().first >= n) given_spans.pop_back();
@@ -529,7 +557,8 @@ class KvCache {
       Sequence s;
       s.tags = tags;
       s.layers.resize(layers.size());
-      for (std::size_t l = 0; l < layers.size(); ++l) s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
+      for (std::size_t l = 0; l < layers.size(); ++l)
+        s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
       return s;
     }
   };
@@ -572,12 +601,14 @@ class KvCache {
   bool has_open_pages(const Layer& at, Index layer, int format) const {
     return geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)].rows_move &&
            std::all_of(at.heads.begin(), at.heads.end(), [&](const Head& head) {
-             return head.entries.empty() || (head.entries.back().format == format && pool_->references(head.entries.back().page) == 1);
+             return head.entries.empty() ||
+                    (head.entries.back().format == format && pool_->references(head.entries.back().page) == 1);
            });
   }
 
   /// How one head takes new tokens: a run into the open page, then one for each new page, at slot 0.
-  void lay_out(const Head& head, Index index, std::span<const Position> positions, bool into_open_page, std::vector<WriteRun>& runs) const {
+  void lay_out(const Head& head, Index index, std::span<const Position> positions, bool into_open_page,
+               std::vector<WriteRun>& runs) const {
     Index used = page_tokens_;
     Position first = 0;
     if (into_open_page && !head.entries.empty()) used = head.entries.back().used, first = head.entries.back().first;
@@ -587,7 +618,8 @@ class KvCache {
       Index count = std::min(page_tokens_ - used, static_cast<Index>(positions.size()) - row);
       while (positions[static_cast<std::size_t>(row + count - 1)] - first > 65535) --count;
       WriteRun run;
-      run.head = index, run.row = row, run.slot = static_cast<std::uint16_t>(used), run.count = static_cast<std::uint16_t>(count);
+      run.head = index, run.row = row, run.slot = static_cast<std::uint16_t>(used),
+      run.count = static_cast<std::uint16_t>(count);
       runs.push_back(run);
       row += count, used += count;
     }
@@ -604,16 +636,18 @@ class KvCache {
   void check_fits(const LayerPlan& lp, const Sequence& s, Index layer) const {
     if (!lp.touched) return;
     const Layer& at = s.layers[static_cast<std::size_t>(layer)];
-    require(lp.keep.size() == at.heads.size(), "commit: layer ", layer, " of the plan has ", lp.keep.size(), " heads, must be ", at.heads.size());
+    require(lp.keep.size() == at.heads.size(), "commit: layer ", layer, " of the plan has ", lp.keep.size(),
+            " heads, must be ", at.heads.size());
     for (std::size_t h = 0; h < at.heads.size(); ++h)
-      require(lp.keep[h].entries() == static_cast<Index>(at.heads[h].entries.size()), "commit: layer ", layer, " head ", h, ": the plan has ",
-              lp.keep[h].entries(), " entries, the list ", at.heads[h].entries.size());
+      require(lp.keep[h].entries() == static_cast<Index>(at.heads[h].entries.size()), "commit: layer ", layer, " head ",
+              h, ": the plan has ", lp.keep[h].entries(), " entries, the list ", at.heads[h].entries.size());
   }
 
   void count(const Sequence& s, Index& tokens, Index& pages, Index& bytes) const {
     for (Index l = 0; l < layers(); ++l)
       for (const Head& head : s.layers[static_cast<std::size_t>(l)].heads)
-        for (const Entry& e : head.entries) tokens += std::popcount(e.live), ++pages, bytes += pool_->page_bytes(size_class(l, e.format));
+        for (const Entry& e : head.entries)
+          tokens += std::popcount(e.live), ++pages, bytes += pool_->page_bytes(size_class(l, e.format));
   }
 
   static Model checked(Model model) {
@@ -621,15 +655,17 @@ class KvCache {
     return model;
   }
   const LayerShape& shape(Index layer) const { return model_.layers[static_cast<std::size_t>(layer)]; }
-  int size_class(Index layer, int format) const { return size_class_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)]; }
+  int size_class(Index layer, int format) const {
+    return size_class_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
+  }
 
   void check_layer(Index layer, const char* verb) const {
     require(layer >= 0 && layer < layers(), verb, ": layer = ", layer, ", must be within [0, ", layers(), ")");
   }
   template <class Void>
   static void check_tensor(const char* what, const BasicTensor<Void>& t, Index rows, Index heads, Index width) {
-    require(t.rows == rows && t.heads == heads && t.width == width, what, " are [", t.rows, ", ", t.heads, ", ", t.width, "], must be [", rows,
-            ", ", heads, ", ", width, "]");
+    require(t.rows == rows && t.heads == heads && t.width == width, what, " are [", t.rows, ", ", t.heads, ", ",
+            t.width, "], must be [", rows, ", ", heads, ", ", width, "]");
     require(t.data != nullptr || rows == 0, what, ": no memory");
   }
 
@@ -645,8 +681,8 @@ class KvCache {
   Index page_tokens_;
   Buffer<B, std::byte> owned_memory_;
   std::unique_ptr<PagePool> pool_;
-  std::vector<std::vector<int>> size_class_;              // [layer][format] -> the pool's page size
-  std::vector<std::vector<PageGeometry>> geometry_;       // [layer][format]
+  std::vector<std::vector<int>> size_class_;         // [layer][format] -> the pool's page size
+  std::vector<std::vector<PageGeometry>> geometry_;  // [layer][format]
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   SequenceId next_id_ = 1;
 };

@@ -16,7 +16,7 @@ namespace detail {
 /// Copies one row of one head per call: dense [rows, heads, width] from a strided tensor.
 struct CopyRow {
   ConstTensor from;
-  const Index* rows;        // [backend] which
+  const Index* rows;  // [backend] which
   std::byte* to;
   KVPARE_HD void operator()(Index i) const {
     const Index row = rows[i / from.heads], head = i % from.heads, bytes = from.width * size_of(from.dtype);
@@ -40,7 +40,7 @@ class ObservedLayer {
  public:
   bool scored() const { return scored_; }
   const float* scores() const { return scores_.data(); }
-  Index columns() const { return columns_; }        // when scored; later tokens have no score
+  Index columns() const { return columns_; }  // when scored; later tokens have no score
   const std::any& scorer() const { return scorer_; }
   Index bytes() const { return scores_.bytes() + kept_.rows.bytes(); }
 
@@ -50,7 +50,8 @@ class ObservedLayer {
   /// is scored at once. Throws when a row's own token is not in the layer, or on rows that do not go with those of
   /// earlier chunks; whatever throws, nothing has changed.
   template <class S>
-  void observe(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions, bool final) {
+  void observe(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions,
+               bool final) {
     const Reads reads = scorer.reads();
     if (reads.rows == Reads::Rows::none) return;
     if (scorer_.has_value()) {
@@ -62,9 +63,11 @@ class ObservedLayer {
 
     std::vector<Index> rows;
     for (Index r = 0; r < static_cast<Index>(positions.size()); ++r)
-      if (reads.of.has(static_cast<TokenClass>(seen.columns->classes[static_cast<std::size_t>(own[static_cast<std::size_t>(r)])])))
+      if (reads.of.has(static_cast<TokenClass>(
+              seen.columns->classes[static_cast<std::size_t>(own[static_cast<std::size_t>(r)])])))
         rows.push_back(r);
-    if (reads.rows == Reads::Rows::last && static_cast<Index>(rows.size()) > reads.count) rows.erase(rows.begin(), rows.end() - reads.count);
+    if (reads.rows == Reads::Rows::last && static_cast<Index>(rows.size()) > reads.count)
+      rows.erase(rows.begin(), rows.end() - reads.count);
     std::vector<Position> row_positions;
     for (Index r : rows) row_positions.push_back(positions[static_cast<std::size_t>(r)]);
 
@@ -73,10 +76,13 @@ class ObservedLayer {
     const bool together = rows.empty() || rows.back() - rows.front() + 1 == static_cast<Index>(rows.size());
     if (!reads.streams && (!final || !kept_.positions.empty())) {
       KeptRows joined = join(be, reads, queries, rows, row_positions);
-      if (final) next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, *this);
-      else next.kept_ = std::move(joined);
+      if (final)
+        next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, *this);
+      else
+        next.kept_ = std::move(joined);
     } else if (together) {
-      next.score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())), row_positions, *this);
+      next.score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())),
+                      row_positions, *this);
     } else {
       const KeptRows copy = join(be, reads, queries, rows, row_positions);
       next.score_rows(be, scorer, seen, copy.tensor(), row_positions, *this);
@@ -122,9 +128,12 @@ class ObservedLayer {
     own.reserve(positions.size());
     Index c = 0;
     for (std::size_t r = 0; r < positions.size(); ++r) {
-      while (c < columns.count && (columns.positions[static_cast<std::size_t>(c)] < positions[r] || !columns.has(live, c))) ++c;
+      while (c < columns.count &&
+             (columns.positions[static_cast<std::size_t>(c)] < positions[r] || !columns.has(live, c)))
+        ++c;
       require(c < columns.count && columns.positions[static_cast<std::size_t>(c)] == positions[r], "observe: row ", r,
-              " is of position ", positions[r], ", but layer ", seen.layer, " holds no such token (append first; rows in ascending order)");
+              " is of position ", positions[r], ", but layer ", seen.layer,
+              " holds no such token (append first; rows in ascending order)");
       own.push_back(static_cast<std::int32_t>(c));
     }
     return own;
@@ -138,7 +147,8 @@ class ObservedLayer {
     Buffer<B, float> scores(be, heads * columns);
     fill(be, scores.data(), heads * columns, 0.0f);
     if (before.scored_ && before.columns_ > 0)
-      be.each(heads * before.columns_, detail::CopyColumns{before.scores_.data(), before.columns_, scores.data(), columns});
+      be.each(heads * before.columns_,
+              detail::CopyColumns{before.scores_.data(), before.columns_, scores.data(), columns});
     const std::vector<std::int32_t> own = columns_of_rows(seen, positions);
     seen.queries = queries;
     seen.row_positions = positions;
@@ -154,11 +164,12 @@ class ObservedLayer {
                 const std::vector<Position>& positions) const {
     require(kept_.positions.empty() || kept_.dtype == queries.dtype, "observe: queries are ", name_of(queries.dtype),
             ", earlier chunks were ", name_of(kept_.dtype));
-    require(kept_.positions.empty() || positions.empty() || positions.front() > kept_.positions.back(), "observe: a row of position ",
-            positions.empty() ? 0 : positions.front(), " follows one of position ", kept_.positions.empty() ? 0 : kept_.positions.back(),
-            " of an earlier chunk, rows must ascend");
+    require(kept_.positions.empty() || positions.empty() || positions.front() > kept_.positions.back(),
+            "observe: a row of position ", positions.empty() ? 0 : positions.front(), " follows one of position ",
+            kept_.positions.empty() ? 0 : kept_.positions.back(), " of an earlier chunk, rows must ascend");
     const Index before = static_cast<Index>(kept_.positions.size()), added = static_cast<Index>(rows.size());
-    const Index dropped = reads.rows == Reads::Rows::last ? std::clamp<Index>(before + added - reads.count, 0, before) : 0;
+    const Index dropped =
+        reads.rows == Reads::Rows::last ? std::clamp<Index>(before + added - reads.count, 0, before) : 0;
     const Index stay = before - dropped, row_bytes = queries.heads * queries.width * size_of(queries.dtype);
     KeptRows joined;
     joined.dtype = queries.dtype, joined.heads = queries.heads, joined.width = queries.width;
@@ -168,7 +179,8 @@ class ObservedLayer {
     const auto copy = [&](const ConstTensor& from, const std::vector<Index>& which, Index to_row) {
       if (which.empty()) return;
       const Buffer<B, Index> list(be, which);
-      be.each(static_cast<Index>(which.size()) * queries.heads, detail::CopyRow{from, list.data(), joined.rows.data() + to_row * row_bytes});
+      be.each(static_cast<Index>(which.size()) * queries.heads,
+              detail::CopyRow{from, list.data(), joined.rows.data() + to_row * row_bytes});
     };
     std::vector<Index> staying(static_cast<std::size_t>(stay));
     std::iota(staying.begin(), staying.end(), dropped);

@@ -18,20 +18,20 @@ namespace kvpare {
 
 /// One layer as planning sees it.
 struct ScoredLayer {
-  Index layer = 0;                        // index in the plan
+  Index layer = 0;  // index in the plan
   std::span<const HeadPages> heads;
   const Columns* columns = nullptr;
-  const float* scores = nullptr;          // [backend] [kv_heads, scored_columns]
+  const float* scores = nullptr;  // [backend] [kv_heads, scored_columns]
   Index scored_columns = 0;
-  Index given = 0;                        // tokens of the selector's classes the layer was ever given: what a ratio is of
-  Index frozen = 0;                       // leading columns that must stay whatever the scores
-  Index page_bytes = 0;                   // of one kv head, for budgets in bytes
+  Index given = 0;       // tokens of the selector's classes the layer was ever given: what a ratio is of
+  Index frozen = 0;      // leading columns that must stay whatever the scores
+  Index page_bytes = 0;  // of one kv head, for budgets in bytes
 };
 
 /// What pages shared by heads or layers ask of a plan.
 struct PlanScope {
-  bool heads_together = false;   // all heads of a layer keep the same tokens
-  bool layers_alike = false;     // all layers keep the same number
+  bool heads_together = false;  // all heads of a layer keep the same tokens
+  bool layers_alike = false;    // all layers keep the same number
 };
 
 namespace detail {
@@ -39,8 +39,8 @@ namespace detail {
 template <class A>
 struct AllocateLayers {
   A allocator;
-  const RowSummary* rows;         // null when the allocator needs none
-  const Index* available;         // in units of `quantum` tokens
+  const RowSummary* rows;  // null when the allocator needs none
+  const Index* available;  // in units of `quantum` tokens
   const Index* available_tokens;
   Index layers, total, quantum;
   bool alike;
@@ -49,7 +49,8 @@ struct AllocateLayers {
   Index* keep;
 
   KVPARE_HD void operator()(Index) const {
-    for (Index l = 0; l < layers && rows != nullptr; ++l) summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
+    for (Index l = 0; l < layers && rows != nullptr; ++l)
+      summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
     if (alike) {
       for (Index l = 0; l < layers; ++l) keep[l] = total / layers;
     } else {
@@ -63,10 +64,10 @@ struct AllocateLayers {
 };
 
 struct RowBudgets {
-  const Index* keep;        // [layers]
-  const Index* layer_of;    // [rows]
-  const Index* reserved;    // [rows] tokens of the class that stay anyway
-  Index* k;                 // [rows]
+  const Index* keep;      // [layers]
+  const Index* layer_of;  // [rows]
+  const Index* reserved;  // [rows] tokens of the class that stay anyway
+  Index* k;               // [rows]
   KVPARE_HD void operator()(Index row) const {
     const Index left = keep[layer_of[row]] - reserved[row];
     k[row] = left > 0 ? left : 0;
@@ -76,7 +77,7 @@ struct RowBudgets {
 /// The newest share of a row's budget ranks above every score.
 struct BoostNewest {
   const float* scores;
-  const std::int32_t* newest_rank;   // [columns] 0 = the newest candidate
+  const std::int32_t* newest_rank;  // [columns] 0 = the newest candidate
   const Index* k;
   double share;
   float* out;
@@ -88,11 +89,11 @@ struct BoostNewest {
 
 /// Per row of selection: a head of a layer, or a whole layer whose heads choose together.
 struct PlanRow {
-  std::size_t layer;                       // index into the layers given
-  Index head;                              // kv head; 0 stands for all when `for_all_heads`
+  std::size_t layer;  // index into the layers given
+  Index head;         // kv head; 0 stands for all when `for_all_heads`
   bool for_all_heads;
-  std::vector<std::uint64_t> candidates;   // bitmap over scored columns
-  Index reserved = 0;                      // class members that stay anyway
+  std::vector<std::uint64_t> candidates;  // bitmap over scored columns
+  Index reserved = 0;                     // class members that stay anyway
   Index candidate_count = 0;
 };
 
@@ -103,8 +104,10 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
   PlanRow row{index, head, for_all, {}, 0, 0};
   for (Index w = 0; w < columns.words(); ++w) {
     const std::uint64_t member = members[static_cast<std::size_t>(w)] & live[static_cast<std::size_t>(w)];
-    const std::uint64_t scored = low_bits(std::clamp<Index>(layer.scored_columns - w * columns.word_tokens, 0, columns.word_tokens));
-    const std::uint64_t thawed = ~low_bits(std::clamp<Index>(layer.frozen - w * columns.word_tokens, 0, columns.word_tokens));
+    const std::uint64_t scored =
+        low_bits(std::clamp<Index>(layer.scored_columns - w * columns.word_tokens, 0, columns.word_tokens));
+    const std::uint64_t thawed =
+        ~low_bits(std::clamp<Index>(layer.frozen - w * columns.word_tokens, 0, columns.word_tokens));
     const std::uint64_t candidate = member & scored & thawed & ~columns.is_protected[static_cast<std::size_t>(w)];
     row.candidates.push_back(candidate);
     row.candidate_count += std::popcount(candidate);
@@ -159,7 +162,8 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   const Index total = detail::total_of(compressor.keep, layers);
 
   // Mean over heads, where budgets or the choice need it.
-  const bool summaries_needed = with_policy(compressor.budget, [](const auto& a) { return std::remove_cvref_t<decltype(a)>::needs_summary; });
+  const bool summaries_needed =
+      with_policy(compressor.budget, [](const auto& a) { return std::remove_cvref_t<decltype(a)>::needs_summary; });
   std::vector<Buffer<B, float>> means;
   if (together || summaries_needed)
     for (const ScoredLayer& l : layers) {
@@ -177,28 +181,31 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       for (; r < rows.size() && rows[r].layer == l; ++r)
         for (std::size_t w = 0; w < any.size(); ++w) any[w] |= rows[r].candidates[w];
       unions.emplace_back(be, std::span<const std::uint64_t>(any));
-      masked.push_back({means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
+      masked.push_back(
+          {means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
     }
     summary_rows = Buffer<B, RowSummary>(be, static_cast<Index>(n));
     be.reduce(masked, summary_rows.data());
   }
 
   // Budgets.
-  const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens), layer_map(be, layer_of),
-      reserved_counts(be, reserved);
+  const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens),
+      layer_map(be, layer_of), reserved_counts(be, reserved);
   const Buffer<B, LayerSummary> summaries(be, static_cast<Index>(n));
   const Buffer<B, double> wishes(be, static_cast<Index>(n));
   const Buffer<B, Index> keep(be, static_cast<Index>(n)), k(be, row_count), nan_counts(be, row_count);
   with_policy(compressor.budget, [&](const auto& allocator) {
     be.each(1, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
-                   allocator, summary_rows.data(), available_units.data(), available_in_tokens.data(), static_cast<Index>(n), total,
-                   quantum, scope.layers_alike, summaries.data(), wishes.data(), keep.data()});
+                   allocator, summary_rows.data(), available_units.data(), available_in_tokens.data(),
+                   static_cast<Index>(n), total, quantum, scope.layers_alike, summaries.data(), wishes.data(),
+                   keep.data()});
   });
   be.each(row_count, detail::RowBudgets{keep.data(), layer_map.data(), reserved_counts.data(), k.data()});
 
   // The choice.
   std::vector<Index> chosen_at(rows.size() + 1, 0);
-  for (std::size_t r = 0; r < rows.size(); ++r) chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
+  for (std::size_t r = 0; r < rows.size(); ++r)
+    chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
   std::vector<Buffer<B, float>> boosted;
   std::vector<TopRow> tops;

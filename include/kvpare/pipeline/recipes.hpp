@@ -29,7 +29,8 @@ inline auto snap_kv() { return Compressor{ObservationWindow{}, Uniform{}, TopK{}
 /// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with
 /// one choice per layer.
 inline auto air_cache() {
-  return Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.1)};
+  return Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual, .heads = SelectHeads::layer},
+                    Keep::ratio(0.1)};
 }
 
 }  // namespace kvpare

@@ -1,13 +1,15 @@
 // What a policy is. Each part is a plain value: settings as public members, `name`, `fields()`, comparable, stateless.
 //
-// | expression                                  | gives      | promises                                                    |
-// |---------------------------------------------|------------|-------------------------------------------------------------|
-// | `P::name`, `P::fields()`                    |            | the settings by name, for parsing, printing and tables      |
-// | **Scorer** `s.reads()`                      | `Reads`    | only the rows it names are supplied                         |
-// | `score(be, s, seen, out)`                   | –          | writes (streaming: adds to) every `out(h, column)`          |
-// | **BudgetAllocator** `a.needs_summary`       | `bool`     | whether `layers` below is filled                            |
-// | `a.allocate(layers, available, n, total, w, keep)` | –   | `keep[l]` tokens per layer, summing to `total` clamped to what is available; runs on the backend as one call, so it is KVPARE_HD and allocates nothing (`w`: n doubles of scratch) |
-// | **Selector** `s.among`, `s.heads`, …        |            | see TopK: the selector is data, the pipeline carries it out |
+// | expression                              | gives   | promises                                                     |
+// |-----------------------------------------|---------|--------------------------------------------------------------|
+// | `P::name`, `P::fields()`                |         | the settings by name, for parsing, printing and tables       |
+// | **Scorer** `s.reads()`                  | `Reads` | only the rows it names are supplied                          |
+// | `score(be, s, seen, out)`               | –       | writes (streaming: adds to) every `out(h, column)`           |
+// | **BudgetAllocator** `a.needs_summary`   | `bool`  | whether `layers` below is filled                             |
+// | `a.allocate(layers, available, n, total, scratch, keep)` | – | `keep[l]` tokens per layer, summing to `total`     |
+// |                                         |         | clamped to what is available. Runs on the backend as one     |
+// |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
+// | **Selector** `s.among`, `s.heads`, …    |         | see TopK: the selector is data, the pipeline carries it out  |
 //
 // The smallest scorer:
 //
@@ -43,8 +45,8 @@ void check_settings(const P& policy) {
   for_each_field<P>([&](const auto& field) {
     if constexpr (requires { field.low; }) {
       const auto& value = policy.*field.member;
-      require(field.low <= value && value <= field.high, P::name, ".", field.name, " = ", value, ", must be within [", field.low, ", ",
-              field.high, "]");
+      require(field.low <= value && value <= field.high, P::name, ".", field.name, " = ", value, ", must be within [",
+              field.low, ", ", field.high, "]");
     }
   });
   if constexpr (requires { policy.check(); }) policy.check();
@@ -65,11 +67,10 @@ struct LayerSummary {
 
 /// Splits a total over the layers.
 template <class A>
-concept BudgetAllocator =
-    Policy<A> && requires(const A& a, const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch,
-                          Index* keep) {
-      { a.needs_summary } -> std::convertible_to<bool>;
-      { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
-    };
+concept BudgetAllocator = Policy<A> && requires(const A& a, const LayerSummary* layers, const Index* available, Index n,
+                                                Index total, double* scratch, Index* keep) {
+  { a.needs_summary } -> std::convertible_to<bool>;
+  { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
+};
 
 }  // namespace kvpare

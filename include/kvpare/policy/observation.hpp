@@ -13,9 +13,9 @@ namespace kvpare {
 /// Which query rows a scorer needs; exactly those are kept under chunked prefill, and counted.
 struct Reads {
   enum class Rows : std::uint8_t { none, last, all } rows = Rows::none;
-  Index count = 0;                  // with `last`: how many
-  ClassSet of = all_tokens;         // only rows of these classes
-  bool streams = false;             // rows may come chunk by chunk: scores add up, nothing is kept
+  Index count = 0;           // with `last`: how many
+  ClassSet of = all_tokens;  // only rows of these classes
+  bool streams = false;      // rows may come chunk by chunk: scores add up, nothing is kept
   friend bool operator==(const Reads&, const Reads&) = default;
 };
 
@@ -31,16 +31,17 @@ template <Backend B>
 struct Observation {
   Index layer = 0;
   const LayerShape* shape = nullptr;
-  std::span<const HeadPages> heads;            // per kv head
+  std::span<const HeadPages> heads;  // per kv head
   const Columns* columns = nullptr;
-  ConstTensor queries;                         // [rows, q_heads, key_dim], the rows asked for by `reads`
-  std::span<const Position> row_positions;     // ascending
-  std::span<const std::int32_t> row_columns;   // the column of each row's own token
-  ClassSet among;                              // classes up for eviction
+  ConstTensor queries;                        // [rows, q_heads, key_dim], the rows asked for by `reads`
+  std::span<const Position> row_positions;    // ascending
+  std::span<const std::int32_t> row_columns;  // the column of each row's own token
+  ClassSet among;                             // classes up for eviction
 
   Index rows() const { return static_cast<Index>(row_positions.size()); }
   TokenClass row_class(Index row) const {
-    return static_cast<TokenClass>(columns->classes[static_cast<std::size_t>(row_columns[static_cast<std::size_t>(row)])]);
+    return static_cast<TokenClass>(
+        columns->classes[static_cast<std::size_t>(row_columns[static_cast<std::size_t>(row)])]);
   }
 };
 
@@ -68,7 +69,9 @@ class ObservedKeys {
     return a;
   }
 
-  const std::int32_t* column_of(Index head) const { return map_pointers_.empty() ? nullptr : map_pointers_[static_cast<std::size_t>(head)]; }
+  const std::int32_t* column_of(Index head) const {
+    return map_pointers_.empty() ? nullptr : map_pointers_[static_cast<std::size_t>(head)];
+  }
 
  private:
   Buffer<B, const Position> positions_;

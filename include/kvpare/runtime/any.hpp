@@ -33,7 +33,7 @@ struct AnyOf {
 };
 
 template <Backend B, class... Ps>
-  requires(Scorer<Ps, B> && ...)
+  requires(Scorer<Ps, B>&&...)
 void score(B& be, const AnyOf<Ps...>& any, const Observation<B>& seen, Scores out) {
   std::visit([&](const auto& p) { score(be, p, seen, out); }, any.held);
 }

@@ -31,7 +31,8 @@ inline std::span<const Recipe> known_recipes() {
   static const std::array recipes{
       Recipe{"full", "keeps everything", "", any(full()), false},
       Recipe{"random", "a seeded coin per token", "", any(random_choice())},
-      Recipe{"streaming_llm", "the first tokens and the newest", "StreamingLLM, arXiv 2309.17453", any(streaming_llm())},
+      Recipe{"streaming_llm", "the first tokens and the newest", "StreamingLLM, arXiv 2309.17453",
+             any(streaming_llm())},
       Recipe{"h2o", "the most attended so far, and the newest", "H2O, arXiv 2306.14048", any(h2o())},
       Recipe{"snap_kv", "the most attended by the last rows of the prompt", "SnapKV, arXiv 2404.14469", any(snap_kv())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
@@ -48,7 +49,9 @@ struct SettingText {
 namespace detail {
 
 template <class E>
-concept Enumerated = std::is_enum_v<E> && requires { choices(static_cast<E*>(nullptr)); };
+concept Enumerated = std::is_enum_v<E> && requires {
+  choices(static_cast<E*>(nullptr));
+};
 
 inline std::string_view next_word(std::string_view& list, char separator) {
   const auto at = list.find(separator);
@@ -90,8 +93,10 @@ std::string print_setting(N value) {
 
 template <class E>
 std::string allowed_values(const E&) {
-  if constexpr (Enumerated<E>) return std::string(choices(static_cast<E*>(nullptr)));
-  else return "all, visual, text, image, video, audio, system, joined by +";
+  if constexpr (Enumerated<E>)
+    return std::string(choices(static_cast<E*>(nullptr)));
+  else
+    return "all, visual, text, image, video, audio, system, joined by +";
 }
 
 inline constexpr std::string_view keep_allowed = "a ratio (0.1, 10%), tokens (512t), pages (32p) or bytes (8MiB)";
@@ -115,10 +120,13 @@ bool set_field(P& part, std::string_view recipe, std::string_view key, std::stri
     using kvpare::parse_setting;
     using detail::parse_setting;
     if constexpr (std::is_arithmetic_v<Value>) {
-      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", field.low, ", ", field.high, "]");
-      require(parsed >= field.low && parsed <= field.high, recipe, ": ", key, " = ", value, ", must be within [", field.low, ", ", field.high, "]");
+      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", field.low,
+              ", ", field.high, "]");
+      require(parsed >= field.low && parsed <= field.high, recipe, ": ", key, " = ", value, ", must be within [",
+              field.low, ", ", field.high, "]");
     } else {
-      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be one of: ", allowed_values(parsed));
+      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value,
+              "', must be one of: ", allowed_values(parsed));
     }
     part.*field.member = parsed;
   });
@@ -135,8 +143,10 @@ inline std::string_view trimmed(std::string_view s) {
 
 /// The settings of a compressor with their present values; `keep` first.
 inline std::vector<SettingText> settings_of(const AnyCompressor& compressor) {
-  std::vector<SettingText> out{{"keep", print_setting(compressor.keep), std::string(detail::keep_allowed), "how much of the chosen classes stays"},
-                               {"budget", std::string(compressor.budget.held_name()), "uniform|strength_skewness", "how layers share it"}};
+  std::vector<SettingText> out{
+      {"keep", print_setting(compressor.keep), std::string(detail::keep_allowed),
+       "how much of the chosen classes stays"},
+      {"budget", std::string(compressor.budget.held_name()), "uniform|strength_skewness", "how layers share it"}};
   detail::for_each_part(compressor, [&](const auto& part) {
     using P = std::remove_cvref_t<decltype(part)>;
     for_each_field<P>([&](const auto& field) {
@@ -144,8 +154,10 @@ inline std::vector<SettingText> settings_of(const AnyCompressor& compressor) {
       using kvpare::print_setting;
       using detail::print_setting;
       std::string allowed;
-      if constexpr (requires { field.low; }) allowed = message("[", field.low, ", ", field.high, "]");
-      else allowed = detail::allowed_values(value);
+      if constexpr (requires { field.low; })
+        allowed = message("[", field.low, ", ", field.high, "]");
+      else
+        allowed = detail::allowed_values(value);
       out.push_back({std::string(field.name), print_setting(value), allowed, std::string(field.help)});
     });
   });
@@ -181,15 +193,20 @@ inline AnyCompressor make_compressor(std::string_view words) {
     require(equals != std::string_view::npos, name, ": '", trimmed(item), "' is no setting, must be key=value");
     settings.emplace_back(trimmed(item.substr(0, equals)), trimmed(item.substr(equals + 1)));
   }
-  require(recipe->has_settings || settings.empty(), name, ": has no settings, got '", settings.empty() ? "" : settings[0].first, "'");
+  require(recipe->has_settings || settings.empty(), name, ": has no settings, got '",
+          settings.empty() ? "" : settings[0].first, "'");
   for (std::size_t i = 0; i < settings.size(); ++i)
-    for (std::size_t j = 0; j < i; ++j) require(settings[i].first != settings[j].first, name, ": ", settings[i].first, " is set twice");
+    for (std::size_t j = 0; j < i; ++j)
+      require(settings[i].first != settings[j].first, name, ": ", settings[i].first, " is set twice");
 
   for (const auto& [key, value] : settings)  // first, since it brings its own settings
     if (key == "budget") {
-      if (value == "uniform") compressor.budget = Uniform{};
-      else if (value == "strength_skewness") compressor.budget = StrengthSkewness{};
-      else fail(message(name, ": budget = '", value, "', must be one of: uniform|strength_skewness"));
+      if (value == "uniform")
+        compressor.budget = Uniform{};
+      else if (value == "strength_skewness")
+        compressor.budget = StrengthSkewness{};
+      else
+        fail(message(name, ": budget = '", value, "', must be one of: uniform|strength_skewness"));
     }
   for (const auto& [key, value] : settings) {
     if (key == "budget") continue;
@@ -200,7 +217,8 @@ inline AnyCompressor make_compressor(std::string_view words) {
     }
     bool found = false;
     // Named anew in the capture: clang before 16 cannot capture a structured binding.
-    detail::for_each_part(compressor, [&, k = key, v = value](auto& part) { found = found || detail::set_field(part, name, k, v); });
+    detail::for_each_part(
+        compressor, [&, k = key, v = value](auto& part) { found = found || detail::set_field(part, name, k, v); });
     if (!found) {
       std::string keys;
       for (const SettingText& s : settings_of(compressor)) {

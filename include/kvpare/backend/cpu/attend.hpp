@@ -64,9 +64,9 @@ inline RowSet value_rows(const PageGeometry& g, const Entry& e, const VisibleSlo
 
 /// Running softmax of some query rows over some keys: logits in units of log2.
 struct SoftmaxState {
-  float* max = nullptr;   // [rows]
-  float* sum = nullptr;   // [rows]
-  float* acc = nullptr;   // [rows, value_dim]
+  float* max = nullptr;  // [rows]
+  float* sum = nullptr;  // [rows]
+  float* acc = nullptr;  // [rows, value_dim]
 
   static Index floats(Index rows, Index value_dim) { return rows * (round_up(value_dim, 16) + 2) + 32; }
   static Index stride(Index value_dim) { return round_up(value_dim, 16); }
@@ -86,8 +86,8 @@ struct AttendTask {
 };
 
 /// Query rows of one head as floats, ready for dot products: row r of group member g at (r * group + g) * stride.
-inline void prepare_queries(const Kernels& k, const LayerShape& shape, const ConstTensor& queries, Index head, float* to,
-                            Index stride) {
+inline void prepare_queries(const Kernels& k, const LayerShape& shape, const ConstTensor& queries, Index head,
+                            float* to, Index stride) {
   const Index group = shape.group();
   for (Index r = 0; r < queries.rows; ++r)
     for (Index g = 0; g < group; ++g) {
@@ -148,8 +148,8 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
       RowSet values = value_rows(g, e, now);
       values.slots += from;
       values.count = to - from;
-      k.accumulate(x, 64, alpha, row_count, shape.value_dim, values, key_rows(ahead_g, ahead, next), state.acc + first_row * acc_stride,
-                   acc_stride);
+      k.accumulate(x, 64, alpha, row_count, shape.value_dim, values, key_rows(ahead_g, ahead, next),
+                   state.acc + first_row * acc_stride, acc_stride);
     };
 
     if (now.same_for_all) {
@@ -208,7 +208,8 @@ inline void finish(const Kernels& k, const LayerShape& shape, const AttendSequen
       const float sum = state.sum[i];
       if (sum != 0) k.multiply(state.acc + i * stride, shape.value_dim, 1 / sum);  // else the row saw nothing: zeros
       k.from_float(state.acc + i * stride, shape.value_dim, s.out.dtype, static_cast<std::byte*>(s.out.at(r, q_head)));
-      if (s.lse != nullptr) s.lse[r * shape.q_heads + q_head] = sum == 0 ? minus_infinity : (state.max[i] + std::log2(sum)) * ln_2;
+      if (s.lse != nullptr)
+        s.lse[r * shape.q_heads + q_head] = sum == 0 ? minus_infinity : (state.max[i] + std::log2(sum)) * ln_2;
     }
     if (kind == MassKind::none) continue;
     for (Index slot = 0; slot < list.slots(); ++slot) {
@@ -278,7 +279,8 @@ inline void attend(const Team& team, const LayerShape& shape, std::span<const At
     const AttendTask& task = tasks[static_cast<std::size_t>(t)];
     attend_stretch(k, shape, batch[static_cast<std::size_t>(task.sequence)], task,
                    state_of(task.sequence, task.head, task.stretch), logits_of(task.sequence, task.head));
-    if (stretches[static_cast<std::size_t>(task.sequence * heads + task.head)] == 1) finish_head(task.sequence, task.head);
+    if (stretches[static_cast<std::size_t>(task.sequence * heads + task.head)] == 1)
+      finish_head(task.sequence, task.head);
   });
   for (std::size_t at = 0; at < stretches.size(); ++at)
     if (stretches[at] > 1) finish_head(static_cast<Index>(at) / heads, static_cast<Index>(at) % heads);

@@ -20,9 +20,10 @@ namespace kvpare::cpu {
 
 namespace detail {
 
-inline constexpr Index mass_tile = 48;      // query vectors per tile, a multiple of 12: their logits against 8k keys fill 1.6 MB
-inline constexpr Index few_vectors = 64;    // up to so many, reading the rows where they lie beats packing them
-inline constexpr Index mass_stripes = 4;    // at least so many (kv head, stripe of rows) tasks, if there are rows enough
+inline constexpr Index mass_tile =
+    48;  // query vectors per tile, a multiple of 12: their logits against 8k keys fill 1.6 MB
+inline constexpr Index few_vectors = 64;  // up to so many, reading the rows where they lie beats packing them
+inline constexpr Index mass_stripes = 4;  // at least so many (kv head, stripe of rows) tasks, if there are rows enough
 inline constexpr Index packing_pieces = 4;  // tasks per head for packing
 
 /// The keys of one head that the mask lets through, in order of position: key i of the list is the next set bit.
@@ -38,7 +39,8 @@ struct ListedKeys {
   Index size = 0;
 
   ListedKeys() = default;
-  ListedKeys(const HeadPages& list, const std::uint64_t* mask, const std::int32_t* columns) : pages(&list), column_of(columns) {
+  ListedKeys(const HeadPages& list, const std::uint64_t* mask, const std::int32_t* columns)
+      : pages(&list), column_of(columns) {
     parts.reserve(list.entries.size());
     for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
       const std::uint64_t live = entry(e).live, word = mask != nullptr ? live & mask[e] : live;
@@ -57,7 +59,8 @@ struct ListedKeys {
 
   /// How many listed keys stand at positions <= limit.
   Index before(Index limit) const {
-    const auto part = std::partition_point(parts.begin(), parts.end(), [&](const Part& p) { return entry(p).last <= limit; });
+    const auto part =
+        std::partition_point(parts.begin(), parts.end(), [&](const Part& p) { return entry(p).last <= limit; });
     if (part == parts.end()) return size;
     Index n = part->begin;
     const Entry& e = entry(*part);
@@ -135,13 +138,17 @@ class PackedKeys {
   }
 
   /// logits[i * stride + key] for keys of panels [0, end).
-  void dot(const Kernels& k, const float* q, Index q_stride, Index count, Index width, Index end, float* logits, Index stride) const {
+  void dot(const Kernels& k, const float* q, Index q_stride, Index count, Index width, Index end, float* logits,
+           Index stride) const {
     for (Index panel = 0; panel < end; ++panel)
-      k.dot_panel(q, q_stride, count, width, data() + panel * panel_bytes_, type_, logits + panel * k.panel_tokens, stride);
+      k.dot_panel(q, q_stride, count, width, data() + panel * panel_bytes_, type_, logits + panel * k.panel_tokens,
+                  stride);
   }
 
  private:
-  static const PageGeometry& format(const ListedKeys& keys, const ListedKeys::Part& p) { return keys.pages->formats[keys.entry(p).format]; }
+  static const PageGeometry& format(const ListedKeys& keys, const ListedKeys::Part& p) {
+    return keys.pages->formats[keys.entry(p).format];
+  }
   std::byte* data() { return reinterpret_cast<std::byte*>(round_up(reinterpret_cast<Index>(memory_.data()), 64)); }
   const std::byte* data() const { return const_cast<PackedKeys*>(this)->data(); }
 
@@ -152,8 +159,8 @@ class PackedKeys {
 };
 
 /// Logits of a few query vectors against the first `end` listed keys, read where they lie.
-inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, const float* q, Index q_stride, Index count, Index end,
-                       float* logits, Index stride) {
+inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, const float* q, Index q_stride,
+                       Index count, Index end, float* logits, Index stride) {
   VisibleSlots now, next;
   const auto rows = [&](const ListedKeys::Part& p, VisibleSlots& listed) {
     listed.list(p.word);
@@ -194,12 +201,14 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
   // Partial outputs: [kv head][stripe][part][group member or 1][listed keys].
   const bool apart = a.heads == HeadGroups::query_head || a.take_max;  // a maximum is joined over heads only at the end
   const Index members = apart ? group : 1;
-  const Index stripes = std::clamp<Index>(ceil_div(row_used * group, 4 * mass_tile), 1, std::max<Index>(1, mass_stripes / heads));
+  const Index stripes =
+      std::clamp<Index>(ceil_div(row_used * group, 4 * mass_tile), 1, std::max<Index>(1, mass_stripes / heads));
   const float joined = apart ? 1.0f : 1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : group);
 
   std::vector<ListedKeys> keys;
   for (std::size_t h = 0; h < static_cast<std::size_t>(heads); ++h)
-    keys.emplace_back(a.keys[h], a.key_mask.empty() ? nullptr : a.key_mask[h], a.column_of.empty() ? nullptr : a.column_of[h]);
+    keys.emplace_back(a.keys[h], a.key_mask.empty() ? nullptr : a.key_mask[h],
+                      a.column_of.empty() ? nullptr : a.column_of[h]);
   thread_local std::vector<PackedKeys> packed_memory;  // of the calling thread: kept for the next call
   std::vector<PackedKeys>& packed = packed_memory;
   const bool many = row_used * group > few_vectors;
@@ -227,7 +236,8 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
     std::vector<std::int32_t> columns;  // of the listed keys, where something asks for them
     if (!plain_logit || !plain_entry || parts == 2) {
       columns.resize(static_cast<std::size_t>(n));
-      listed.for_each([&](Index key, Index column) { columns[static_cast<std::size_t>(key)] = static_cast<std::int32_t>(column); });
+      listed.for_each(
+          [&](Index key, Index column) { columns[static_cast<std::size_t>(key)] = static_cast<std::int32_t>(column); });
     }
 
     std::vector<MassVector> vectors;
@@ -244,7 +254,8 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
       Position highest = std::numeric_limits<Position>::min();
       for (Index i = 0; i < count; ++i) {
         const MassVector& v = vectors[static_cast<std::size_t>(first + i)];
-        k.to_float(static_cast<const std::byte*>(a.queries.at(v.row, h * group + v.member)), a.queries.dtype, width, q + i * q_stride);
+        k.to_float(static_cast<const std::byte*>(a.queries.at(v.row, h * group + v.member)), a.queries.dtype, width,
+                   q + i * q_stride);
         k.multiply(q + i * q_stride, width, query_factor(shape));
         highest = std::max(highest, a.row_positions[v.row]);
       }
@@ -267,8 +278,8 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
           for (Index j = 0; j < seen; ++j)
             x[j] = log2_e * a.logit(x[j] * ln_2, v.row, columns[static_cast<std::size_t>(from + j)]);
 
-        float lse2;         // log2 of the denominator
-        float scale = 1;    // x * scale = p
+        float lse2;       // log2 of the denominator
+        float scale = 1;  // x * scale = p
         if (a.lse != nullptr) {
           lse2 = a.lse[at] * log2_e;
           k.exp2_shift_sum(x, seen, lse2);
@@ -276,12 +287,14 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
           const float extra = a.extra != nullptr ? a.extra[at] * log2_e : minus_infinity;
           const float peak = std::max(k.max_of(x, seen), extra);
           // Only -inf, or NaN, is left to be seen when there is no peak: a shift of 0 keeps both.
-          const float sum = k.exp2_shift_sum(x, seen, peak == minus_infinity ? 0.0f : peak) + (extra == minus_infinity ? 0.0f : std::exp2(extra - peak));
+          const float sum = k.exp2_shift_sum(x, seen, peak == minus_infinity ? 0.0f : peak) +
+                            (extra == minus_infinity ? 0.0f : std::exp2(extra - peak));
           lse2 = sum == 0 ? minus_infinity : (peak == minus_infinity ? 0.0f : peak) + std::log2(sum);
           if (sum != 0) scale = 1 / sum;
         }
         const bool nothing = seen == 0 || lse2 == minus_infinity;
-        const bool wants_p = a.row_peak != nullptr || a.row_near_peak != nullptr || a.row_part_mass != nullptr || !plain_entry || parts == 2;
+        const bool wants_p = a.row_peak != nullptr || a.row_near_peak != nullptr || a.row_part_mass != nullptr ||
+                             !plain_entry || parts == 2;
         if (wants_p && scale != 1) {
           k.multiply(x, seen, scale);
           scale = 1;
@@ -291,7 +304,8 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
           const float peak = nothing ? 0 : std::max(0.0f, k.max_of(x, seen));  // 0 when all is NaN
           if (a.row_peak != nullptr) a.row_peak[at] = peak;
           if (a.row_near_peak != nullptr)
-            a.row_near_peak[at] = nothing ? 0 : std::count_if(x, x + seen, [&](float p) { return p >= a.peak_share * peak; });
+            a.row_near_peak[at] =
+                nothing ? 0 : std::count_if(x, x + seen, [&](float p) { return p >= a.peak_share * peak; });
         }
         const auto part_of = [&](Index j) -> Index {
           return parts == 1 || a.key_class[columns[static_cast<std::size_t>(from + j)]] == a.row_class[v.row] ? 0 : 1;
@@ -307,8 +321,10 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         float* row_out = out.data() + (apart ? v.member : 0) * n + from;
         const float factor = v.weight * joined * scale;
         if (parts == 1) {
-          if (a.take_max) k.max_scaled(x, seen, factor, row_out);
-          else k.add_scaled(x, seen, factor, row_out);
+          if (a.take_max)
+            k.max_scaled(x, seen, factor, row_out);
+          else
+            k.add_scaled(x, seen, factor, row_out);
         } else {
           for (Index j = 0; j < seen; ++j) {
             float& o = row_out[part_of(j) * members * n + j];
@@ -328,7 +344,8 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         for (Index m = 0; m < group; ++m) w += weight_of(row_at(i), h * group + m);
         if (w == 0) continue;
         const Sight sight = sight_of(a.row_positions[row_at(i)], shape.window);
-        const Index to = listed.before(sight.high), from = shape.window > 0 ? std::min(to, listed.before(sight.low)) : 0;
+        const Index to = listed.before(sight.high),
+                    from = shape.window > 0 ? std::min(to, listed.before(sight.low)) : 0;
         step[static_cast<std::size_t>(from)] += w / static_cast<double>(group);
         step[static_cast<std::size_t>(to)] -= w / static_cast<double>(group);
       }
@@ -361,10 +378,13 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         }
         // A maximum over the rows of each query head, then the mean over the heads joined.
         joined_row.assign(static_cast<std::size_t>(n), 0.0f);
-        const Index first = a.heads == HeadGroups::query_head ? m : 0, last = a.heads == HeadGroups::query_head ? m + 1 : group;
+        const Index first = a.heads == HeadGroups::query_head ? m : 0,
+                    last = a.heads == HeadGroups::query_head ? m + 1 : group;
         for (Index g = first; g < last; ++g) {
-          for (Index s = 1; s < stripes; ++s) k.max_scaled(partial_row(s, p, g), n, 1, const_cast<float*>(partial_row(0, p, g)));
-          k.add_scaled(partial_row(0, p, g), n, 1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : last - first),
+          for (Index s = 1; s < stripes; ++s)
+            k.max_scaled(partial_row(s, p, g), n, 1, const_cast<float*>(partial_row(0, p, g)));
+          k.add_scaled(partial_row(0, p, g), n,
+                       1.0f / static_cast<float>(a.heads == HeadGroups::layer ? shape.q_heads : last - first),
                        joined_row.data());
         }
         listed.for_each([&](Index key, Index column) {

@@ -21,9 +21,9 @@
 namespace kvpare::cpu {
 
 struct Options {
-  Index threads = 0;            // of the backend's own pool; 0 = one per core
-  ParallelFor parallel = {};    // the engine's own pool instead; may call from any threads, must return when all is done
-  Isa isa = chosen_isa();       // kernels to run: what the machine has, or less
+  Index threads = 0;          // of the backend's own pool; 0 = one per core
+  ParallelFor parallel = {};  // the engine's own pool instead; may call from any threads, must return when all is done
+  Isa isa = chosen_isa();     // kernels to run: what the machine has, or less
 };
 
 /// Verbs run to completion before they return, so tickets are always ready. One backend may serve several caches; calls
@@ -35,8 +35,8 @@ class Backend {
 
   explicit Backend(Options options = {}) : isa_(options.isa) {
     require(options.threads >= 0, "cpu backend: threads = ", options.threads, ", must be 0 (all cores) or positive");
-    require(options.isa <= detected_isa(), "cpu backend: instruction set ", name_of(options.isa), ", but this machine has ",
-            name_of(detected_isa()));
+    require(options.isa <= detected_isa(), "cpu backend: instruction set ", name_of(options.isa),
+            ", but this machine has ", name_of(detected_isa()));
     if (options.parallel) {
       parallel_ = std::move(options.parallel);
     } else {
@@ -56,7 +56,8 @@ class Backend {
   void* allocate(Index bytes) {
     constexpr Index huge_page = 2 << 20;
     const Index alignment = bytes >= huge_page ? huge_page : 64;
-    void* memory = std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(round_up(bytes, alignment)));
+    void* memory =
+        std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(round_up(bytes, alignment)));
 #if defined(__linux__)
     if (memory != nullptr && bytes >= huge_page) madvise(memory, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
 #endif

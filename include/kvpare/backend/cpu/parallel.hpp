@@ -102,7 +102,7 @@ class ThreadPool {
 
   std::mutex turn_, mutex_;
   std::condition_variable wake_;
-  std::atomic<std::uint64_t> next_{0};   // job number and the next task of it, in one word
+  std::atomic<std::uint64_t> next_{0};  // job number and the next task of it, in one word
   std::atomic<std::uint64_t> tasks_{0}, done_{0};
   std::atomic<const std::function<void(Index)>*> body_{nullptr};
   bool stop_ = false;

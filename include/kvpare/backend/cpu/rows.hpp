@@ -47,9 +47,11 @@ inline void carry_out(const CompactList& list) {
       prefetch_row(ahead_g.value_row(ahead.from, ahead.from_slot), value_bytes * ahead.count);
     }
     const auto shift = [&](std::byte* to, const std::byte* from, Index stride, Index bytes) {
-      if (stride == bytes) std::memmove(to, from, static_cast<std::size_t>(bytes * m.count));
+      if (stride == bytes)
+        std::memmove(to, from, static_cast<std::size_t>(bytes * m.count));
       else
-        for (Index r = 0; r < m.count; ++r) std::memmove(to + r * stride, from + r * stride, static_cast<std::size_t>(bytes));
+        for (Index r = 0; r < m.count; ++r)
+          std::memmove(to + r * stride, from + r * stride, static_cast<std::size_t>(bytes));
     };
     shift(g.key_row(m.to, m.to_slot), g.key_row(m.from, m.from_slot), g.key_row_bytes, key_bytes);
     shift(g.value_row(m.to, m.to_slot), g.value_row(m.from, m.from_slot), g.value_row_bytes, value_bytes);
@@ -76,9 +78,10 @@ inline void append(const Team& team, const AppendArguments& a) {
   const auto write = [&](Index i) {
     const WriteRun& run = a.runs[static_cast<std::size_t>(i)];
     const PageGeometry& g = a.formats[run.format];
-    detail::write_rows(*team.kernels, a.keys, run.head, run.row, run.count, g.key_row(run.page, run.slot), g.key_row_bytes, g.key_type);
-    detail::write_rows(*team.kernels, a.values, run.head, run.row, run.count, g.value_row(run.page, run.slot), g.value_row_bytes,
-                       g.value_type);
+    detail::write_rows(*team.kernels, a.keys, run.head, run.row, run.count, g.key_row(run.page, run.slot),
+                       g.key_row_bytes, g.key_type);
+    detail::write_rows(*team.kernels, a.values, run.head, run.row, run.count, g.value_row(run.page, run.slot),
+                       g.value_row_bytes, g.value_type);
   };
   const Index runs = static_cast<Index>(a.runs.size());
   if (a.keys.rows * a.keys.heads * (a.keys.width + a.values.width) * 4 < worth_sharing)
@@ -115,7 +118,8 @@ inline void statistics(const Team& team, std::span<const StatisticsRow> rows) {
       team.kernels->to_float(row, type, s.width, x);
       if (s.per_slot) {
         float least = std::numeric_limits<float>::infinity(), most = -least, sum = 0, squares = 0;
-        for (Index c = 0; c < s.width; ++c) least = std::min(least, x[c]), most = std::max(most, x[c]), sum += x[c], squares += x[c] * x[c];
+        for (Index c = 0; c < s.width; ++c)
+          least = std::min(least, x[c]), most = std::max(most, x[c]), sum += x[c], squares += x[c] * x[c];
         if (s.min != nullptr) s.min[slot] = least;
         if (s.max != nullptr) s.max[slot] = most;
         if (s.sum != nullptr) s.sum[slot] = sum;
@@ -140,8 +144,10 @@ inline void product(const Team& team, const ProductArguments& p) {
   team.run(p.batch, [&](Index b) {
     const In a(p.a + b * p.m * p.k, p.m, p.k);
     Eigen::Map<Matrix> c(p.c + b * p.m * p.n, p.m, p.n);
-    if (p.b_transposed) c.noalias() = a * In(p.b + b * p.n * p.k, p.n, p.k).transpose();
-    else c.noalias() = a * In(p.b + b * p.k * p.n, p.k, p.n);
+    if (p.b_transposed)
+      c.noalias() = a * In(p.b + b * p.n * p.k, p.n, p.k).transpose();
+    else
+      c.noalias() = a * In(p.b + b * p.k * p.n, p.k, p.n);
   });
 }
 

@@ -120,7 +120,8 @@ inline void sort_rows(const Team& team, std::span<const SortRow> rows) {
 }
 
 inline void reduce(const Team& team, std::span<const MaskedRow> rows, RowSummary* out) {
-  team.run(static_cast<Index>(rows.size()), [&](Index i) { out[i] = detail::summary_of(rows[static_cast<std::size_t>(i)]); });
+  team.run(static_cast<Index>(rows.size()),
+           [&](Index i) { out[i] = detail::summary_of(rows[static_cast<std::size_t>(i)]); });
 }
 
 }  // namespace kvpare::cpu

@@ -18,8 +18,10 @@ struct Team {
   /// body(i) for i in [0, tasks), spread over the threads.
   template <class Body>
   void run(Index tasks, const Body& body) const {
-    if (tasks == 1) body(Index{0});
-    else if (tasks > 1) (*parallel)(tasks, body);
+    if (tasks == 1)
+      body(Index{0});
+    else if (tasks > 1)
+      (*parallel)(tasks, body);
   }
 };
 

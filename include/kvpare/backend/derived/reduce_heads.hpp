@@ -9,7 +9,7 @@ namespace detail {
 struct MeanOverHeads {
   const float* rows;  // [heads, columns]
   Index heads, columns;
-  float* mean;        // [columns]
+  float* mean;  // [columns]
   KVPARE_HD void operator()(Index c) const {
     float sum = 0;
     for (Index h = 0; h < heads; ++h) sum += rows[h * columns + c];

@@ -79,7 +79,8 @@ KVPARE_HD inline void apportion(double* wish, const Index* available, Index n, I
   while (given > total) {  // only when rounding up near-whole numbers overshot
     Index worst = -1;
     for (Index l = 0; l < n; ++l)
-      if (keep[l] > 0 && (worst < 0 || wish[l] - static_cast<double>(keep[l]) < wish[worst] - static_cast<double>(keep[worst])))
+      if (keep[l] > 0 &&
+          (worst < 0 || wish[l] - static_cast<double>(keep[l]) < wish[worst] - static_cast<double>(keep[worst])))
         worst = l;
     --keep[worst];
     --given;

@@ -29,11 +29,13 @@ struct StrengthSkewness {
   Index least = 1;  // tokens every layer keeps, as far as the total allows
 
   static constexpr auto fields() {
-    return std::tuple{Choice{"use", &StrengthSkewness::use, "what layer budgets follow"},
-                      Field<StrengthSkewness, Index>{"least", &StrengthSkewness::least, 0, 1 << 20, "tokens every layer keeps"}};
+    return std::tuple{
+        Choice{"use", &StrengthSkewness::use, "what layer budgets follow"},
+        Field<StrengthSkewness, Index>{"least", &StrengthSkewness::least, 0, 1 << 20, "tokens every layer keeps"}};
   }
 
-  KVPARE_HD void allocate(const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch, Index* keep) const {
+  KVPARE_HD void allocate(const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch,
+                          Index* keep) const {
     double strength = 0, skewness = 0, with_any = 0, with_skew = 0;
     for (Index l = 0; l < n; ++l) {
       strength += layers[l].sum;
@@ -53,7 +55,9 @@ struct StrengthSkewness {
   friend bool operator==(const StrengthSkewness&, const StrengthSkewness&) = default;
 
  private:
-  static KVPARE_HD double skew(const LayerSummary& layer) { return layer.count >= 3 && layer.skewness > 0 ? layer.skewness : 0; }
+  static KVPARE_HD double skew(const LayerSummary& layer) {
+    return layer.count >= 3 && layer.skewness > 0 ? layer.skewness : 0;
+  }
 };
 
 static_assert(BudgetAllocator<StrengthSkewness>);

@@ -17,7 +17,8 @@ struct Uniform {
   static constexpr bool needs_summary = false;
   static constexpr auto fields() { return std::tuple{}; }
 
-  KVPARE_HD void allocate(const LayerSummary*, const Index* available, Index n, Index total, double* scratch, Index* keep) const {
+  KVPARE_HD void allocate(const LayerSummary*, const Index* available, Index n, Index total, double* scratch,
+                          Index* keep) const {
     for (Index l = 0; l < n; ++l) scratch[l] = 1;
     apportion(scratch, available, n, total, 0, keep);
   }

@@ -45,9 +45,9 @@ namespace detail {
 /// Is the text token of this column elite? `any[0]` says whether an eligible one reached the threshold; if not, the last
 /// row's token stands in.
 struct EliteTest {
-  const float* attention;            // [columns] of the last text row
-  const std::uint8_t* eligible;      // [columns]
-  const RowSummary* peaks;           // over all text columns; over eligible ones
+  const float* attention;        // [columns] of the last text row
+  const std::uint8_t* eligible;  // [columns]
+  const RowSummary* peaks;       // over all text columns; over eligible ones
   double alpha;
   Index last_column;
 
@@ -70,7 +70,7 @@ struct EliteWeights {
 struct AddElite {
   EliteTest elite;
   const std::uint64_t* text;
-  const std::int32_t* column_of;     // null: the slot itself
+  const std::int32_t* column_of;  // null: the slot itself
   Index page_tokens;
   std::uint64_t* mask;
   KVPARE_HD void operator()(Index entry) const {
@@ -87,8 +87,8 @@ struct AddElite {
 /// Weight of the fallback row: 1 when some visual token is seen by no elite row. One value per launch keeps the verb's
 /// rule that a row of weight 0 costs nothing.
 struct AnyUnseen {
-  const float* seen;                 // [kv_heads, columns]
-  const std::uint64_t* wanted;       // bitmap of visual columns
+  const float* seen;            // [kv_heads, columns]
+  const std::uint64_t* wanted;  // bitmap of visual columns
   Index heads, columns, word_tokens;
   float* weight;
   KVPARE_HD void operator()(Index) const {
@@ -116,7 +116,8 @@ template <Backend B>
 void score(B& be, const EliteWindow& policy, const Observation<B>& seen, Scores out) {
   const Columns& columns = *seen.columns;
   const Index heads = out.heads, n = columns.count;
-  std::vector<std::uint64_t> visual_columns = columns.of_class(visual), text_columns = columns.of_class(ClassSet(~visual.bits));
+  std::vector<std::uint64_t> visual_columns = columns.of_class(visual),
+                             text_columns = columns.of_class(ClassSet(~visual.bits));
   const std::vector<std::uint64_t> live = columns.live_in_any();
   for (std::size_t w = 0; w < live.size(); ++w) visual_columns[w] &= live[w], text_columns[w] &= live[w];
   Index first_visual = 0;
@@ -127,16 +128,19 @@ void score(B& be, const EliteWindow& policy, const Observation<B>& seen, Scores 
   // What the host knows: which columns may be elected, and the last text row.
   std::vector<std::uint8_t> eligible(static_cast<std::size_t>(n), 0);
   std::vector<std::uint64_t> eligible_columns(text_columns.size(), 0);
-  const Position image_begin = columns.positions[static_cast<std::size_t>(first_visual)], last_position = seen.row_positions.back();
+  const Position image_begin = columns.positions[static_cast<std::size_t>(first_visual)],
+                 last_position = seen.row_positions.back();
   for (const std::int32_t c : seen.row_columns)
     if (const Position p = columns.positions[static_cast<std::size_t>(c)];
         p > image_begin && (seen.shape->window == 0 || p > last_position - seen.shape->window)) {
       eligible[static_cast<std::size_t>(c)] = 1;
-      eligible_columns[static_cast<std::size_t>(c / columns.word_tokens)] |= std::uint64_t{1} << (c % columns.word_tokens);
+      eligible_columns[static_cast<std::size_t>(c / columns.word_tokens)] |= std::uint64_t{1}
+                                                                             << (c % columns.word_tokens);
     }
   const Index last_row = seen.rows() - 1;
   const Buffer<B, std::uint8_t> eligible_flags(be, eligible);
-  const Buffer<B, std::uint64_t> text_bits(be, text_columns), eligible_bits(be, eligible_columns), visual_bits(be, visual_columns);
+  const Buffer<B, std::uint64_t> text_bits(be, text_columns), eligible_bits(be, eligible_columns),
+      visual_bits(be, visual_columns);
   const Buffer<B, std::int32_t> row_columns(be, seen.row_columns);
   const Index one = 1;
   const Buffer<B, const Index> last_row_list(be, std::span(&last_row, 1)), one_row(be, std::span(&one, 1));
@@ -163,7 +167,8 @@ void score(B& be, const EliteWindow& policy, const Observation<B>& seen, Scores 
   Buffer<B, float> weights(be, seen.rows()), seen_by(be, heads * n), fallback(be, heads * n), fallback_weight(be, 1);
   be.each(seen.rows(), detail::EliteWeights{elite, row_columns.data(), weights.data()});
   for (Index h = 0; h < mask.different(); ++h)
-    be.each(mask.size(h), detail::AddElite{elite, text_mask.words(h), keys.column_of(h), columns.word_tokens, mask.words(h)});
+    be.each(mask.size(h),
+            detail::AddElite{elite, text_mask.words(h), keys.column_of(h), columns.word_tokens, mask.words(h)});
   fill(be, seen_by.data(), heads * n, 0.0f);
   fill(be, fallback.data(), heads * n, 0.0f);
   auto second = keys.arguments(seen);
@@ -176,9 +181,11 @@ void score(B& be, const EliteWindow& policy, const Observation<B>& seen, Scores 
   // Tokens that no elite row sees: as if the last text token were the only elite one.
   std::vector<std::uint64_t> fallback_columns = visual_columns;
   const std::int32_t last_column = seen.row_columns[static_cast<std::size_t>(last_row)];
-  fallback_columns[static_cast<std::size_t>(last_column / columns.word_tokens)] |= std::uint64_t{1} << (last_column % columns.word_tokens);
+  fallback_columns[static_cast<std::size_t>(last_column / columns.word_tokens)] |=
+      std::uint64_t{1} << (last_column % columns.word_tokens);
   const SlotMask<B> fallback_mask(be, seen, fallback_columns);
-  be.each(1, detail::AnyUnseen{seen_by.data(), visual_bits.data(), heads, n, columns.word_tokens, fallback_weight.data()});
+  be.each(1,
+          detail::AnyUnseen{seen_by.data(), visual_bits.data(), heads, n, columns.word_tokens, fallback_weight.data()});
   auto last = keys.arguments(seen);
   last.queries = seen.queries.part(last_row, 1);
   last.row_positions += last_row;

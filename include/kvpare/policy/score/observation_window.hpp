@@ -26,14 +26,16 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 struct ObservationWindow {
   static constexpr std::string_view name = "observation_window";
 
-  Index window = 32;          // query rows looked at, from the end
-  Index pool = 5;             // neighbours joined, odd; 1 = none
+  Index window = 32;  // query rows looked at, from the end
+  Index pool = 5;     // neighbours joined, odd; 1 = none
   Pooling pooling = Pooling::avg;
   ClassSet rows = all_tokens;  // only rows of these classes count
 
   static constexpr auto fields() {
-    return std::tuple{Field<ObservationWindow, Index>{"window", &ObservationWindow::window, 1, 1 << 20, "query rows looked at, from the end"},
-                      Field<ObservationWindow, Index>{"pool", &ObservationWindow::pool, 1, 63, "neighbouring tokens joined, odd; 1 = none"},
+    return std::tuple{Field<ObservationWindow, Index>{"window", &ObservationWindow::window, 1, 1 << 20,
+                                                      "query rows looked at, from the end"},
+                      Field<ObservationWindow, Index>{"pool", &ObservationWindow::pool, 1, 63,
+                                                      "neighbouring tokens joined, odd; 1 = none"},
                       Choice{"pooling", &ObservationWindow::pooling, "how neighbours are joined"},
                       Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"}};
   }
@@ -45,10 +47,10 @@ struct ObservationWindow {
 namespace detail {
 
 struct PoolVotes {
-  const float* votes;               // [heads, columns]
-  const std::uint64_t* voters;      // bitmap per head of the columns whose votes count
-  const std::uint64_t* present;     // bitmap per head of the tokens it holds: the others are nobody's neighbours
-  const float* own;                 // [columns] 0, or the rank of a window token
+  const float* votes;            // [heads, columns]
+  const std::uint64_t* voters;   // bitmap per head of the columns whose votes count
+  const std::uint64_t* present;  // bitmap per head of the tokens it holds: the others are nobody's neighbours
+  const float* own;              // [columns] 0, or the rank of a window token
   Index columns, words, word_tokens, pool;
   bool take_max;
   float* out;
@@ -72,7 +74,9 @@ struct PoolVotes {
     }
     out[i] = take_max ? joined : joined / static_cast<float>(pool);
   }
-  KVPARE_HD bool has(const std::uint64_t* bitmap, Index column) const { return bitmap[column / word_tokens] >> (column % word_tokens) & 1u; }
+  KVPARE_HD bool has(const std::uint64_t* bitmap, Index column) const {
+    return bitmap[column / word_tokens] >> (column % word_tokens) & 1u;
+  }
 };
 
 }  // namespace detail
@@ -105,11 +109,12 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
     }
   for (const std::int32_t c : seen.row_columns)
     for (Index h = 0; h < heads; ++h)
-      voters[static_cast<std::size_t>(h * words + c / columns.word_tokens)] &= ~(std::uint64_t{1} << (c % columns.word_tokens));
+      voters[static_cast<std::size_t>(h * words + c / columns.word_tokens)] &=
+          ~(std::uint64_t{1} << (c % columns.word_tokens));
   const Buffer<B, float> own_rank(be, own);
   const Buffer<B, std::uint64_t> voter_bits(be, voters), present(be, held);
-  be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), present.data(), own_rank.data(), n, words, columns.word_tokens, policy.pool,
-                                       policy.pooling == Pooling::max, out.data});
+  be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), present.data(), own_rank.data(), n, words,
+                                       columns.word_tokens, policy.pool, policy.pooling == Pooling::max, out.data});
 }
 
 }  // namespace kvpare

@@ -35,7 +35,8 @@ struct SinksAndRecent {
   Index sinks = 4;  // tokens kept from the start
 
   static constexpr auto fields() {
-    return std::tuple{Field<SinksAndRecent, Index>{"sinks", &SinksAndRecent::sinks, 0, 1 << 20, "tokens kept from the start"}};
+    return std::tuple{
+        Field<SinksAndRecent, Index>{"sinks", &SinksAndRecent::sinks, 0, 1 << 20, "tokens kept from the start"}};
   }
   constexpr Reads reads() const { return {}; }
   friend bool operator==(const SinksAndRecent&, const SinksAndRecent&) = default;
@@ -55,7 +56,7 @@ struct CoinScore {
 
 struct PlaceScore {
   const Position* positions;
-  Position last_sink;       // positions up to this one are sinks
+  Position last_sink;  // positions up to this one are sinks
   Scores out;
   KVPARE_HD void operator()(Index i) const {
     const Position p = positions[i % out.columns];
@@ -68,7 +69,8 @@ struct PlaceScore {
 template <Backend B>
 void score(B& be, const Random& policy, const Observation<B>& seen, Scores out) {
   const Buffer<B, Position> positions(be, seen.columns->positions);
-  be.each(out.heads * out.columns, detail::CoinScore{static_cast<std::uint64_t>(policy.seed), seen.layer, positions.data(), out});
+  be.each(out.heads * out.columns,
+          detail::CoinScore{static_cast<std::uint64_t>(policy.seed), seen.layer, positions.data(), out});
 }
 
 template <Backend B>

@@ -43,14 +43,22 @@ inline bool parse_setting(std::string_view words, Keep& out) {
   if (error != std::errc{} || !(amount >= 0)) return false;
   const std::string_view unit(end, static_cast<std::size_t>(words.data() + words.size() - end));
   Keep keep{amount, Keep::Unit::ratio};
-  if (unit == "%") keep.amount = amount / 100;
-  else if (unit == "t") keep.unit = Keep::Unit::tokens;
-  else if (unit == "p") keep.unit = Keep::Unit::pages;
-  else if (unit == "B") keep.unit = Keep::Unit::bytes;
-  else if (unit == "KiB") keep = {amount * 0x1p10, Keep::Unit::bytes};
-  else if (unit == "MiB") keep = {amount * 0x1p20, Keep::Unit::bytes};
-  else if (unit == "GiB") keep = {amount * 0x1p30, Keep::Unit::bytes};
-  else if (!unit.empty()) return false;
+  if (unit == "%")
+    keep.amount = amount / 100;
+  else if (unit == "t")
+    keep.unit = Keep::Unit::tokens;
+  else if (unit == "p")
+    keep.unit = Keep::Unit::pages;
+  else if (unit == "B")
+    keep.unit = Keep::Unit::bytes;
+  else if (unit == "KiB")
+    keep = {amount * 0x1p10, Keep::Unit::bytes};
+  else if (unit == "MiB")
+    keep = {amount * 0x1p20, Keep::Unit::bytes};
+  else if (unit == "GiB")
+    keep = {amount * 0x1p30, Keep::Unit::bytes};
+  else if (!unit.empty())
+    return false;
   if (keep.unit == Keep::Unit::bytes) keep.amount = std::floor(keep.amount);
   out = keep;
   return true;

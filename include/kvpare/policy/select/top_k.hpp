@@ -22,14 +22,15 @@ inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer"; }
 struct TopK {
   static constexpr std::string_view name = "top_k";
 
-  ClassSet among = all_tokens;               // up for eviction, and counted by the budget
+  ClassSet among = all_tokens;  // up for eviction, and counted by the budget
   SelectHeads heads = SelectHeads::kv;
-  double recent_share = 0;                   // share of the budget that goes to the newest tokens
+  double recent_share = 0;  // share of the budget that goes to the newest tokens
 
   static constexpr auto fields() {
     return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
                       Choice{"heads", &TopK::heads, "who chooses: each kv head, or all heads of a layer together"},
-                      Field<TopK, double>{"recent_share", &TopK::recent_share, 0.0, 1.0, "share of the budget that goes to the newest tokens"}};
+                      Field<TopK, double>{"recent_share", &TopK::recent_share, 0.0, 1.0,
+                                          "share of the budget that goes to the newest tokens"}};
   }
   friend bool operator==(const TopK&, const TopK&) = default;
 };

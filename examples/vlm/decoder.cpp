@@ -105,6 +105,7 @@ Decoder::Decoder(const Safetensors& file)
 }
 
 Matrix Decoder::embed_image(std::span<const std::uint8_t> rgb) const {
+  kvpare::require(std::ssize(rgb) == image_bytes, "image: ", rgb.size(), " bytes, must be ", image_bytes);
   // Patches in raster order; inside one: y, x, channel.
   Matrix patches(visual_tokens, patch_values);
   for (Index p = 0; p < visual_tokens; ++p) {
@@ -127,7 +128,12 @@ Matrix Decoder::embed_image(std::span<const std::uint8_t> rgb) const {
 
 Matrix Decoder::embed_words(std::span<const int> tokens) const {
   Matrix x(static_cast<Index>(tokens.size()), model_width);
-  for (Index t = 0; t < x.rows(); ++t) x.row(t) = words_.row(tokens[static_cast<std::size_t>(t)]);
+  for (Index t = 0; t < x.rows(); ++t) {
+    const int token = tokens[static_cast<std::size_t>(t)];
+    kvpare::require(token >= 0 && token < vocabulary_size, "token ", token, ", must be within [0, ", vocabulary_size,
+                    ")");
+    x.row(t) = words_.row(token);
+  }
   return x;
 }
 

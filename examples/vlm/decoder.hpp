@@ -32,7 +32,7 @@ class Decoder {
   /// Throws BadFile.
   explicit Decoder(const Safetensors& file);
 
-  /// <bos> and the image (96 x 96 RGB): [145, model_width].
+  /// <bos> and the image (96 x 96 RGB): [145, model_width]. These two throw InvalidArgument on what is no image or no word.
   Matrix embed_image(std::span<const std::uint8_t> rgb) const;
   Matrix embed_words(std::span<const int> tokens) const;
 

@@ -26,12 +26,11 @@ void Cost::operator+=(const Cost& more) {
 
 Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
                    const kvpare::AnyCompressor& compressor)
-    : Dialogue(decoder, cache) {
+    : Dialogue(decoder, cache, cache.create()) {
   const Matrix image = decoder.embed_image(rgb), words = decoder.embed_words(prompt);
   Matrix x(image.rows() + words.rows(), model_width);
   x << image, words;
 
-  sequence_ = cache.create();
   cache.tag(sequence_, {.begin = image_begin,
                         .end = image_end,
                         .token_class = kvpare::TokenClass::image,
@@ -65,8 +64,7 @@ Dialogue::~Dialogue() {
 }
 
 Dialogue Dialogue::fork() const {
-  Dialogue copy(*decoder_, *cache_);
-  copy.sequence_ = cache_->fork(sequence_);
+  Dialogue copy(*decoder_, *cache_, cache_->fork(sequence_));
   copy.length_ = length_;
   copy.logits_ = logits_;
   return copy;

@@ -21,6 +21,7 @@ struct Cost {
 class Dialogue {
  public:
   /// Reads the picture and the first prompt, and compresses. The decoder and the cache must outlive the dialogue.
+  /// Throws std::runtime_error when the cache has no pages left.
   Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
            const kvpare::AnyCompressor& compressor);
   Dialogue(Dialogue&& other) noexcept;
@@ -45,11 +46,12 @@ class Dialogue {
   std::vector<Index> kept_patches(Index layer, Index kv_head) const;
 
  private:
-  Dialogue(const Decoder& decoder, Cache& cache) : decoder_(&decoder), cache_(&cache) {}
+  Dialogue(const Decoder& decoder, Cache& cache, kvpare::SequenceId sequence)
+      : decoder_(&decoder), cache_(&cache), sequence_(sequence) {}
 
   const Decoder* decoder_;
   Cache* cache_;  // null once moved from
-  kvpare::SequenceId sequence_ = 0;
+  kvpare::SequenceId sequence_;
   Position length_ = 0;
   Row logits_;
   Cost cost_;

@@ -130,6 +130,8 @@ kvpare::CacheOptions cache_options(Index page_tokens) {
 
 std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, const std::vector<Setting>& settings,
                              const EvaluateOptions& options) {
+  kvpare::require(options.scenes <= std::ssize(set.scenes), "evaluate: scenes = ", options.scenes, ", the set has ",
+                  set.scenes.size());
   const Index total = std::ssize(settings) * options.scenes;
   std::vector<Result> parts(
       static_cast<std::size_t>(total));  // [scene, setting]: what disturbs the clock hits all alike

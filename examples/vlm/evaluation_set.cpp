@@ -9,7 +9,7 @@ namespace {
 using nlohmann::json;
 
 std::vector<int> read_tokens(const json& turn, const char* field) {
-  const auto tokens = turn.at(field).get<std::vector<int>>();
+  auto tokens = turn.at(field).get<std::vector<int>>();
   if (tokens.empty()) throw BadFile(std::string(field) + " is empty");
   for (const int token : tokens)
     if (token < 0 || token >= vocabulary_size)

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string_view>
 
 namespace vlm {
@@ -123,12 +124,12 @@ void check_covered(const std::string& file, const std::map<std::string, Safetens
 }  // namespace
 
 std::string read_bytes(const std::string& path) {
+  std::error_code unreadable;
   std::ifstream in(path, std::ios::binary);
-  expect(in.good(), path, "cannot be opened");
-  std::ostringstream out;
-  out << in.rdbuf();
-  expect(!in.bad() && !out.fail(), path, "cannot be read");
-  return std::move(out).str();
+  expect(in.good() && std::filesystem::is_regular_file(path, unreadable), path, "cannot be opened");
+  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  expect(!in.bad(), path, "cannot be read");
+  return bytes;
 }
 
 Safetensors Safetensors::parse(std::string bytes, std::string name) {

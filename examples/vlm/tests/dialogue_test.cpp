@@ -41,6 +41,7 @@ TEST_F(DialogueTest, ForkedFollowUpsAnswerAsIfTheyStoodAlone) {
   Dialogue first = begin("air_cache(keep=0.1)", scene_.first);
   first.answer(4);
   Dialogue same = first.fork(), other = first.fork();
+  EXPECT_EQ(same.logits(), first.logits());
   // In turns, so that each writes to pages which the other would see if they were not copied.
   same.read(scene_.same[0].prompt);
   other.read(scene_.other[0].prompt);
@@ -64,6 +65,20 @@ TEST_F(DialogueTest, ReleasedDialoguesGiveAllPagesBack) {
     EXPECT_GT(cache_.pool().stats().pages_in_use, 0);
   }
   EXPECT_EQ(cache_.pool().stats().pages_in_use, 0);
+}
+
+TEST_F(DialogueTest, AFullCacheIsAnErrorThatLeavesNothingBehind) {
+  Cache small(backend_, attention_shapes(),
+              {.page_tokens = 16, .pool_bytes = 300 << 10});  // a prompt takes about 390 KiB
+  EXPECT_THROW(Dialogue(decoder(), small, scene_.image, scene_.first.prompt, visual("air_cache")), std::runtime_error);
+  EXPECT_EQ(small.pool().stats().pages_in_use, 0);
+}
+
+TEST_F(DialogueTest, RefusesWhatIsNoImageOrNoWord) {
+  Dialogue dialogue = begin("full", scene_.first);
+  const int words[] = {5, static_cast<int>(vocabulary_size)};
+  EXPECT_THROW(dialogue.read(words), kvpare::InvalidArgument);
+  EXPECT_THROW(decoder().embed_image(std::span(scene_.image).first(100)), kvpare::InvalidArgument);
 }
 
 TEST_F(DialogueTest, UniformBudgetsAreThoseOfTheProtocol) {
@@ -127,6 +142,10 @@ TEST(EvaluateTest, DoesNotDependOnThreadsAndCountsEveryAnswer) {
     EXPECT_EQ(alone[i].kept_visual, together[i].kept_visual);
     EXPECT_EQ(alone[i].cost.bytes_after, together[i].cost.bytes_after);
   }
+  // Each result is its own setting's: visual tokens over 4 layers, for 2 kv heads and 6 prompts.
+  EXPECT_EQ(alone[0].kept_visual, 4 * visual_tokens * kv_heads * 6);
+  EXPECT_EQ(alone[1].kept_visual, 29 * kv_heads * 6);
+  EXPECT_EQ(alone[2].kept_visual, 115 * kv_heads * 6);
   EXPECT_EQ(alone[0][Task::same].right, 6) << "the full cache answers these";
 }
 

@@ -138,6 +138,7 @@ TEST(SafetensorsTest, AsksForTypeAndShapeByName) {
   EXPECT_THROW(file.floats("a", {1, 2}), BadFile);
   EXPECT_THROW(file.floats("b", {1}), BadFile);
   EXPECT_THROW(Safetensors::open("no such file"), BadFile);
+  EXPECT_THROW(Safetensors::open(KVPARE_VLM_DATA), BadFile) << "a folder";
 }
 
 std::string model_bytes() { return vlm::read_bytes(KVPARE_VLM_DATA "/vlm.safetensors"); }

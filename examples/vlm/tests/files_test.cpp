@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -183,9 +184,9 @@ TEST(DecoderTest, SaysWhichWeightIsMissing) {
 class EvaluationSetTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = std::filesystem::path(::testing::TempDir()) / (std::string("kvpare_vlm_") + test->name());
-    std::filesystem::create_directories(folder_);
+    std::string name = ::testing::TempDir() + "kvpare_vlm_XXXXXX";  // unique: builds may test side by side
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
     for (const char* file : {"vocab.json", "eval128.jsonl", "eval128.bin"})
       std::filesystem::copy_file(std::filesystem::path(KVPARE_VLM_DATA) / file, folder_ / file,
                                  std::filesystem::copy_options::overwrite_existing);

@@ -12,6 +12,7 @@ if(NOT first MATCHES "^// expect: (.+)$")
 endif()
 set(sentence "${CMAKE_MATCH_1}")
 
+separate_arguments(FLAGS UNIX_COMMAND "${FLAGS}")
 execute_process(COMMAND ${COMPILER} -std=c++20 -fsyntax-only ${FLAGS} ${FILE} RESULT_VARIABLE code
                 OUTPUT_VARIABLE said ERROR_VARIABLE said)
 if(code EQUAL 0)

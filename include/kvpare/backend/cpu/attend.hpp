@@ -27,8 +27,13 @@ struct VisibleSlots {
   bool same_for_all = true;  // every row sees all of them
 
   void list(std::uint64_t word) {
-    count = 0;
-    for_each_bit(word, [&](Index s) { slots[count++] = static_cast<std::uint8_t>(s); });
+    count = std::popcount(word);
+    if (word == low_bits(count)) {  // nobody is missing: the usual page
+      for (int s = 0; s < 64; ++s) slots[s] = static_cast<std::uint8_t>(s);
+      return;
+    }
+    int next = 0;
+    for_each_bit(word, [&](Index s) { slots[next++] = static_cast<std::uint8_t>(s); });
   }
 };
 

@@ -17,7 +17,8 @@ namespace kvpare::cpu {
 using ParallelFor = std::function<void(Index tasks, const std::function<void(Index)>& body)>;
 
 /// `threads - 1` workers beside the caller. Tasks are handed out one by one, so uneven ones balance. A worker that has
-/// nothing to do looks for work for some tens of microseconds before it sleeps: decode steps follow one another closely.
+/// nothing to do looks for work for about a millisecond before it sleeps: the layers of a decode step follow one another
+/// closely, and waking a thread costs as much as a short layer.
 class ThreadPool {
  public:
   explicit ThreadPool(Index threads) {
@@ -61,7 +62,7 @@ class ThreadPool {
   }
 
  private:
-  static constexpr int spins = 20000;
+  static constexpr int spins = 60000;
   static constexpr Index most_tasks = (Index{1} << 32) - 1;
 
   static constexpr std::uint64_t job_of(std::uint64_t next) { return next >> 32; }

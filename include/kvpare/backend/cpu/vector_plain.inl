@@ -5,6 +5,7 @@ static_assert(std::endian::native == std::endian::little, "half and bfloat16 vec
 
 using Vec = float __attribute__((vector_size(16)));
 using Bits = std::int32_t __attribute__((vector_size(16)));
+using Unsigned = std::uint32_t __attribute__((vector_size(16)));  // for sums of lanes that may wrap: they are masked out
 using Halves = std::uint16_t __attribute__((vector_size(16)));
 
 inline constexpr int lanes = 4;
@@ -80,8 +81,9 @@ KVPARE_INLINE Bits choose(Bits where, Bits yes, Bits no) { return (where & yes) 
 KVPARE_INLINE Bits narrow(Vec v, half*) {
   const Bits bits = (Bits)v;
   const Bits magnitude = bits & 0x7fffffff;
-  const Bits normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  const Bits small = (Bits)((Vec)magnitude + 0.5f) - 0x3f000000;
+  const Unsigned rounded = (Unsigned)magnitude - 0x38000000u + 0xfffu + (Unsigned)(magnitude >> 13 & 1);
+  const Bits normal = (Bits)(rounded >> 13);
+  const Bits small = (Bits)((Unsigned)((Vec)magnitude + 0.5f) - 0x3f000000u);
   Bits result = choose(magnitude < 0x38800000, small, normal);
   result = choose(magnitude >= 0x477ff000, Bits{} + 0x7c00, result);
   result = choose(magnitude > 0x7f800000, Bits{} + 0x7e00, result);
@@ -90,7 +92,7 @@ KVPARE_INLINE Bits narrow(Vec v, half*) {
 KVPARE_INLINE Bits narrow(Vec v, bfloat16*) {
   const Bits bits = (Bits)v;
   const Bits upper = bits >> 16 & 0xffff;
-  const Bits rounded = (bits + 0x7fff + (upper & 1)) >> 16 & 0xffff;
+  const Bits rounded = (Bits)(((Unsigned)bits + 0x7fffu + (Unsigned)(upper & 1)) >> 16);
   return choose((bits & 0x7fffffff) > 0x7f800000, upper | 0x40, rounded);
 }
 template <class T>
@@ -116,7 +118,6 @@ KVPARE_INLINE void sum_four(Vec a, Vec b, Vec c, Vec d, float* out) {
 KVPARE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
 KVPARE_INLINE Vec nearest(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // leaves no room for a fraction
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {
-  typedef unsigned Unsigned __attribute__((vector_size(sizeof(Vec))));  // lanes that are masked out below may wrap
   const Bits scaled = (Bits)((Unsigned)p + ((Unsigned)(n + 0x1.8p23f) << 23));  // the integer n is in the low bits of the sum
   const Bits is_nan = (Bits)(x != x);
   return (Vec)((scaled & (Bits)(x >= -126.0f)) | (is_nan & (Bits)x));

@@ -51,8 +51,8 @@ class Backend {
   Isa isa() const { return isa_; }
   Index threads() const { return pool_ ? pool_->threads() : 0; }  // 0: the engine's pool
 
-  /// Large blocks ask for huge pages where the system has them: attention walks the whole pool at every step, and with
-  /// 4 KiB pages a tenth of its time goes to address translation.
+  /// Large blocks ask for huge pages where the system has them: attention walks the whole pool at every step, and
+  /// address translation in 4 KiB pages costs it time.
   void* allocate(Index bytes) {
     constexpr Index huge_page = 2 << 20;
     const Index alignment = bytes >= huge_page ? huge_page : 64;

@@ -356,6 +356,12 @@ oracle::Array3 slice(const oracle::Array3& x, const Positions& tokens, Index fir
   return out;
 }
 
+/// What one head saw before it was compressed for the first time, and which tokens it holds at the second.
+struct FirstRound {
+  oracle::Array3 queries, keys;
+  Positions held;
+};
+
 template <Backend B, class M, class ScoresOf>
 void second_round(B& be, const M& method, const ScoresOf& wanted_scores) {
   const Index first = 60, all = 100, heads = 2, group = 2;
@@ -376,8 +382,11 @@ void second_round(B& be, const M& method, const ScoresOf& wanted_scores) {
         const auto at = static_cast<std::size_t>(l);
         Positions held = before[at][static_cast<std::size_t>(h)];
         for (Position t = first; t < all; ++t) held.push_back(t);
-        const auto scores = wanted_scores(p.shape(l), slice(p.queries[at], held, h * group, group),
-                                          slice(p.keys[at], held, h, 1), all - first);
+        Positions prompt(static_cast<std::size_t>(first));
+        std::iota(prompt.begin(), prompt.end(), 0);
+        const auto scores = wanted_scores(
+            p.shape(l), slice(p.queries[at], held, h * group, group), slice(p.keys[at], held, h, 1), all - first,
+            FirstRound{slice(p.queries[at], prompt, h * group, group), slice(p.keys[at], prompt, h, 1), held});
         const Index k = budgets[at],
                     recent = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
         Positions wanted;
@@ -397,7 +406,8 @@ TYPED_TEST(Policies, SecondRoundOfSnapKv) {
   for (const double ratio : {0.3, 0.6}) {
     method.keep = Keep::ratio(ratio);
     second_round(this->be(), method,
-                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index) {
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index,
+                     const FirstRound&) {
                    auto scores =
                        oracle::observation_window(queries, keys, settings_of(shape),
                                                   {.window = method.scorer.window, .kernel = method.scorer.pool})
@@ -414,14 +424,20 @@ TYPED_TEST(Policies, SecondRoundOfH2o) {
   for (const double ratio : {0.3, 0.6}) {
     method.keep = Keep::ratio(ratio);
     second_round(this->be(), method,
-                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index fresh) {
-                   std::vector<double> acc(static_cast<std::size_t>(keys.a),
-                                           0.0);  // of the rows shown since the last commit
-                   for (Index h = 0; h < queries.b; ++h)
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index fresh,
+                     const FirstRound& earlier) {
+                   std::vector<double> acc(static_cast<std::size_t>(keys.a), 0.0);
+                   for (Index h = 0; h < queries.b; ++h) {
+                     for (Index row = 0; row < earlier.keys.a; ++row) {  // nothing was missing yet
+                       const auto p = oracle::attention_row(earlier.queries, earlier.keys, h, row, settings_of(shape));
+                       for (std::size_t j = 0; j < acc.size() && earlier.held[j] < static_cast<Position>(p.size()); ++j)
+                         acc[j] += p[static_cast<std::size_t>(earlier.held[j])] / static_cast<double>(queries.b);
+                     }
                      for (Index row = keys.a - fresh; row < keys.a; ++row) {
                        const auto p = oracle::attention_row(queries, keys, h, row, settings_of(shape));
                        for (std::size_t j = 0; j < p.size(); ++j) acc[j] += p[j] / static_cast<double>(queries.b);
                      }
+                   }
                    return acc;
                  });
   }

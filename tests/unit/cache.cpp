@@ -136,7 +136,8 @@ TEST_F(CacheTest, ObservationsAreNotForked) {
   const SequenceId copy = c.fork(id);
   EXPECT_GT(c.cache.stats(id).observation_bytes, 0);
   EXPECT_EQ(c.cache.stats(copy).observation_bytes, 0);
-  EXPECT_NE(error_of([&] { (void)c.cache.plan(copy, snap_kv()); }).find("compress: layer 0 was not observed"), std::string::npos);
+  EXPECT_NE(error_of([&] { (void)c.cache.plan(copy, snap_kv()); }).find("compress: layer 0 was not observed"),
+            std::string::npos);
 }
 
 /// One head's open page became private earlier than the other's; were only that one written, equal heads would come to
@@ -242,9 +243,11 @@ TEST_F(CacheTest, ChunksOfQueriesCountAsOneAndNoMoreOfThemAreKeptThanRead) {
     for (Index l = 0; l < 2; ++l)
       for (Index first = 0; first < 60; first += chunk) {
         if (first > 8) {
-          EXPECT_EQ(c.cache.stats(id).observation_bytes - l * 2 * 60 * 4, 8 * 4 * 4 * 4) << "8 rows of 4 heads of 4 floats, and layer 0's scores";
+          EXPECT_EQ(c.cache.stats(id).observation_bytes - l * 2 * 60 * 4, 8 * 4 * 4 * 4)
+              << "8 rows of 4 heads of 4 floats, and layer 0's scores";
         }
-        c.cache.observe(id, l, method, q.tensor().part(first, chunk), std::span(positions).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(chunk)),
+        c.cache.observe(id, l, method, q.tensor().part(first, chunk),
+                        std::span(positions).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(chunk)),
                         first + chunk == 60);
       }
     Plan p = c.cache.plan(id, method);
@@ -263,18 +266,20 @@ TEST_F(CacheTest, BudgetsOfNothingOneAndMoreThanThereIs) {
     std::string_view method;
     Index per_layer_and_head[2];
   };
-  for (const Case& wanted : {Case{"random(keep=0)", {0, 0}}, Case{"random(keep=0t)", {0, 0}}, Case{"random(keep=1t)", {1, 0}},
-                             Case{"random(keep=2t)", {1, 1}}, Case{"random(keep=3t)", {2, 1}}, Case{"random(keep=100000t)", {40, 40}},
-                             Case{"random(keep=0p)", {0, 0}}, Case{"random(keep=1p)", {16, 0}}, Case{"random(keep=1GiB)", {40, 40}},
-                             Case{"random(keep=511B)", {0, 0}}, Case{"random(keep=1023B)", {0, 0}}, Case{"random(keep=1024B)", {16, 0}},
-                             Case{"random(keep=1)", {40, 40}}}) {
+  for (const Case& wanted :
+       {Case{"random(keep=0)", {0, 0}}, Case{"random(keep=0t)", {0, 0}}, Case{"random(keep=1t)", {1, 0}},
+        Case{"random(keep=2t)", {1, 1}}, Case{"random(keep=3t)", {2, 1}}, Case{"random(keep=100000t)", {40, 40}},
+        Case{"random(keep=0p)", {0, 0}}, Case{"random(keep=1p)", {16, 0}}, Case{"random(keep=1GiB)", {40, 40}},
+        Case{"random(keep=511B)", {0, 0}}, Case{"random(keep=1023B)", {0, 0}}, Case{"random(keep=1024B)", {16, 0}},
+        Case{"random(keep=1)", {40, 40}}}) {
     Checked fresh(backend(), small_model(), small_options);
     const SequenceId s = fresh.create();
     for (Index l = 0; l < 2; ++l) ASSERT_EQ(fresh.append(s, l, 40), Outcome::done);
     fresh.commit(fresh.cache.plan(s, make_compressor(wanted.method)));
     for (Index l = 0; l < 2; ++l)
       for (Index h = 0; h < 2; ++h)
-        EXPECT_EQ(std::ssize(fresh.cache.kept(s, l, h)), wanted.per_layer_and_head[l]) << wanted.method << " layer " << l;
+        EXPECT_EQ(std::ssize(fresh.cache.kept(s, l, h)), wanted.per_layer_and_head[l])
+            << wanted.method << " layer " << l;
     fresh.verify_all();
     fresh.verify_attend(s, 0);
   }
@@ -314,7 +319,8 @@ TEST_F(CacheTest, NanAndInfinityInKeysOrQueriesAreCountedAndRankLast) {
         (in_keys ? k[5 * 2 * 4] : q[23 * 4 * 4]) = bad;  // head 0 of token 5; query head 0 of the last row
         const Positions positions = first_positions(24);
         for (Index l = 0; l < 2; ++l) {
-          ASSERT_EQ(cache.append(s, l, ConstTensor(k.data(), 24, 2, 4), ConstTensor(k.data(), 24, 2, 4), positions), Outcome::done);
+          ASSERT_EQ(cache.append(s, l, ConstTensor(k.data(), 24, 2, 4), ConstTensor(k.data(), 24, 2, 4), positions),
+                    Outcome::done);
           cache.observe(s, l, method, ConstTensor(q.data(), 24, 4, 4), positions);
         }
         const Plan p = cache.plan(s, method);
@@ -358,7 +364,9 @@ TEST_F(CacheRefuses, SequencesThatDoNotExist) {
   expect(words, [&] { c.cache.observe(gone, 0, h2o(), tensor(1, 4, 4), one); });
   expect(words, [&] { (void)c.cache.plan(gone, h2o()); });
   expect(words, [&] { (void)c.cache.commit(other); });
-  expect(words, [&] { c.cache.attend(0, {{.sequence = gone, .queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 4)}}); });
+  expect(words, [&] {
+    c.cache.attend(0, {{.sequence = gone, .queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 4)}});
+  });
   expect(words, [&] { (void)c.cache.fork(gone); });
   expect(words, [&] { c.cache.release(gone); });
   expect(words, [&] { c.cache.truncate(gone, 0); });
@@ -381,7 +389,8 @@ TEST_F(CacheRefuses, LayersAndHeadsOutOfRange) {
     expect("pages" + words, [&] { (void)c.cache.pages(id, layer); });
   }
   for (const Index head : {-1, 2})
-    expect("kept: kv_head = " + std::to_string(head) + ", must be within [0, 2)", [&] { (void)c.cache.kept(id, 0, head); });
+    expect("kept: kv_head = " + std::to_string(head) + ", must be within [0, 2)",
+           [&] { (void)c.cache.kept(id, 0, head); });
 }
 
 TEST_F(CacheRefuses, AppendOfWrongShapesOrPositions) {
@@ -395,30 +404,40 @@ TEST_F(CacheRefuses, AppendOfWrongShapesOrPositions) {
   expect("append: values are [2, 2, 3], must be [2, 2, 4]", append(right, tensor(2, 2, 3), {20, 21}));
   expect("append: values are [2, 2, 4], must be [3, 2, 4]", append(tensor(3, 2, 4), right, {20, 21, 22}));
   expect("append: keys: no memory", append(ConstTensor(static_cast<const float*>(nullptr), 2, 2, 4), right, {20, 21}));
-  expect("append: values: no memory", append(right, ConstTensor(static_cast<const float*>(nullptr), 2, 2, 4), {20, 21}));
+  expect("append: values: no memory",
+         append(right, ConstTensor(static_cast<const float*>(nullptr), 2, 2, 4), {20, 21}));
   const std::string must = ", positions must ascend and not be negative";
   expect("append: position 19 of token 0 follows 19 in layer 0" + must, append(right, right, {19, 20}));
   expect("append: position 22 of token 1 follows 22 in layer 0" + must, append(right, right, {22, 22}));
   expect("append: position 21 of token 1 follows 23 in layer 0" + must, append(right, right, {23, 21}));
   c.truncate(id, 0);
   expect("append: position -1 of token 0 follows -1 in layer 0" + must, append(right, right, {-1, 0}));
-  expect("append: position 2147483647, must be below 2147483647", append(right, right, {20, std::numeric_limits<Position>::max()}));
+  expect("append: position 2147483647, must be below 2147483647",
+         append(right, right, {20, std::numeric_limits<Position>::max()}));
   EXPECT_EQ(c.append(id, 0, Positions{std::numeric_limits<Position>::max() - 1}), Outcome::done);
   c.verify_all();
 }
 
 TEST_F(CacheRefuses, ObservationsOfWrongRows) {
   const Positions at{18, 19};
-  expect("observe: queries are [3, 4, 4], must be [2, 4, 4]", [&] { c.cache.observe(id, 0, h2o(), tensor(3, 4, 4), at); });
-  expect("observe: queries are [2, 2, 4], must be [2, 4, 4]", [&] { c.cache.observe(id, 0, h2o(), tensor(2, 2, 4), at); });
-  expect("observe: queries are [2, 4, 5], must be [2, 4, 4]", [&] { c.cache.observe(id, 0, h2o(), tensor(2, 4, 5), at); });
+  expect("observe: queries are [3, 4, 4], must be [2, 4, 4]",
+         [&] { c.cache.observe(id, 0, h2o(), tensor(3, 4, 4), at); });
+  expect("observe: queries are [2, 2, 4], must be [2, 4, 4]",
+         [&] { c.cache.observe(id, 0, h2o(), tensor(2, 2, 4), at); });
+  expect("observe: queries are [2, 4, 5], must be [2, 4, 4]",
+         [&] { c.cache.observe(id, 0, h2o(), tensor(2, 4, 5), at); });
   expect("observe: queries: no memory",
          [&] { c.cache.observe(id, 0, h2o(), ConstTensor(static_cast<const float*>(nullptr), 2, 4, 4), at); });
   const std::string no_token = ", but layer 0 holds no such token (append first; rows in ascending order)";
-  expect("observe: row 1 is of position 20" + no_token, [&] { c.cache.observe(id, 0, h2o(), tensor(2, 4, 4), Positions{19, 20}); });
-  expect("observe: row 1 is of position 18" + no_token, [&] { c.cache.observe(id, 0, h2o(), tensor(2, 4, 4), Positions{19, 18}); });
+  expect("observe: row 1 is of position 20" + no_token, [&] {
+    c.cache.observe(id, 0, h2o(), tensor(2, 4, 4), Positions{19, 20});
+  });
+  expect("observe: row 1 is of position 18" + no_token, [&] {
+    c.cache.observe(id, 0, h2o(), tensor(2, 4, 4), Positions{19, 18});
+  });
   const SequenceId empty = c.create();
-  expect("observe: layer 1 holds no tokens yet, got 2 rows; append first", [&] { c.cache.observe(empty, 1, h2o(), tensor(2, 4, 4), at); });
+  expect("observe: layer 1 holds no tokens yet, got 2 rows; append first",
+         [&] { c.cache.observe(empty, 1, h2o(), tensor(2, 4, 4), at); });
 }
 
 TEST_F(CacheRefuses, ObservationsThatDoNotGoTogether) {
@@ -433,11 +452,13 @@ TEST_F(CacheRefuses, ObservationsThatDoNotGoTogether) {
          [&] { c.cache.observe(id, 0, other_setting, tensor(2, 4, 4), at); });
   expect("observe: queries are half, earlier chunks were float",
          [&] { c.cache.observe(id, 0, snap_kv(), ConstTensor(halves.data(), 2, 4, 4), at); });
-  expect("compress: layer 0 was not observed; call observe after append, final chunk included", [&] { (void)c.cache.plan(id, snap_kv()); });
+  expect("compress: layer 0 was not observed; call observe first, final chunk included",
+         [&] { (void)c.cache.plan(id, snap_kv()); });
   expect("observe: a row of position 18 follows one of position 19 of an earlier chunk, rows must ascend",
          [&] { c.cache.observe(id, 0, snap_kv(), tensor(2, 4, 4), at); });
   c.cache.observe(id, 0, snap_kv(), tensor(0, 4, 4), {});  // the final chunk may be empty
-  expect("compress: layer 1 was not observed; call observe after append, final chunk included", [&] { (void)c.cache.plan(id, snap_kv()); });
+  expect("compress: layer 1 was not observed; call observe first, final chunk included",
+         [&] { (void)c.cache.plan(id, snap_kv()); });
   c.cache.observe(id, 1, snap_kv(), tensor(2, 4, 4), at);
   expect("compress: layer 0 was observed by another policy", [&] { (void)c.cache.plan(id, h2o()); });
   EXPECT_GT(c.cache.plan(id, snap_kv()).candidates, 0);
@@ -484,7 +505,8 @@ TEST_F(CacheRefuses, PlansThatAreStaleOrForOtherLists) {
     SCOPED_TRACE(after);
     p = c.random_plan(id, 1);
     change();
-    expect("commit: the plan is stale: made at epoch " + std::to_string(p.epoch) + ", the sequence is at " + std::to_string(p.epoch + 1),
+    expect("commit: the plan is stale: made at epoch " + std::to_string(p.epoch) + ", the sequence is at " +
+               std::to_string(p.epoch + 1),
            [&] { (void)c.cache.commit(p); });
   };
   stale("append", [&] { ASSERT_EQ(c.append(id, 0, 1), Outcome::done); });
@@ -501,14 +523,20 @@ TEST_F(CacheRefuses, AttendWithWrongRowsOrShapes) {
     request.sequence = id;
     return [this, request, kind] { c.cache.attend(0, {request}, kind); };
   };
-  expect("attend: rows = 0, must be within [1, 64]", attend({.queries = tensor(0, 4, 4), .positions = none, .out = writable(0, 4, 4)}));
-  expect("attend: rows = 65, must be within [1, 64]", attend({.queries = tensor(65, 4, 4), .positions = most, .out = writable(65, 4, 4)}));
-  expect("attend: queries are [2, 4, 4], must be [1, 4, 4]", attend({.queries = tensor(2, 4, 4), .positions = one, .out = writable(1, 4, 4)}));
-  expect("attend: queries are [1, 2, 4], must be [1, 4, 4]", attend({.queries = tensor(1, 2, 4), .positions = one, .out = writable(1, 4, 4)}));
-  expect("attend: out are [1, 4, 5], must be [1, 4, 4]", attend({.queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 5)}));
+  expect("attend: rows = 0, must be within [1, 64]",
+         attend({.queries = tensor(0, 4, 4), .positions = none, .out = writable(0, 4, 4)}));
+  expect("attend: rows = 65, must be within [1, 64]",
+         attend({.queries = tensor(65, 4, 4), .positions = most, .out = writable(65, 4, 4)}));
+  expect("attend: queries are [2, 4, 4], must be [1, 4, 4]",
+         attend({.queries = tensor(2, 4, 4), .positions = one, .out = writable(1, 4, 4)}));
+  expect("attend: queries are [1, 2, 4], must be [1, 4, 4]",
+         attend({.queries = tensor(1, 2, 4), .positions = one, .out = writable(1, 4, 4)}));
+  expect("attend: out are [1, 4, 5], must be [1, 4, 4]",
+         attend({.queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 5)}));
   expect("attend: out: no memory",
          attend({.queries = tensor(1, 4, 4), .positions = one, .out = Tensor(static_cast<float*>(nullptr), 1, 4, 4)}));
-  expect("attend: 0 mass rows, must be 2", attend({.queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 4)}, MassKind::sum));
+  expect("attend: 0 mass rows, must be 2",
+         attend({.queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 4)}, MassKind::sum));
   expect("attend: 2 mass rows, must be 0",
          attend({.queries = tensor(1, 4, 4), .positions = one, .out = writable(1, 4, 4), .mass = no_mass}));
 }
@@ -528,7 +556,8 @@ TEST(CacheConstruction, RefusesWhatMakesNoSense) {
     EXPECT_EQ(construction_error(small_model(), {.page_tokens = page_tokens, .pool_bytes = 1 << 20}),
               "cache: page_tokens = " + std::to_string(page_tokens) + ", must be 16, 32 or 64");
   EXPECT_EQ(construction_error(small_model(), {.page_tokens = 16}), "cache: pool_bytes = 0, must be positive");
-  EXPECT_EQ(construction_error(small_model(), {.page_tokens = 16, .pool_bytes = -1}), "cache: pool_bytes = -1, must be positive");
+  EXPECT_EQ(construction_error(small_model(), {.page_tokens = 16, .pool_bytes = -1}),
+            "cache: pool_bytes = -1, must be positive");
   EXPECT_EQ(construction_error(small_model(), {.page_tokens = 16, .pool_bytes = 511}),
             "page pool: budget_bytes = 511, must be within [512 (one chunk), 274877906944]");
   EXPECT_EQ(construction_error({}, small_options), "model: no layers");

@@ -78,7 +78,9 @@ TEST(Settings, AmountsToKeep) {
 // ---- refused, in words that name what was got and what is wanted
 
 TEST(Settings, UnknownNames) {
-  expect_refused("h20", "no policy named 'h20'; known: full random streaming_llm h2o snap_kv air_cache");
+  expect_refused("h20",
+                 "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
+                 "pyramid_kv ada_kv air_cache");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",
@@ -86,7 +88,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("air_cache(=1)", "unknown setting ''");
   expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
   expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");
-  expect_refused("h2o(budget=pyramid)", "h2o: budget = 'pyramid', must be one of: uniform|strength_skewness");
+  expect_refused("h2o(budget=cube)", "h2o: budget = 'cube', must be one of: uniform|pyramid|strength_skewness");
 }
 
 TEST(Settings, Ranges) {

@@ -1,6 +1,8 @@
 // A compression method: who scores, who splits the budget, who chooses, and how much stays.
 #pragma once
 
+#include <string_view>
+
 #include "../policy/contracts.hpp"
 #include "../policy/select/keep.hpp"
 #include "../policy/select/top_k.hpp"
@@ -37,6 +39,12 @@ void check(const C& compressor) {
 template <class P, class F>
 decltype(auto) with_policy(const P& policy, F&& f) {
   return f(policy);
+}
+
+/// The name of a policy, or of the one that was chosen at run time.
+template <class P>
+std::string_view policy_name(const P& policy) {
+  return with_policy(policy, [](const auto& p) -> std::string_view { return std::remove_cvref_t<decltype(p)>::name; });
 }
 
 }  // namespace kvpare

@@ -81,9 +81,7 @@ class EngineSequence {
       if (compressor.scorer.reads().rows == Reads::Rows::none)
         seen.score_unobserved(*be_, compressor.scorer,
                               observation(static_cast<Index>(l), at, lists.back(), columns.back(), compressor));
-      require(seen.scored(), "plan: layer ", l, " was not observed; call observe first, final chunk included");
-      const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&seen.scorer());
-      require(scorer != nullptr && *scorer == compressor.scorer, "plan: layer ", l, " was observed by another policy");
+      seen.require_scores_of(compressor.scorer, "plan", static_cast<Index>(l));
       ScoredLayer out;
       out.layer = static_cast<Index>(l), out.heads = lists.back().heads, out.columns = &columns.back();
       out.scores = seen.scores(), out.scored_columns = std::min(seen.columns(), columns.back().count);

@@ -5,16 +5,21 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <numeric>
 #include <optional>
+#include <shared_mutex>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "../cache/compaction.hpp"
 #include "../cache/page_pool.hpp"
 #include "../codec/raw.hpp"
-#include "observed_layer.hpp"
 #include "planning.hpp"
+#include "sequence.hpp"
 
 namespace kvpare {
 
@@ -51,8 +56,9 @@ struct SequenceStats {
   Index live_bytes = 0;                  // of the live tokens' keys and values
   Index bookkeeping_bytes = 0;           // host memory: entries, positions, tags
   Index observation_bytes = 0;           // scores and query rows kept for `compress`
+  Index running_bytes = 0;               // scores that go on from step to step, such as accumulated attention
   Index slack_bytes() const { return page_bytes - live_bytes; }
-  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes; }
+  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes; }
 };
 
 /// What `commit` and `compress` did.
@@ -66,11 +72,18 @@ struct CompressReport {
   Index nan_scores = 0;
 };
 
+/// Scores of one layer by token. NaN where a head no longer holds the token, and for tokens that came after the last
+/// observation.
+struct LayerScores {
+  std::vector<Position> positions;         // of the tokens that any head holds, ascending
+  std::vector<std::vector<float>> values;  // [kv head][token]
+};
+
 /// The KV cache of many sequences of one model, in pages of the listed formats from one pool.
 ///
 /// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an
-/// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, except that create,
-/// fork and release must not run beside any other call.
+/// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, create, fork and
+/// release among them; calls that concern one sequence take turns, which is the caller's to see to.
 template <Backend B, class FormatList>
 class KvCache {
  public:
@@ -127,15 +140,19 @@ class KvCache {
     fresh->layers.resize(model_.layers.size());
     for (Index l = 0; l < layers(); ++l)
       fresh->layers[static_cast<std::size_t>(l)].heads.resize(static_cast<std::size_t>(shape(l).kv_heads));
+    const std::unique_lock lock(table_);
     sequences_.emplace(next_id_, std::move(fresh));
     return next_id_++;
   }
 
-  /// A second sequence with the same tokens. Pages are shared, entries are copied; pending observations are not.
+  /// A second sequence with the same tokens and the same running scores. Pages are shared, entries are copied; what waits
+  /// for `compress` is not.
   SequenceId fork(SequenceId id) {
-    auto copy = std::make_unique<Sequence>(get(id).branch());
-    const auto at = sequences_.emplace(next_id_, std::move(copy)).first;
-    for (const Layer& layer : at->second->layers)
+    auto copy = std::make_unique<Sequence>(get(id).branch(*be_));
+    const Sequence& fresh = *copy;
+    const std::unique_lock lock(table_);
+    sequences_.emplace(next_id_, std::move(copy));
+    for (const Layer& layer : fresh.layers)
       for (const Head& head : layer.heads)
         for (const Entry& e : head.entries) pool_->retain(e.page);
     return next_id_++;
@@ -146,6 +163,7 @@ class KvCache {
     for (Layer& layer : get(id).layers)
       for (Head& head : layer.heads)
         for (const Entry& e : head.entries) pool_->release(e.page);
+    const std::unique_lock lock(table_);
     sequences_.erase(id);
   }
 
@@ -171,8 +189,8 @@ class KvCache {
     Sequence& s = get(id);
     check_layer(layer, "append");
     const LayerShape& sh = shape(layer);
-    check_tensor("append: keys", keys, static_cast<Index>(positions.size()), sh.kv_heads, sh.key_dim);
-    check_tensor("append: values", values, static_cast<Index>(positions.size()), sh.kv_heads, sh.value_dim);
+    check_tensor("append", "keys", keys, static_cast<Index>(positions.size()), sh.kv_heads, sh.key_dim);
+    check_tensor("append", "values", values, static_cast<Index>(positions.size()), sh.kv_heads, sh.value_dim);
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const Position before = i == 0 ? at.last_position() : positions[i - 1];
@@ -220,7 +238,7 @@ class KvCache {
                std::span<const Position> positions, bool final = true) {
     Sequence& s = get(id);
     check_layer(layer, "observe");
-    check_tensor("observe: queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads,
+    check_tensor("observe", "queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads,
                  shape(layer).key_dim);
     kvpare::check(compressor);
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
@@ -229,8 +247,24 @@ class KvCache {
     if (at.empty()) return;
     const LayerLists lists(*this, s, layer);
     const Columns columns = columns_of(lists.heads, s.tags);
-    at.observed.observe(*be_, compressor.scorer, observation(layer, lists, columns, compressor), queries, positions,
-                        final);
+    const Observation<B> seen = observation(layer, lists, columns, compressor);
+    if (!compressor.scorer.reads().streams) {
+      at.observed.observe(*be_, compressor.scorer, seen, queries, positions, final);
+      return;
+    }
+    at.observed.require_none_of_another(compressor.scorer, layer);
+    // Sums over all rows so far go on where the last chunk, turn or decode step left them.
+    ObservedLayer<B> sums;
+    if (at.running.is_of(policy_name(compressor.scorer))) {
+      require(positions.empty() || positions.front() > at.running.last_row(), "observe: the row of position ",
+              positions.empty() ? 0 : positions.front(), " of layer ", layer, " was counted before, rows up to ",
+              at.running.last_row(), " were");
+      take_running(sums, compressor.scorer, at, lists.heads, columns);
+    }
+    sums.observe(*be_, compressor.scorer, seen, queries, positions, final);
+    at.running.start(*be_, policy_name(compressor.scorer), sums.scores(), sums.columns(),
+                     columns_of_slots(lists.heads, columns), 0);
+    if (!positions.empty()) at.running.count_rows_up_to(positions.back());
   }
 
   /// What a policy would keep. Changes nothing. Throws when a layer was not observed by this policy although its scorer
@@ -239,7 +273,6 @@ class KvCache {
   Plan plan(SequenceId id, const C& compressor) const {
     const Sequence& s = get(id);
     kvpare::check(compressor);
-    const Reads reads = compressor.scorer.reads();
     Plan plan;
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
@@ -247,23 +280,15 @@ class KvCache {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
       std::vector<ScoredLayer> scored;
-      std::vector<ObservedLayer<B>> unobserved(reads.rows == Reads::Rows::none ? model_.layers.size() : 0);
+      std::vector<ObservedLayer<B>> made(model_.layers.size());
       lists.reserve(model_.layers.size()), columns.reserve(model_.layers.size());
       for (Index l = 0; l < layers(); ++l) {
         const Layer& layer = s.layers[static_cast<std::size_t>(l)];
         if (!shape(l).compress || layer.empty()) continue;
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
-        if (!unobserved.empty())
-          unobserved[static_cast<std::size_t>(l)].score_unobserved(
-              *be_, compressor.scorer, observation(l, lists.back(), columns.back(), compressor));
-        const ObservedLayer<B>& observed =
-            unobserved.empty() ? layer.observed : unobserved[static_cast<std::size_t>(l)];
-        require(observed.scored(), "compress: layer ", l,
-                " was not observed; call observe after append, final chunk included");
-        const auto* scorer = std::any_cast<std::remove_cvref_t<decltype(compressor.scorer)>>(&observed.scorer());
-        require(scorer != nullptr && *scorer == compressor.scorer, "compress: layer ", l,
-                " was observed by another policy");
+        const ObservedLayer<B>& observed = scores_of(layer, l, lists.back(), columns.back(), compressor,
+                                                     made[static_cast<std::size_t>(l)], "compress");
         ScoredLayer out;
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
         out.scores = observed.scores(), out.scored_columns = observed.columns();
@@ -298,6 +323,7 @@ class KvCache {
       CompactedList list;
     };
     std::vector<Change> changes;
+    std::vector<RunningScores<B>> running(model_.layers.size());
     std::vector<CompactList> moves;
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
@@ -309,6 +335,21 @@ class KvCache {
             {l, &s.layers[static_cast<std::size_t>(l)].heads[h],
              compact_list(
                  lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; }, plan.dense)});
+      const RunningScores<B>& before = s.layers[static_cast<std::size_t>(l)].running;
+      if (before.empty()) continue;
+      std::vector<std::vector<std::int32_t>> source;
+      for (std::size_t h = 0; h < lists.heads.size(); ++h) {
+        std::vector<Entry> left(lists.heads[h].entries.begin(), lists.heads[h].entries.end());
+        for (std::size_t e = 0; e < left.size(); ++e) left[e].live &= lp.keep[h].words()[e];
+        const auto& after = changes[changes.size() - lists.heads.size() + h].list.entries;
+        source.push_back(detail::slots_before(left, after, page_tokens_));
+        // Tokens that came after the last observation have no score yet.
+        auto& slots = source.back();
+        slots.resize(static_cast<std::size_t>(detail::used_slots(after, page_tokens_)));
+        while (!slots.empty() && slots.back() >= before.filled(static_cast<Index>(h))) slots.pop_back();
+      }
+      running[static_cast<std::size_t>(l)].start(*be_, before.scorer(), before.data(), before.slots(), source,
+                                                 page_tokens_);
     }
     for (const Change& c : changes) {
       if (c.list.moves.empty()) continue;
@@ -326,7 +367,10 @@ class KvCache {
         report.bytes_freed += pool_->page_bytes(size_class(c.layer, e.format));
       }
     }
-    for (Layer& layer : s.layers) layer.observed.forget();
+    for (std::size_t l = 0; l < s.layers.size(); ++l) {
+      s.layers[l].observed.forget();
+      if (!running[l].empty()) s.layers[l].running = std::move(running[l]);
+    }
     ++s.epoch;
 
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
@@ -351,15 +395,8 @@ class KvCache {
     std::vector<AttendSequence> sequences;
     lists.reserve(batch.size());
     for (const AttendRequest& r : batch) {
-      const Sequence& s = get(r.sequence);
-      const Index rows = static_cast<Index>(r.positions.size());
-      require(rows >= 1 && rows <= 64, "attend: rows = ", rows, ", must be within [1, 64]");
-      check_tensor("attend: queries", r.queries, rows, sh.q_heads, sh.key_dim);
-      check_tensor("attend: out", r.out, rows, sh.q_heads, sh.value_dim);
-      const Index wanted_mass = kind == MassKind::none ? 0 : sh.kv_heads;
-      require(static_cast<Index>(r.mass.size()) == wanted_mass, "attend: ", r.mass.size(), " mass rows, must be ",
-              wanted_mass);
-      lists.emplace_back(*this, s, layer);
+      check_request(r, sh, "attend", kind == MassKind::none ? 0 : sh.kv_heads);
+      lists.emplace_back(*this, get(r.sequence), layer);
       sequences.push_back({lists.back().heads, r.queries, r.positions, r.out, r.lse, r.mass});
     }
     if (!sequences.empty()) be_->attend(sh, sequences, kind);
@@ -368,7 +405,53 @@ class KvCache {
     attend(layer, std::span(batch.begin(), batch.size()), kind);
   }
 
+  /// One decode step of a layer: attends as above, then the method evicts until every kv head holds no more than its
+  /// budget, the step's own tokens up for choice as well. Append them first. The budget is the method's `keep`: tokens,
+  /// in total over all layers as everywhere, or a ratio of those ever given.
+  ///
+  /// A scorer that adds up attention (H2O) goes on from what it has observed of the prompt; one that wants the last row
+  /// (TOVA) takes one row at a time; one that reads none scores the tokens anew. Newest and protected tokens, classes and
+  /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 4/3 of the pages it needs and
+  /// one, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
+  /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 3 rows moved per evicted token, on average.
+  /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode).
+  template <class C>
+  EvictReport decode(Index layer, std::span<const AttendRequest> batch, const C& method);
+  template <class C>
+  EvictReport decode(Index layer, std::initializer_list<AttendRequest> batch, const C& method) {
+    return decode(layer, std::span(batch.begin(), batch.size()), method);
+  }
+
   // ---- the rest
+
+  /// The scores that `compress` would go by. Waits once. Throws as `plan` does.
+  template <class C>
+  LayerScores scores(SequenceId id, Index layer, const C& compressor) const {
+    const Sequence& s = get(id);
+    check_layer(layer, "scores");
+    kvpare::check(compressor);
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    LayerScores out;
+    out.values.resize(at.heads.size());
+    if (at.empty()) return out;
+    const LayerLists lists(*this, s, layer);
+    const Columns columns = columns_of(lists.heads, s.tags);
+    ObservedLayer<B> made;
+    const ObservedLayer<B>& observed = scores_of(at, layer, lists, columns, compressor, made, "scores");
+    std::vector<float> all(at.heads.size() * static_cast<std::size_t>(observed.columns()));
+    be_->wait(be_->to_host(all.data(), observed.scores(), static_cast<Index>(all.size() * sizeof(float))));
+    const auto any = columns.live_in_any();
+    for (Index c = 0; c < columns.count; ++c) {
+      if (!columns.has(any, c)) continue;
+      out.positions.push_back(columns.positions[static_cast<std::size_t>(c)]);
+      for (Index h = 0; h < static_cast<Index>(at.heads.size()); ++h)
+        out.values[static_cast<std::size_t>(h)].push_back(
+            c < observed.columns() && columns.has(columns.live_in(h), c)
+                ? all[static_cast<std::size_t>(h * observed.columns() + c)]
+                : std::numeric_limits<float>::quiet_NaN());
+    }
+    return out;
+  }
 
   /// Forgets all tokens at positions >= n, in every layer. Nothing is decoded or moved; shared pages stay as they are.
   void truncate(SequenceId id, Position n) {
@@ -392,6 +475,7 @@ class KvCache {
         e.last = list.position(e, e.used - 1);
         if (e.live == 0) drop_last();
       }
+      layer.running.truncate(LayerLists(*this, s, l).heads, n);
     }
     ++s.epoch;
   }
@@ -417,11 +501,12 @@ class KvCache {
   SequenceStats stats(SequenceId id) const {
     const Sequence& s = get(id);
     SequenceStats out;
-    out.bookkeeping_bytes = static_cast<Index>(sizeof(Sequence)) + s.tags.bytes();
+    out.bookkeeping_bytes = static_cast<Index>(sizeof(Sequence)) + s.tags.bytes() + s.decode_budget.bytes();
     for (Index l = 0; l < layers(); ++l) {
       const Layer& layer = s.layers[static_cast<std::size_t>(l)];
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
+      out.running_bytes += layer.running.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
       for (const Head& head : layer.heads) {
@@ -445,123 +530,9 @@ class KvCache {
   }
 
  private:
-  struct Head {
-    std::vector<Entry> entries;
-    std::vector<std::uint16_t> offsets;
-
-    /// One more token in the last entry.
-    void put(Entry& e, Position p, Index page_tokens) {
-      if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
-        offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
-        e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
-        for (Index t = 0; t < e.used; ++t)
-          offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
-      }
-      if (e.offsets != 0)
-        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] =
-            static_cast<std::uint16_t>(p - e.first);
-      e.live |= std::uint64_t{1} << e.used;
-      e.last = p;
-      ++e.used;
-    }
-
-    /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
-    void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {
-      if (run.slot == 0) {
-        Entry e;
-        e.page = run.page, e.format = run.format, e.first = positions[0];
-        entries.push_back(e);
-      }
-      for (const Position p : positions) put(entries.back(), p, page_tokens);
-    }
-
-    /// Does a run to come need its positions spelt out, where so far they were consecutive?
-    bool needs_offsets(const WriteRun& run, std::span<const Position> positions) const {
-      const bool fresh = run.slot == 0;
-      if (!fresh && entries.back().offsets != 0) return false;
-      return positions.back() - (fresh ? positions[0] : entries.back().first) != run.slot + run.count - 1;
-    }
-
-    /// Blocks of offsets stand in the order of their entries.
-    void drop_last(Index page_tokens) {
-      const Entry e = entries.back();
-      entries.pop_back();
-      if (e.offsets != 0) offsets.resize(static_cast<std::size_t>((e.offsets - 1) * page_tokens));
-    }
-  };
-
-  /// Room for `more` elements, so that adding them cannot fail; grows by half at least, as adding one by one would.
-  template <class T>
-  static void make_room(std::vector<T>& v, std::size_t more) {
-    if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, v.capacity() + v.capacity() / 2));
-  }
-
-  struct Layer {
-    std::vector<Head> heads;
-    std::vector<std::pair<Position, Position>>
-        given_spans;  // [begin, end) of all positions ever appended, minus truncated
-    ObservedLayer<B> observed;
-
-    bool empty() const {
-      return std::all_of(heads.begin(), heads.end(), [](const Head& h) { return h.entries.empty(); });
-    }
-    Position last_position() const { return given_spans.empty() ? -1 : given_spans.back().second - 1; }
-    /// Before runs and positions are added; afterwards that cannot fail.
-    void make_room(std::span<const WriteRun> runs, std::span<const Position> positions, Index page_tokens) {
-      for (std::size_t h = 0, r = 0; h < heads.size(); ++h) {
-        std::size_t pages = 0, blocks = 0;
-        for (; r < runs.size() && runs[r].head == static_cast<Index>(h); ++r) {
-          pages += runs[r].slot == 0;
-          blocks +=
-              heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
-        }
-        KvCache::make_room(heads[h].entries, pages);
-        KvCache::make_room(heads[h].offsets, blocks * static_cast<std::size_t>(page_tokens));
-      }
-      std::size_t spans = positions[0] != last_position() + 1 || given_spans.empty();
-      for (std::size_t i = 1; i < positions.size(); ++i) spans += positions[i] != positions[i - 1] + 1;
-      KvCache::make_room(given_spans, spans);
-    }
-    void add_given(Position p) {
-      if (!given_spans.empty() && given_spans.back().second == p)
-        ++given_spans.back().second;
-      else
-        given_spans.emplace_back(p, p + 1);
-    }
-    void cut_given(Position n) {
-      while (!given_spans.empty() && given_spans.back().first >= n) given_spans.pop_back();
-      if (!given_spans.empty()) given_spans.back().second = std::min(given_spans.back().second, n);
-    }
-    /// Tokens of these classes ever appended.
-    Index given(const Tags& tags, ClassSet classes) const {
-      Index n = 0;
-      for (const auto& [begin, end] : given_spans) {
-        Index tagged = 0;
-        for (const TagSpan& span : tags.spans()) {
-          const Index common = std::max<Index>(0, std::min(end, span.end) - std::max(begin, span.begin));
-          tagged += common;
-          if (classes.has(span.token_class)) n += common;
-        }
-        if (classes.has(TokenClass::text)) n += end - begin - tagged;
-      }
-      return n;
-    }
-  };
-
-  struct Sequence {
-    Tags tags;
-    std::uint64_t epoch = 0;
-    std::vector<Layer> layers;
-
-    Sequence branch() const {
-      Sequence s;
-      s.tags = tags;
-      s.layers.resize(layers.size());
-      for (std::size_t l = 0; l < layers.size(); ++l)
-        s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
-      return s;
-    }
-  };
+  using Sequence = detail::Sequence<B>;
+  using Layer = detail::SequenceLayer<B>;
+  using Head = detail::SequenceHead;
 
   /// One layer of a sequence as lists of pages.
   struct LayerLists {
@@ -571,7 +542,76 @@ class KvCache {
       heads.reserve(at.heads.size());
       for (const Head& h : at.heads) heads.push_back(cache.list_of(h, layer));
     }
+
+    /// Live tokens of a head in slots from `slot` on.
+    Index live_from(std::size_t head, Index slot) const {
+      const HeadPages& list = heads[head];
+      Index n = 0;
+      for (Index e = slot / list.page_tokens; e < static_cast<Index>(list.entries.size()); ++e)
+        n += std::popcount(list.entries[static_cast<std::size_t>(e)].live &
+                           ~low_bits(std::clamp<Index>(slot - e * list.page_tokens, 0, 64)));
+      return n;
+    }
   };
+
+  /// The columns of each head's slots.
+  static std::vector<std::vector<std::int32_t>> columns_of_slots(std::span<const HeadPages> lists,
+                                                                 const Columns& columns) {
+    if (!columns.aligned) {
+      std::vector<std::vector<std::int32_t>> slots = columns.of_slot;
+      for (std::size_t h = 0; h < lists.size(); ++h)
+        slots[h].resize(static_cast<std::size_t>(detail::used_slots(lists[h].entries, lists[h].page_tokens)));
+      return slots;
+    }
+    std::vector<std::int32_t> same(static_cast<std::size_t>(columns.count));
+    std::iota(same.begin(), same.end(), 0);
+    return std::vector(lists.size(), same);
+  }
+
+  /// Running scores as scores over columns; tokens that came since have none.
+  template <class S>
+  void take_running(ObservedLayer<B>& to, const S& scorer, const Layer& at, std::span<const HeadPages> lists,
+                    const Columns& columns) const {
+    const auto slots = columns_of_slots(lists, columns);
+    const auto each_scored = [&](const auto& f) {
+      for (std::size_t h = 0; h < lists.size(); ++h)
+        for (std::size_t e = 0; e < lists[h].entries.size(); ++e)
+          for_each_bit(lists[h].entries[e].live, [&](Index bit) {
+            const Index slot = static_cast<Index>(e) * page_tokens_ + bit;
+            if (slot < at.running.filled(static_cast<Index>(h)))
+              f(static_cast<Index>(h), slot, static_cast<Index>(slots[h][static_cast<std::size_t>(slot)]));
+          });
+    };
+    const Index heads = static_cast<Index>(lists.size());
+    Index scored = 0;
+    each_scored([&](Index, Index, Index column) { scored = std::max(scored, column + 1); });
+    std::vector<std::int32_t> source(static_cast<std::size_t>(heads * scored), -1);
+    each_scored([&](Index h, Index slot, Index column) {
+      source[static_cast<std::size_t>(h * scored + column)] = static_cast<std::int32_t>(slot);
+    });
+    const Buffer<B, std::int32_t> map(*be_, source);
+    Buffer<B, float> scores(*be_, heads * scored);
+    be_->each(heads * scored, detail::TakeScores{at.running.data(), at.running.slots(), map.data(), scores.data(),
+                                                 std::max<Index>(scored, 1)});
+    to.adopt(scorer, std::move(scores), scored);
+  }
+
+  /// The scores a method goes by: its observation, its running scores, or, when it reads no rows, ones made in `made`.
+  template <class C>
+  const ObservedLayer<B>& scores_of(const Layer& at, Index layer, const LayerLists& lists, const Columns& columns,
+                                    const C& compressor, ObservedLayer<B>& made, const char* verb) const {
+    const Reads reads = compressor.scorer.reads();
+    if (reads.rows == Reads::Rows::none) {
+      made.score_unobserved(*be_, compressor.scorer, observation(layer, lists, columns, compressor));
+      return made;
+    }
+    if (reads.streams && at.running.is_of(policy_name(compressor.scorer))) {
+      take_running(made, compressor.scorer, at, lists.heads, columns);
+      return made;
+    }
+    at.observed.require_scores_of(compressor.scorer, verb, layer);
+    return at.observed;
+  }
 
   HeadPages list_of(const Head& head, Index layer) const {
     return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
@@ -663,13 +703,25 @@ class KvCache {
     require(layer >= 0 && layer < layers(), verb, ": layer = ", layer, ", must be within [0, ", layers(), ")");
   }
   template <class Void>
-  static void check_tensor(const char* what, const BasicTensor<Void>& t, Index rows, Index heads, Index width) {
-    require(t.rows == rows && t.heads == heads && t.width == width, what, " are [", t.rows, ", ", t.heads, ", ",
-            t.width, "], must be [", rows, ", ", heads, ", ", width, "]");
-    require(t.data != nullptr || rows == 0, what, ": no memory");
+  static void check_tensor(const char* verb, const char* what, const BasicTensor<Void>& t, Index rows, Index heads,
+                           Index width) {
+    require(t.rows == rows && t.heads == heads && t.width == width, verb, ": ", what, " are [", t.rows, ", ", t.heads,
+            ", ", t.width, "], must be [", rows, ", ", heads, ", ", width, "]");
+    require(t.data != nullptr || rows == 0, verb, ": ", what, ": no memory");
+  }
+
+  void check_request(const AttendRequest& r, const LayerShape& sh, const char* verb, Index mass_rows) const {
+    get(r.sequence);
+    const Index rows = static_cast<Index>(r.positions.size());
+    require(rows >= 1 && rows <= 64, verb, ": rows = ", rows, ", must be within [1, 64]");
+    check_tensor(verb, "queries", r.queries, rows, sh.q_heads, sh.key_dim);
+    check_tensor(verb, "out", r.out, rows, sh.q_heads, sh.value_dim);
+    require(static_cast<Index>(r.mass.size()) == mass_rows, verb, ": ", r.mass.size(), " mass rows, must be ",
+            mass_rows);
   }
 
   const Sequence& get(SequenceId id) const {
+    const std::shared_lock lock(table_);
     const auto at = sequences_.find(id);
     require(at != sequences_.end(), "sequence ", id, " does not exist (never created, or released)");
     return *at->second;
@@ -683,8 +735,189 @@ class KvCache {
   std::unique_ptr<PagePool> pool_;
   std::vector<std::vector<int>> size_class_;         // [layer][format] -> the pool's page size
   std::vector<std::vector<PageGeometry>> geometry_;  // [layer][format]
+  mutable std::shared_mutex table_;                  // guards the next two
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   SequenceId next_id_ = 1;
 };
+
+template <Backend B, class FormatList>
+template <class C>
+EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRequest> batch, const C& method) {
+  check_layer(layer, "decode");
+  kvpare::check(method);
+  detail::require_acts_at_decode(method);
+  const LayerShape& sh = shape(layer);
+  const TopK& selector = method.selector;
+  const Reads reads = method.scorer.reads();
+  const std::string_view scorer = policy_name(method.scorer);
+  const bool together = selector.heads == SelectHeads::layer;
+
+  struct Step {
+    Sequence* sequence;
+    Layer* at;
+    LayerLists lists;
+    std::vector<float*> mass = {};
+    RunningScores<B> made = {};  // scores of a scorer that reads no rows
+    Buffer<B, float> mean = {};  // over heads that choose together
+  };
+  std::vector<Step> steps;
+  for (const AttendRequest& r : batch) {  // everything that can be wrong
+    check_request(r, sh, "decode", 0);
+    Sequence& s = get(r.sequence);
+    Step step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer)};
+    for (const Step& other : steps)
+      require(other.sequence != &s, "decode: sequence ", r.sequence, " is in the batch twice");
+    const Index rows = static_cast<Index>(r.positions.size());
+    require(!reads.attention || reads.streams || rows == 1, "decode: rows = ", rows, ", ", scorer,
+            " looks at one row at a time");
+    const RunningScores<B>& running = step.at->running;
+    for (std::size_t h = 0; h < step.lists.heads.size() && reads.streams && sh.compress; ++h) {
+      const Index unseen = step.lists.live_from(h, running.is_of(scorer) ? running.filled(static_cast<Index>(h)) : 0);
+      require(unseen <= rows, "decode: layer ", layer, " holds ", unseen, " tokens that ", scorer,
+              " has not seen, got ", rows,
+              " rows; observe the prompt first, and pass a row for every token appended since");
+    }
+    for (std::size_t h = 1; h < step.lists.heads.size() && together && sh.compress; ++h)
+      require(detail::same_tokens(step.lists.heads[0], step.lists.heads[h]), "decode: heads = layer, but head ", h,
+              " of layer ", layer, " holds other tokens than head 0; use heads = kv");
+    steps.push_back(std::move(step));
+  }
+
+  // Attend; what the rows look at goes straight into the running scores.
+  std::vector<AttendRequest> requests(batch.begin(), batch.end());
+  const bool watches = reads.attention && sh.compress;
+  for (std::size_t i = 0; i < steps.size() && watches; ++i) {
+    Step& step = steps[i];
+    RunningScores<B>& running = step.at->running;
+    if (!running.is_of(scorer)) {
+      running.forget();
+      running.start(*be_, scorer, nullptr, 0, std::vector<std::vector<std::int32_t>>(step.lists.heads.size()),
+                    page_tokens_);
+    }
+    running.admit(*be_, step.lists.heads, !reads.streams);
+    for (std::size_t h = 0; h < step.lists.heads.size(); ++h) step.mass.push_back(running.row(static_cast<Index>(h)));
+    running.count_rows_up_to(requests[i].positions.back());
+    requests[i].mass = step.mass;
+  }
+  attend(layer, requests, watches ? MassKind::mean : MassKind::none);
+  EvictReport report;
+  if (!sh.compress) return report;
+
+  // Which lists are over their budget, and what of them is up for choice.
+  struct Choice {
+    Step* step;
+    Index head;  // 0 stands for all heads that choose together
+    detail::EvictionRow row;
+    std::size_t at;  // of its words among those of all choices
+  };
+  std::vector<Choice> choices;
+  std::vector<std::uint64_t> candidates;
+  std::vector<Index> keep;
+  detail::EvictionRow row;
+  for (Step& step : steps) {
+    const Index budget =
+        step.sequence->decode_budget.of(method, layer, layers(), step.at->given(step.sequence->tags, selector.among));
+    for (Index h = 0; h < (together ? 1 : static_cast<Index>(step.lists.heads.size())); ++h) {
+      if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
+                                row))
+        continue;
+      keep.push_back(row.keep);
+      choices.push_back({&step, h, row, candidates.size()});
+      candidates.insert(candidates.end(), row.candidates.begin(), row.candidates.end());
+    }
+  }
+  if (choices.empty()) return report;
+
+  const Buffer<B, std::uint64_t> candidate_bits(*be_, candidates), chosen(*be_, static_cast<Index>(candidates.size()));
+  const Buffer<B, Index> k(*be_, keep), nan_counts(*be_, static_cast<Index>(keep.size()));
+  std::vector<TopRow> tops;
+  for (std::size_t c = 0; c < choices.size(); ++c) {
+    Step& step = *choices[c].step;
+    const std::span<const HeadPages> heads = step.lists.heads;
+    if (reads.rows == Reads::Rows::none && step.made.empty()) {
+      const Columns columns = columns_of(heads, step.sequence->tags);
+      ObservedLayer<B> scored;
+      scored.score_unobserved(*be_, method.scorer, observation(layer, step.lists, columns, method));
+      step.made.start(*be_, scorer, scored.scores(), scored.columns(), columns_of_slots(heads, columns), 0);
+    }
+    const RunningScores<B>& scores = step.made.empty() ? step.at->running : step.made;
+    if (together && step.mean.size() == 0) {
+      step.mean = Buffer<B, float>(*be_, scores.slots());
+      reduce_heads(*be_, scores.data(), static_cast<Index>(heads.size()), scores.slots(), step.mean.data());
+    }
+    tops.push_back({together ? step.mean.data() : scores.row(choices[c].head), candidate_bits.data() + choices[c].at,
+                    k.data() + c, chosen.data() + choices[c].at, nan_counts.data() + c,
+                    detail::used_slots(heads[static_cast<std::size_t>(choices[c].head)].entries, page_tokens_),
+                    page_tokens_});
+  }
+  be_->select_top(tops);
+  std::vector<std::uint64_t> stay;
+  std::vector<Index> nans;
+  nan_counts.to_host(nans);
+  be_->wait(chosen.to_host(stay));
+
+  // Clear bits; pack lists that have holes enough; give pages back.
+  struct Packed {
+    Step* step;
+    Index head;
+    CompactedList list;
+  };
+  std::vector<Packed> packed;
+  std::vector<CompactList> moves;
+  for (std::size_t c = 0; c < choices.size(); ++c) {
+    const Choice& choice = choices[c];
+    Layer& at = *choice.step->at;
+    const Index heads = together ? static_cast<Index>(at.heads.size()) : 1;
+    report.nan_scores += nans[c] * heads;
+    for (Index h = choice.head; h < choice.head + heads; ++h) {
+      std::vector<Entry>& entries = at.heads[static_cast<std::size_t>(h)].entries;
+      std::vector<std::uint64_t> live;
+      Index tokens = 0;
+      bool has_empty = false;
+      for (std::size_t e = 0; e < entries.size(); ++e) {
+        const std::uint64_t before = entries[e].live;
+        entries[e].live &= ~choice.row.candidates[e] | stay[choice.at + e];
+        report.evicted += std::popcount(before) - std::popcount(entries[e].live);
+        tokens += std::popcount(entries[e].live);
+        has_empty = has_empty || entries[e].live == 0;
+        live.push_back(entries[e].live);
+      }
+      if (!has_empty && static_cast<Index>(entries.size()) <= detail::most_pages(tokens, page_tokens_)) continue;
+      packed.push_back({choice.step, h,
+                        compact_list(choice.step->lists.heads[static_cast<std::size_t>(h)], live,
+                                     [&](PageId p) { return pool_->references(p) == 1; })});
+    }
+  }
+  for (const Packed& p : packed) {
+    if (p.list.moves.empty()) continue;
+    moves.push_back({geometry_[static_cast<std::size_t>(layer)], p.list.moves, sh.key_dim, sh.value_dim});
+    for (const Move& m : p.list.moves) report.rows_moved += m.count;
+  }
+  be_->compact(moves);
+  for (Step& step : steps) {
+    std::vector<Index> heads, used;
+    std::vector<std::vector<std::int32_t>> sources;
+    for (Packed& p : packed) {
+      if (p.step != &step) continue;
+      Head& head = step.at->heads[static_cast<std::size_t>(p.head)];
+      heads.push_back(p.head);
+      sources.push_back(detail::slots_before(head.entries, p.list.entries, page_tokens_));
+      used.push_back(detail::used_slots(p.list.entries, page_tokens_));
+      head.entries = std::move(p.list.entries);
+      head.offsets = std::move(p.list.offsets);
+      for (const Entry& e : p.list.released) {
+        if (!pool_->release(e.page)) continue;
+        ++report.pages_freed;
+        report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+      }
+    }
+    step.at->running.slide(*be_, heads, sources, used);
+  }
+  for (const Choice& choice : choices) {
+    choice.step->at->observed.forget();
+    ++choice.step->sequence->epoch;
+  }
+  return report;
+}
 
 }  // namespace kvpare

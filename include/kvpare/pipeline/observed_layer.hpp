@@ -41,10 +41,33 @@ class ObservedLayer {
   bool scored() const { return scored_; }
   const float* scores() const { return scores_.data(); }
   Index columns() const { return columns_; }  // when scored; later tokens have no score
-  const std::any& scorer() const { return scorer_; }
   Index bytes() const { return scores_.bytes() + kept_.rows.bytes(); }
 
   void forget() { *this = ObservedLayer(); }
+
+  /// Scores that were computed elsewhere.
+  template <class S>
+  void adopt(const S& scorer, Buffer<B, float> scores, Index columns) {
+    forget();
+    scorer_ = scorer, scores_ = std::move(scores), columns_ = columns, scored_ = true;
+  }
+
+  /// Throws when another scorer has begun to observe this layer.
+  template <class S>
+  void require_none_of_another(const S& scorer, Index layer) const {
+    if (!scorer_.has_value()) return;
+    const S* before = std::any_cast<S>(&scorer_);
+    require(before != nullptr && *before == scorer, "observe: layer ", layer,
+            " was observed by another policy; compress first or use the same");
+  }
+
+  /// Throws unless these are scores of this very scorer.
+  template <class S>
+  void require_scores_of(const S& scorer, const char* verb, Index layer) const {
+    require(scored_, verb, ": layer ", layer, " was not observed; call observe first, final chunk included");
+    const S* before = std::any_cast<S>(&scorer_);
+    require(before != nullptr && *before == scorer, verb, ": layer ", layer, " was observed by another policy");
+  }
 
   /// Takes the rows the scorer reads out of `queries`. The last chunk (`final`), and every chunk of a streaming scorer,
   /// is scored at once. Throws when a row's own token is not in the layer, or on rows that do not go with those of
@@ -54,11 +77,7 @@ class ObservedLayer {
                bool final) {
     const Reads reads = scorer.reads();
     if (reads.rows == Reads::Rows::none) return;
-    if (scorer_.has_value()) {
-      const S* before = std::any_cast<S>(&scorer_);
-      require(before != nullptr && *before == scorer, "observe: layer ", seen.layer,
-              " was observed by another policy; compress first or use the same");
-    }
+    require_none_of_another(scorer, seen.layer);
     const std::vector<std::int32_t> own = columns_of_rows(seen, positions);
 
     std::vector<Index> rows;

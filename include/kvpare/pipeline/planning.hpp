@@ -12,6 +12,7 @@
 
 #include "../backend/derived/reduce_heads.hpp"
 #include "../cache/plan.hpp"
+#include "../policy/budget/apportion.hpp"
 #include "compressor.hpp"
 
 namespace kvpare {
@@ -74,6 +75,52 @@ struct RowBudgets {
   }
 };
 
+/// Heads of a layer side by side, each padded to whole words, so that one row of candidates spans them all.
+struct SideBySide {
+  const float* scores;  // [heads, columns]
+  Index columns, padded;
+  float* out;  // [heads, padded]
+  KVPARE_HD void operator()(Index i) const {
+    const Index column = i % padded;
+    out[i] = column < columns ? scores[i / padded * columns + column] : 0.0f;
+  }
+};
+
+/// One layer per call: its heads' budgets after the layer's best have been counted head by head.
+struct ShareHeads {
+  const Index* first_row;        // [layers] of k
+  const Index* heads;            // [layers]
+  const std::uint64_t* hits;     // bitmaps of the layer's best, row by row
+  const Index* hits_at;          // [rows + 1]
+  const Index* candidate_count;  // [rows]
+  double floor;
+  double* wish;  // [rows]
+  Index* k;      // [rows] even budgets before, shared ones after
+  KVPARE_HD void operator()(Index layer) const {
+    const Index first = first_row[layer];
+    Index total = 0;
+    for (Index r = first; r < first + heads[layer]; ++r) {
+      Index count = 0;
+      for (Index w = hits_at[r]; w < hits_at[r + 1]; ++w)
+        for (std::uint64_t left = hits[w]; left != 0; left &= left - 1) ++count;
+      wish[r] = static_cast<double>(count) * (1 - floor) + static_cast<double>(k[r]) * floor;
+      total += k[r];
+    }
+    apportion(wish + first, candidate_count + first, heads[layer], total, 0, k + first);
+  }
+};
+
+struct AddUp {
+  const Index* first_row;
+  const Index* heads;
+  const Index* k;
+  Index* total;  // [layers]
+  KVPARE_HD void operator()(Index layer) const {
+    total[layer] = 0;
+    for (Index r = first_row[layer]; r < first_row[layer] + heads[layer]; ++r) total[layer] += k[r];
+  }
+};
+
 /// The newest share of a row's budget ranks above every score.
 struct BoostNewest {
   const float* scores;
@@ -127,6 +174,42 @@ inline Index total_of(const Keep& keep, std::span<const ScoredLayer> layers) {
   Index largest = 1;  // bytes of one page in every kv head of a layer
   for (const ScoredLayer& l : layers) largest = std::max(largest, l.page_bytes * static_cast<Index>(l.heads.size()));
   return static_cast<Index>(keep.amount) / largest;
+}
+
+/// Ada-KV: the heads of a layer draw on one budget, each as much as it has of the layer's best, and no less than a floor.
+template <Backend B>
+void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const std::vector<PlanRow>& rows,
+                 const std::vector<Index>& words_at, Index* k) {
+  const Index n = static_cast<Index>(layers.size()), row_count = static_cast<Index>(rows.size());
+  std::vector<Index> first_row, heads, counts;
+  std::vector<std::uint64_t> candidates;
+  for (Index r = 0; r < row_count; ++r) {
+    const PlanRow& row = rows[static_cast<std::size_t>(r)];
+    if (first_row.size() == row.layer) first_row.push_back(r), heads.push_back(0);
+    ++heads.back();
+    counts.push_back(row.candidate_count);
+    candidates.insert(candidates.end(), row.candidates.begin(), row.candidates.end());
+  }
+  const Buffer<B, Index> first(be, first_row), head_counts(be, heads), candidate_counts(be, counts), at(be, words_at),
+      totals(be, n);
+  const Buffer<B, std::uint64_t> up_for_choice(be, candidates), hits(be, static_cast<Index>(candidates.size()));
+  const Buffer<B, double> wishes(be, row_count);
+  be.each(n, AddUp{first.data(), head_counts.data(), k, totals.data()});
+  std::vector<Buffer<B, float>> rows_of_heads;
+  std::vector<TopRow> tops;
+  for (Index l = 0; l < n; ++l) {
+    const ScoredLayer& layer = layers[static_cast<std::size_t>(l)];
+    const Index padded = layer.columns->words() * layer.columns->word_tokens;
+    const Index begin = words_at[static_cast<std::size_t>(first_row[static_cast<std::size_t>(l)])];
+    rows_of_heads.emplace_back(be, heads[static_cast<std::size_t>(l)] * padded);
+    be.each(rows_of_heads.back().size(),
+            SideBySide{layer.scores, layer.scored_columns, padded, rows_of_heads.back().data()});
+    tops.push_back({rows_of_heads.back().data(), up_for_choice.data() + begin, totals.data() + l, hits.data() + begin,
+                    nullptr, rows_of_heads.back().size(), layer.columns->word_tokens});
+  }
+  be.select_top(tops);
+  be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(), floor,
+                        wishes.data(), k});
 }
 
 }  // namespace detail
@@ -202,10 +285,13 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   });
   be.each(row_count, detail::RowBudgets{keep.data(), layer_map.data(), reserved_counts.data(), k.data()});
 
-  // The choice.
   std::vector<Index> chosen_at(rows.size() + 1, 0);
   for (std::size_t r = 0; r < rows.size(); ++r)
     chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
+  if (selector.heads == SelectHeads::shared && !together)
+    detail::share_heads(be, selector.floor, layers, rows, chosen_at, k.data());
+
+  // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
   std::vector<Buffer<B, float>> boosted;
   std::vector<TopRow> tops;

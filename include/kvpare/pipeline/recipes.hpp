@@ -1,10 +1,14 @@
 // Methods of the literature, named after their papers: parts, put together with the papers' defaults.
 #pragma once
 
+#include "../policy/budget/pyramid.hpp"
 #include "../policy/budget/strength_skewness.hpp"
 #include "../policy/budget/uniform.hpp"
 #include "../policy/score/accumulated_attention.hpp"
 #include "../policy/score/elite_window.hpp"
+#include "../policy/score/key_diff.hpp"
+#include "../policy/score/key_norm.hpp"
+#include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/unobserved.hpp"
 #include "compressor.hpp"
@@ -20,11 +24,33 @@ inline auto random_choice() { return Compressor{Random{}, Uniform{}, TopK{}, Kee
 /// StreamingLLM (arXiv 2309.17453): 4 sinks and the newest. Kept keys keep their positions.
 inline auto streaming_llm() { return Compressor{SinksAndRecent{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
-/// H2O (arXiv 2306.14048) at the end of prefill: half of the budget for the newest, half for the most attended.
+/// H2O (arXiv 2306.14048), at the end of prefill and at every decode step: half of the budget for the newest, half for the
+/// most attended.
 inline auto h2o() { return Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
 
 /// SnapKV (arXiv 2404.14469): window 32, average pooling over 5, per kv head.
 inline auto snap_kv() { return Compressor{ObservationWindow{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// TOVA (arXiv 2401.06104): what the newest row attends to least goes, one choice per layer.
+inline auto tova() { return Compressor{LastRow{}, Uniform{}, TopK{.heads = SelectHeads::layer}, Keep::ratio(0.2)}; }
+
+/// Short keys stay (Devoto et al., arXiv 2406.11430).
+inline auto key_norm() { return Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// KeyDiff (arXiv 2504.15364): keys unlike the others stay.
+inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
+inline auto pyramid_kv() {
+  return Compressor{ObservationWindow{.window = 8, .pool = 7, .pooling = Pooling::max}, Pyramid{.window = 8}, TopK{},
+                    Keep::ratio(0.2)};
+}
+
+/// Ada-KV (arXiv 2407.11550): SnapKV's scores with maximum pooling over 7, and a budget that the heads of a layer share.
+inline auto ada_kv() {
+  return Compressor{ObservationWindow{.pool = 7, .pooling = Pooling::max}, Uniform{},
+                    TopK{.heads = SelectHeads::shared}, Keep::ratio(0.2)};
+}
 
 /// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with
 /// one choice per layer.

@@ -16,6 +16,8 @@ struct Reads {
   Index count = 0;           // with `last`: how many
   ClassSet of = all_tokens;  // only rows of these classes
   bool streams = false;      // rows may come chunk by chunk: scores add up, nothing is kept
+  bool attention = false;    // the scores are the rows' attention itself, mean over a kv head's queries: what `attend`
+                             // reports of a decode step is then all a scorer needs
   friend bool operator==(const Reads&, const Reads&) = default;
 };
 
@@ -44,6 +46,19 @@ struct Observation {
         columns->classes[static_cast<std::size_t>(row_columns[static_cast<std::size_t>(row)])]);
   }
 };
+
+/// Calls `f(slot, column)` for every live token of one head, in order.
+template <Backend B, class F>
+void for_each_token(const Observation<B>& seen, Index head, F&& f) {
+  const HeadPages& list = seen.heads[static_cast<std::size_t>(head)];
+  for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e)
+    for_each_bit(list.entries[static_cast<std::size_t>(e)].live, [&](Index bit) {
+      const Index slot = e * list.page_tokens + bit;
+      f(slot, seen.columns->aligned
+                  ? slot
+                  : Index{seen.columns->of_slot[static_cast<std::size_t>(head)][static_cast<std::size_t>(slot)]});
+    });
+}
 
 /// Host arrays of one observation in backend memory, as `attention_mass` takes them.
 template <Backend B>

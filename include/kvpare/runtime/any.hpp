@@ -1,6 +1,7 @@
 // One of a closed list of policies, chosen while running. It is itself a policy of the same kind.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <variant>
 
@@ -29,6 +30,20 @@ struct AnyOf {
   std::string_view held_name() const {
     return std::visit([](const auto& p) { return std::remove_cvref_t<decltype(p)>::name; }, held);
   }
+
+  /// "uniform|pyramid": the names of the list.
+  static std::string names() {
+    std::string joined;
+    ((joined += joined.empty() ? "" : "|", joined += Ps::name), ...);
+    return joined;
+  }
+  /// Holds the policy of this name, with its defaults; false when there is none.
+  bool choose(std::string_view wanted) {
+    bool found = false;
+    ((Ps::name == wanted ? (held = Ps{}, found = true) : false), ...);
+    return found;
+  }
+
   friend bool operator==(const AnyOf&, const AnyOf&) = default;
 };
 

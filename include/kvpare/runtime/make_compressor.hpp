@@ -1,6 +1,7 @@
 // Methods by name and text settings: "air_cache(keep=0.1, alpha=0.9)".
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <concepts>
@@ -15,8 +16,9 @@
 
 namespace kvpare {
 
-using AnyScorer = AnyOf<Random, SinksAndRecent, AccumulatedAttention, ObservationWindow, EliteWindow>;
-using AnyBudget = AnyOf<Uniform, StrengthSkewness>;
+using AnyScorer =
+    AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, EliteWindow>;
+using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK>;
 
 /// A method that can be had by name.
@@ -34,7 +36,13 @@ inline std::span<const Recipe> known_recipes() {
       Recipe{"streaming_llm", "the first tokens and the newest", "StreamingLLM, arXiv 2309.17453",
              any(streaming_llm())},
       Recipe{"h2o", "the most attended so far, and the newest", "H2O, arXiv 2306.14048", any(h2o())},
+      Recipe{"tova", "what the newest row attends to", "TOVA, arXiv 2401.06104", any(tova())},
+      Recipe{"key_norm", "short keys", "Devoto et al., arXiv 2406.11430", any(key_norm())},
+      Recipe{"key_diff", "keys unlike the others", "KeyDiff, arXiv 2504.15364", any(key_diff())},
       Recipe{"snap_kv", "the most attended by the last rows of the prompt", "SnapKV, arXiv 2404.14469", any(snap_kv())},
+      Recipe{"pyramid_kv", "as snap_kv, less from layer to layer", "PyramidKV, arXiv 2406.02069", any(pyramid_kv())},
+      Recipe{"ada_kv", "as snap_kv, with a budget that the heads of a layer share", "Ada-KV, arXiv 2407.11550",
+             any(ada_kv())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
   };
@@ -141,15 +149,17 @@ inline std::string_view trimmed(std::string_view s) {
 
 }  // namespace detail
 
-/// The settings of a compressor with their present values; `keep` first.
+/// The settings of a compressor with their present values; `keep` first. One that several parts have, as PyramidKV's scorer
+/// and budget have `window`, comes once: text sets it for all of them.
 inline std::vector<SettingText> settings_of(const AnyCompressor& compressor) {
   std::vector<SettingText> out{
       {"keep", print_setting(compressor.keep), std::string(detail::keep_allowed),
        "how much of the chosen classes stays"},
-      {"budget", std::string(compressor.budget.held_name()), "uniform|strength_skewness", "how layers share it"}};
+      {"budget", std::string(compressor.budget.held_name()), AnyBudget::names(), "how layers share it"}};
   detail::for_each_part(compressor, [&](const auto& part) {
     using P = std::remove_cvref_t<decltype(part)>;
     for_each_field<P>([&](const auto& field) {
+      if (std::any_of(out.begin(), out.end(), [&](const SettingText& s) { return s.name == field.name; })) return;
       const auto& value = part.*field.member;
       using kvpare::print_setting;
       using detail::print_setting;
@@ -200,14 +210,8 @@ inline AnyCompressor make_compressor(std::string_view words) {
       require(settings[i].first != settings[j].first, name, ": ", settings[i].first, " is set twice");
 
   for (const auto& [key, value] : settings)  // first, since it brings its own settings
-    if (key == "budget") {
-      if (value == "uniform")
-        compressor.budget = Uniform{};
-      else if (value == "strength_skewness")
-        compressor.budget = StrengthSkewness{};
-      else
-        fail(message(name, ": budget = '", value, "', must be one of: uniform|strength_skewness"));
-    }
+    if (key == "budget")
+      require(compressor.budget.choose(value), name, ": budget = '", value, "', must be one of: ", AnyBudget::names());
   for (const auto& [key, value] : settings) {
     if (key == "budget") continue;
     if (key == "keep") {
@@ -218,7 +222,7 @@ inline AnyCompressor make_compressor(std::string_view words) {
     bool found = false;
     // Named anew in the capture: clang before 16 cannot capture a structured binding.
     detail::for_each_part(
-        compressor, [&, k = key, v = value](auto& part) { found = found || detail::set_field(part, name, k, v); });
+        compressor, [&, k = key, v = value](auto& part) { found = detail::set_field(part, name, k, v) || found; });
     if (!found) {
       std::string keys;
       for (const SettingText& s : settings_of(compressor)) {

@@ -17,7 +17,7 @@ namespace kvpare {
 struct AccumulatedAttention {
   static constexpr std::string_view name = "accumulated_attention";
   static constexpr auto fields() { return std::tuple{}; }
-  constexpr Reads reads() const { return {.rows = Reads::Rows::all, .streams = true}; }
+  constexpr Reads reads() const { return {.rows = Reads::Rows::all, .streams = true, .attention = true}; }
   friend bool operator==(const AccumulatedAttention&, const AccumulatedAttention&) = default;
 };
 

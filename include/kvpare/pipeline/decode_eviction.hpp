@@ -1,0 +1,139 @@
+// Eviction between decode steps: how many tokens a layer may hold, and which of a list are up for choice.
+#pragma once
+
+#include <any>
+#include <cmath>
+#include <vector>
+
+#include "planning.hpp"
+
+namespace kvpare {
+
+/// What `decode` gave back. Everything is counted over the kv heads of one layer.
+struct EvictReport {
+  Index evicted = 0;
+  Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
+  Index rows_moved = 0;                    // by packing sparse pages
+  Index nan_scores = 0;                    // candidates whose score was NaN; they go first
+};
+
+/// Can a method act between decode steps? Its scorer must read no rows, or nothing but the attention of each step; its
+/// budgets must not need scores of all layers; its heads must not share a budget; `keep` must be tokens or a ratio.
+template <class C>
+bool acts_at_decode(const C& method) {
+  const Reads reads = method.scorer.reads();
+  return (reads.rows == Reads::Rows::none || reads.attention) &&
+         with_policy(method.budget, [](const auto& a) { return !std::remove_cvref_t<decltype(a)>::needs_summary; }) &&
+         method.selector.heads != SelectHeads::shared &&
+         (method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens);
+}
+
+namespace detail {
+
+/// Says why, where acts_at_decode says no.
+template <class C>
+void require_acts_at_decode(const C& method) {
+  if (acts_at_decode(method)) return;
+  const Reads reads = method.scorer.reads();
+  require(reads.rows == Reads::Rows::none || reads.attention, "decode: ", policy_name(method.scorer),
+          " scores rows of a prompt and cannot act between decode steps; observe and compress every few steps instead");
+  require(method.selector.heads != SelectHeads::shared,
+          "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
+  require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,
+          "decode: keep is in pages or bytes, must be tokens or a ratio");
+  fail("decode: this budget needs the scores of all layers; it can be shared out at compress only");
+}
+
+/// Tokens that each kv head of a layer may hold between decode steps, remembered while the method stays the same.
+class DecodeBudget {
+ public:
+  /// A total in tokens is shared out once, as if every layer had enough; a ratio is of what this layer was given,
+  /// taking the others for as long.
+  template <class C>
+  Index of(const C& method, Index layer, Index layers, Index given) {
+    const bool ratio = method.keep.unit == Keep::Unit::ratio;
+    const C* before = std::any_cast<C>(&method_);
+    if (before == nullptr || !(*before == method) || (ratio && given != given_)) {
+      const double n = static_cast<double>(layers);
+      const Index total =
+          ratio ? static_cast<Index>(std::floor(method.keep.amount * static_cast<double>(given) * n + 0.5))
+                : static_cast<Index>(method.keep.amount);
+      const std::vector<Index> available(static_cast<std::size_t>(layers), ratio ? given : Index{1} << 40);
+      std::vector<double> scratch(static_cast<std::size_t>(layers));
+      tokens_.resize(static_cast<std::size_t>(layers));
+      with_policy(method.budget, [&](const auto& allocator) {
+        allocator.allocate(nullptr, available.data(), layers, total, scratch.data(), tokens_.data());
+      });
+      given_ = given;
+      if (before == nullptr || !(*before == method)) method_ = method;
+    }
+    return tokens_[static_cast<std::size_t>(layer)];
+  }
+  Index bytes() const { return static_cast<Index>(tokens_.capacity() * sizeof(Index)); }
+
+ private:
+  std::any method_;
+  Index given_ = 0;
+  std::vector<Index> tokens_;
+};
+
+/// One list, or all lists of a layer whose heads choose together, with more tokens than its budget.
+struct EvictionRow {
+  std::vector<std::uint64_t> candidates;  // a word per entry
+  Index keep = 0;                         // of these
+};
+
+/// Bits of an entry whose tokens are of these classes, and of those that are protected.
+struct TaggedBits {
+  std::uint64_t members = 0, is_protected = 0;
+};
+
+inline TaggedBits tagged_bits(const HeadPages& list, const Entry& e, const Tags& tags, ClassSet among) {
+  TaggedBits bits{among.has(TokenClass::text) ? e.live : 0, 0};
+  for (const TagSpan& span : tags.spans()) {
+    if (span.end <= e.first) continue;
+    if (span.begin > e.last) break;
+    std::uint64_t inside = 0;
+    if (span.begin <= e.first && e.last < span.end)
+      inside = e.live;
+    else
+      for_each_bit(e.live, [&](Index s) {
+        const Position p = list.position(e, s);
+        if (span.begin <= p && p < span.end) inside |= std::uint64_t{1} << s;
+      });
+    bits.members = among.has(span.token_class) ? bits.members | inside : bits.members & ~inside;
+    if (span.is_protected) bits.is_protected |= inside;
+  }
+  return bits;
+}
+
+/// What of a list is up for eviction: tokens of the selector's classes, less the protected, less the newest share of the
+/// budget. False when the list is within its budget.
+inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& selector, Index budget,
+                         EvictionRow& row) {
+  row.candidates.clear();
+  Index members = 0, reserved = 0;
+  for (const Entry& e : list.entries) {
+    const TaggedBits bits = tagged_bits(list, e, tags, selector.among);
+    members += std::popcount(bits.members);
+    reserved += std::popcount(bits.members & bits.is_protected);
+    row.candidates.push_back(bits.members & ~bits.is_protected);
+  }
+  if (members <= budget) return false;
+  row.keep = std::max<Index>(0, budget - reserved);
+  Index newest = static_cast<Index>(std::floor(selector.recent_share * static_cast<double>(row.keep) + 1e-9));
+  row.keep -= newest;
+  for (std::size_t e = row.candidates.size(); e-- > 0 && newest > 0;) {
+    std::uint64_t& word = row.candidates[e];
+    if (const Index here = std::popcount(word); here <= newest) {
+      newest -= here;
+      word = 0;
+    } else {
+      for (; newest > 0; --newest) word &= ~(std::uint64_t{1} << (63 - std::countl_zero(word)));
+    }
+  }
+  return true;
+}
+
+}  // namespace detail
+}  // namespace kvpare

@@ -1,0 +1,193 @@
+// What a policy remembers of every token of one layer from one decode step to the next.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../backend/backend.hpp"
+#include "../cache/columns.hpp"
+
+namespace kvpare {
+
+namespace detail {
+
+struct TakeScores {
+  const float* from;
+  Index from_stride;
+  const std::int32_t* source;  // [heads, to_stride] which of the head's `from`, -1 = none
+  float* to;
+  Index to_stride;
+  KVPARE_HD void operator()(Index i) const {
+    to[i] = source[i] < 0 ? 0.0f : from[i / to_stride * from_stride + source[i]];
+  }
+};
+
+/// One head per call: its scores slide to lower slots, in order.
+struct SlideScores {
+  float* rows;
+  Index stride;
+  const Index* heads;          // which
+  const Index* begin;          // [calls + 1] into `source`
+  const std::int32_t* source;  // new slot -> old slot, never lower than the new one; -1 = none
+  KVPARE_HD void operator()(Index i) const {
+    float* row = rows + heads[i] * stride;
+    for (Index s = begin[i]; s < begin[i + 1]; ++s) row[s - begin[i]] = source[s] < 0 ? 0.0f : row[source[s]];
+  }
+};
+
+struct ClearScores {
+  float* rows;
+  Index stride;
+  const Index* range;  // [heads][2]
+  KVPARE_HD void operator()(Index head) const {
+    for (Index s = range[2 * head]; s < range[2 * head + 1]; ++s) rows[head * stride + s] = 0;
+  }
+};
+
+/// Slot of the new list -> slot of the old one, for lists that hold the same live tokens in the same order.
+inline std::vector<std::int32_t> slots_before(std::span<const Entry> before, std::span<const Entry> after,
+                                              Index page_tokens) {
+  std::vector<std::int32_t> source(after.size() * static_cast<std::size_t>(page_tokens), -1);
+  std::size_t e = 0;
+  std::uint64_t left = before.empty() ? 0 : before[0].live;
+  for (std::size_t to = 0; to < after.size(); ++to)
+    for_each_bit(after[to].live, [&](Index slot) {
+      while (left == 0) left = before[++e].live;
+      source[to * static_cast<std::size_t>(page_tokens) + static_cast<std::size_t>(slot)] =
+          static_cast<std::int32_t>(static_cast<Index>(e) * page_tokens + std::countr_zero(left));
+      left &= left - 1;
+    });
+  return source;
+}
+
+/// Slots of a list that have been written.
+inline Index used_slots(std::span<const Entry> list, Index page_tokens) {
+  return list.empty() ? 0 : (static_cast<Index>(list.size()) - 1) * page_tokens + list.back().used;
+}
+
+}  // namespace detail
+
+/// A float per kv head and slot, in backend memory: accumulated attention, for example. Belongs to one scorer. A fork
+/// copies it; it follows its tokens when rows move.
+template <Backend B>
+class RunningScores {
+ public:
+  bool empty() const { return slots_ == 0; }
+  const std::string& scorer() const { return scorer_; }
+  bool is_of(std::string_view scorer) const { return !empty() && scorer_ == scorer; }
+  float* row(Index head) const { return scores_.data() + head * slots_; }
+  float* data() const { return scores_.data(); }
+  Index slots() const { return slots_; }  // room per head
+  Index bytes() const { return scores_.bytes() + static_cast<Index>(filled_.capacity() * sizeof(Index)); }
+
+  /// Slots below this one have scores; those from it on belong to tokens that came since.
+  Index filled(Index head) const { return filled_[static_cast<std::size_t>(head)]; }
+
+  void forget() { *this = RunningScores(); }
+
+  /// Position of the newest query row that has been counted, -1 = none.
+  Position last_row() const { return last_row_; }
+  void count_rows_up_to(Position p) { last_row_ = p; }
+
+  /// Starts with scores taken from `from` [heads, stride]: source[h][slot] says which, -1 = none (0). `room` slots more.
+  void start(B& be, std::string_view scorer, const float* from, Index stride,
+             const std::vector<std::vector<std::int32_t>>& source, Index room) {
+    const Index heads = static_cast<Index>(source.size());
+    Index longest = 0;
+    for (const auto& s : source) longest = std::max(longest, static_cast<Index>(s.size()));
+    RunningScores next;
+    next.slots_ = longest + room;
+    next.scorer_ = scorer;
+    next.scores_ = Buffer<B, float>(be, heads * next.slots_);
+    if (from == nullptr) {
+      fill(be, next.scores_.data(), heads * next.slots_, 0.0f);
+    } else {
+      std::vector<std::int32_t> all(static_cast<std::size_t>(heads * next.slots_), -1);
+      for (Index h = 0; h < heads; ++h)
+        std::copy(source[static_cast<std::size_t>(h)].begin(), source[static_cast<std::size_t>(h)].end(),
+                  all.begin() + h * next.slots_);
+      const Buffer<B, std::int32_t> map(be, all);
+      be.each(heads * next.slots_, detail::TakeScores{from, stride, map.data(), next.scores_.data(), next.slots_});
+    }
+    for (const auto& s : source) next.filled_.push_back(static_cast<Index>(s.size()));
+    next.last_row_ = last_row_;
+    *this = std::move(next);
+  }
+
+  RunningScores copy(B& be) const {
+    RunningScores c;
+    if (empty()) return c;
+    c.scorer_ = scorer_, c.slots_ = slots_, c.filled_ = filled_, c.last_row_ = last_row_;
+    c.scores_ = Buffer<B, float>(be, scores_.size());
+    struct Copy {
+      const float* from;
+      float* to;
+      KVPARE_HD void operator()(Index i) const { to[i] = from[i]; }
+    };
+    be.each(scores_.size(), Copy{scores_.data(), c.scores_.data()});
+    return c;
+  }
+
+  /// Tokens that came since have score 0, and every head has room for its list; with `all`, every score becomes 0.
+  void admit(B& be, std::span<const HeadPages> lists, bool all) {
+    const Index page_tokens = lists[0].page_tokens;
+    Index longest = 0, filled = 0;
+    for (const HeadPages& list : lists) longest = std::max(longest, list.slots());
+    for (const Index n : filled_) filled = std::max(filled, n);
+    if (longest > slots_) {
+      std::vector<std::vector<std::int32_t>> same;
+      for (const Index n : filled_) {
+        same.emplace_back(static_cast<std::size_t>(n));
+        std::iota(same.back().begin(), same.back().end(), 0);
+      }
+      const Buffer<B, float> before = std::move(scores_);
+      start(be, std::string(scorer_), before.data(), slots_, same, longest + longest / 2 + page_tokens - filled);
+    }
+    std::vector<Index> ranges;
+    for (std::size_t h = 0; h < lists.size(); ++h) {
+      const Index used = detail::used_slots(lists[h].entries, page_tokens);
+      ranges.push_back(all ? 0 : std::min(filled_[h], used));
+      ranges.push_back(used);
+      filled_[h] = used;
+    }
+    const Buffer<B, Index> range(be, ranges);
+    be.each(static_cast<Index>(lists.size()), detail::ClearScores{scores_.data(), slots_, range.data()});
+  }
+
+  /// Tokens at positions >= n are gone from the lists.
+  void truncate(std::span<const HeadPages> lists, Position n) {
+    if (empty()) return;
+    for (std::size_t h = 0; h < lists.size(); ++h)
+      filled_[h] = std::min(filled_[h], detail::used_slots(lists[h].entries, lists[h].page_tokens));
+    last_row_ = std::min(last_row_, n - 1);
+  }
+
+  /// Scores of some heads follow their tokens to lower slots. `source` as slots_before gives it.
+  void slide(B& be, const std::vector<Index>& heads, const std::vector<std::vector<std::int32_t>>& source,
+             const std::vector<Index>& used) {
+    if (empty() || heads.empty()) return;
+    std::vector<Index> begin{0};
+    std::vector<std::int32_t> all;
+    for (std::size_t i = 0; i < heads.size(); ++i) {
+      all.insert(all.end(), source[i].begin(), source[i].end());
+      begin.push_back(static_cast<Index>(all.size()));
+      filled_[static_cast<std::size_t>(heads[i])] = used[i];
+    }
+    const Buffer<B, Index> which(be, heads), ranges(be, begin);
+    const Buffer<B, std::int32_t> map(be, all);
+    be.each(static_cast<Index>(heads.size()),
+            detail::SlideScores{scores_.data(), slots_, which.data(), ranges.data(), map.data()});
+  }
+
+ private:
+  std::string scorer_;
+  Buffer<B, float> scores_;
+  Index slots_ = 0;
+  std::vector<Index> filled_;
+  Position last_row_ = -1;
+};
+
+}  // namespace kvpare

@@ -1,0 +1,142 @@
+// One sequence of a cache: its lists, what each layer was given, what policies remember of it. Host bookkeeping.
+#pragma once
+
+#include <algorithm>
+#include <any>
+#include <utility>
+#include <vector>
+
+#include "../cache/compaction.hpp"
+#include "../cache/tags.hpp"
+#include "decode_eviction.hpp"
+#include "observed_layer.hpp"
+#include "running_scores.hpp"
+
+namespace kvpare::detail {
+
+struct SequenceHead {
+  std::vector<Entry> entries;
+  std::vector<std::uint16_t> offsets;
+
+  /// One more token in the last entry.
+  void put(Entry& e, Position p, Index page_tokens) {
+    if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
+      offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
+      e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
+      for (Index t = 0; t < e.used; ++t)
+        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
+    }
+    if (e.offsets != 0)
+      offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] =
+          static_cast<std::uint16_t>(p - e.first);
+    e.live |= std::uint64_t{1} << e.used;
+    e.last = p;
+    ++e.used;
+  }
+
+  /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
+  void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {
+    if (run.slot == 0) {
+      Entry e;
+      e.page = run.page, e.format = run.format, e.first = positions[0];
+      entries.push_back(e);
+    }
+    for (const Position p : positions) put(entries.back(), p, page_tokens);
+  }
+
+  /// Does a run to come need its positions spelt out, where so far they were consecutive?
+  bool needs_offsets(const WriteRun& run, std::span<const Position> positions) const {
+    const bool fresh = run.slot == 0;
+    if (!fresh && entries.back().offsets != 0) return false;
+    return positions.back() - (fresh ? positions[0] : entries.back().first) != run.slot + run.count - 1;
+  }
+
+  /// Blocks of offsets stand in the order of their entries.
+  void drop_last(Index page_tokens) {
+    const Entry e = entries.back();
+    entries.pop_back();
+    if (e.offsets != 0) offsets.resize(static_cast<std::size_t>((e.offsets - 1) * page_tokens));
+  }
+};
+
+/// Room for `more` elements, so that adding them cannot fail; grows by half at least, as adding one by one would.
+template <class T>
+inline void make_room(std::vector<T>& v, std::size_t more) {
+  if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, v.capacity() + v.capacity() / 2));
+}
+
+template <Backend B>
+struct SequenceLayer {
+  std::vector<SequenceHead> heads;
+  std::vector<std::pair<Position, Position>>
+      given_spans;            // [begin, end) of all positions ever appended, minus truncated
+  ObservedLayer<B> observed;  // scores, or query rows, that wait for compress
+  RunningScores<B> running;   // of a scorer that adds up attention, prompt and decode steps alike
+
+  bool empty() const {
+    return std::all_of(heads.begin(), heads.end(), [](const SequenceHead& h) { return h.entries.empty(); });
+  }
+  Position last_position() const { return given_spans.empty() ? -1 : given_spans.back().second - 1; }
+  /// Before runs and positions are added; afterwards that cannot fail.
+  void make_room(std::span<const WriteRun> runs, std::span<const Position> positions, Index page_tokens) {
+    for (std::size_t h = 0, r = 0; h < heads.size(); ++h) {
+      std::size_t pages = 0, blocks = 0;
+      for (; r < runs.size() && runs[r].head == static_cast<Index>(h); ++r) {
+        pages += runs[r].slot == 0;
+        blocks +=
+            heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
+      }
+      detail::make_room(heads[h].entries, pages);
+      detail::make_room(heads[h].offsets, blocks * static_cast<std::size_t>(page_tokens));
+    }
+    std::size_t spans = positions[0] != last_position() + 1 || given_spans.empty();
+    for (std::size_t i = 1; i < positions.size(); ++i) spans += positions[i] != positions[i - 1] + 1;
+    detail::make_room(given_spans, spans);
+  }
+  void add_given(Position p) {
+    if (!given_spans.empty() && given_spans.back().second == p)
+      ++given_spans.back().second;
+    else
+      given_spans.emplace_back(p, p + 1);
+  }
+  void cut_given(Position n) {
+    while (!given_spans.empty() && given_spans.back().first >= n) given_spans.pop_back();
+    if (!given_spans.empty()) given_spans.back().second = std::min(given_spans.back().second, n);
+  }
+  /// Tokens of these classes ever appended.
+  Index given(const Tags& tags, ClassSet classes) const {
+    Index n = 0;
+    for (const auto& [begin, end] : given_spans) {
+      Index tagged = 0;
+      for (const TagSpan& span : tags.spans()) {
+        const Index common = std::max<Index>(0, std::min(end, span.end) - std::max(begin, span.begin));
+        tagged += common;
+        if (classes.has(span.token_class)) n += common;
+      }
+      if (classes.has(TokenClass::text)) n += end - begin - tagged;
+    }
+    return n;
+  }
+};
+
+template <Backend B>
+struct Sequence {
+  Tags tags;
+  std::uint64_t epoch = 0;
+  std::vector<SequenceLayer<B>> layers;
+
+  DecodeBudget decode_budget;
+
+  Sequence branch(B& be) const {
+    Sequence s;
+    s.tags = tags;
+    s.layers.resize(layers.size());
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
+      s.layers[l].running = layers[l].running.copy(be);
+    }
+    return s;
+  }
+};
+
+}  // namespace kvpare::detail

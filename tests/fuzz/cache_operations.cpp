@@ -138,7 +138,7 @@ class Walk {
     }
     const ClassSet classes[] = {all_tokens, visual, text, visual | text};
     method.selector.among = classes[dice_.below(4)];
-    if (dice_.chance(0.5)) method.selector.heads = dice_.chance(0.5) ? SelectHeads::kv : SelectHeads::layer;
+    if (dice_.chance(0.5)) method.selector.heads = static_cast<SelectHeads>(dice_.below(3));
     if (dice_.chance(0.3)) method.selector.recent_share = dice_.unit();
 
     std::vector<Index> scored_to;  // last position that has a score, per layer
@@ -186,7 +186,7 @@ class Walk {
       ASSERT_EQ(of_layer.touched, c_.shape(l).compress && model.tokens() > 0) << "layer " << l;
       if (!of_layer.touched) continue;
       const auto lists = c_.cache.pages(id, l);
-      Index most = 0;
+      Index most = 0, chosen_in_layer = 0, left_in_layer = 0, candidates_in_layer = 0;
       for (Index h = 0; h < c_.shape(l).kv_heads; ++h) {
         const Positions kept = positions_of(lists[static_cast<std::size_t>(h)], of_layer.keep[static_cast<std::size_t>(h)]);
         Index members = 0, candidates = 0, chosen = 0;
@@ -199,8 +199,14 @@ class Walk {
           members += member(p), candidates += up_for_choice, chosen += up_for_choice && stays;
         }
         const Index left = std::max<Index>(0, of_layer.budget - (members - candidates));
-        ASSERT_EQ(chosen, std::min(candidates, left)) << "layer " << l << " head " << h << " budget " << of_layer.budget;
+        if (method.selector.heads != SelectHeads::shared) {
+          ASSERT_EQ(chosen, std::min(candidates, left)) << "layer " << l << " head " << h << " budget " << of_layer.budget;
+        }
+        chosen_in_layer += chosen, left_in_layer += left, candidates_in_layer += candidates;
         most = std::max(most, members);
+      }
+      if (method.selector.heads == SelectHeads::shared) {
+        ASSERT_EQ(chosen_in_layer, std::min(candidates_in_layer, left_in_layer)) << "layer " << l;
       }
       granted += of_layer.budget, available += most;
       given += std::count_if(model.given.begin(), model.given.end(), member);

@@ -232,7 +232,8 @@ class KvCache {
 
   /// Shows a policy the queries of rows just appended to a layer: [rows, q_heads, key_dim] after RoPE, not scaled, with
   /// their positions, ascending. The scorer takes the rows it reads (Reads); pass all you have. Under chunked prefill
-  /// pass `final = false` for all chunks but the last.
+  /// pass `final = false` for all chunks but the last. A scorer that adds up attention counts every row once and goes on
+  /// from turn to turn, whatever is evicted between.
   template <class C>
   void observe(SequenceId id, Index layer, const C& compressor, ConstTensor queries,
                std::span<const Position> positions, bool final = true) {
@@ -252,19 +253,20 @@ class KvCache {
       at.observed.observe(*be_, compressor.scorer, seen, queries, positions, final);
       return;
     }
+    // Sums over all rows so far go on where the last chunk, turn or decode step left them; a row counts once.
     at.observed.require_none_of_another(compressor.scorer, layer);
-    // Sums over all rows so far go on where the last chunk, turn or decode step left them.
     ObservedLayer<B> sums;
+    std::span<const Position> fresh = positions;
     if (at.running.is_of(policy_name(compressor.scorer))) {
-      require(positions.empty() || positions.front() > at.running.last_row(), "observe: the row of position ",
-              positions.empty() ? 0 : positions.front(), " of layer ", layer, " was counted before, rows up to ",
-              at.running.last_row(), " were");
       take_running(sums, compressor.scorer, at, lists.heads, columns);
+      const auto first = std::upper_bound(positions.begin(), positions.end(), at.running.last_row());
+      fresh = positions.subspan(static_cast<std::size_t>(first - positions.begin()));
     }
-    sums.observe(*be_, compressor.scorer, seen, queries, positions, final);
+    const Index skipped = static_cast<Index>(positions.size() - fresh.size());
+    sums.observe(*be_, compressor.scorer, seen, queries.part(skipped, static_cast<Index>(fresh.size())), fresh, final);
     at.running.start(*be_, policy_name(compressor.scorer), sums.scores(), sums.columns(),
                      columns_of_slots(lists.heads, columns), 0);
-    if (!positions.empty()) at.running.count_rows_up_to(positions.back());
+    if (!fresh.empty()) at.running.count_rows_up_to(fresh.back());
   }
 
   /// What a policy would keep. Changes nothing. Throws when a layer was not observed by this policy although its scorer

@@ -333,10 +333,8 @@ class KvCache {
       if (!lp.touched) continue;
       const LayerLists lists(*this, s, l);
       for (std::size_t h = 0; h < lists.heads.size(); ++h)
-        changes.push_back(
-            {l, &s.layers[static_cast<std::size_t>(l)].heads[h],
-             compact_list(
-                 lists.heads[h], lp.keep[h].words(), [&](PageId p) { return pool_->references(p) == 1; }, plan.dense)});
+        changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
+                           compact_list(lists.heads[h], lp.keep[h].words(), is_private(), plan.dense)});
       const RunningScores<B>& before = s.layers[static_cast<std::size_t>(l)].running;
       if (before.empty()) continue;
       std::vector<std::vector<std::int32_t>> source;
@@ -413,9 +411,9 @@ class KvCache {
   ///
   /// A scorer that adds up attention (H2O) goes on from what it has observed of the prompt; one that wants the last row
   /// (TOVA) takes one row at a time; one that reads none scores the tokens anew. Newest and protected tokens, classes and
-  /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 4/3 of the pages it needs and
-  /// one, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
-  /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 3 rows moved per evicted token, on average.
+  /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 17/16 of the pages it needs and
+  /// two, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
+  /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 16 rows moved per evicted token on average.
   /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode).
   template <class C>
   EvictReport decode(Index layer, std::span<const AttendRequest> batch, const C& method);
@@ -712,6 +710,11 @@ class KvCache {
     require(t.data != nullptr || rows == 0, verb, ": ", what, ": no memory");
   }
 
+  /// Does nobody else hold a page?
+  auto is_private() const {
+    return [this](PageId p) { return pool_->references(p) == 1; };
+  }
+
   void check_request(const AttendRequest& r, const LayerShape& sh, const char* verb, Index mass_rows) const {
     get(r.sequence);
     const Index rows = static_cast<Index>(r.positions.size());
@@ -759,8 +762,9 @@ EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRe
     Layer* at;
     LayerLists lists;
     std::vector<float*> mass = {};
-    RunningScores<B> made = {};  // scores of a scorer that reads no rows
-    Buffer<B, float> mean = {};  // over heads that choose together
+    ObservedLayer<B> made = {};     // scores of a scorer that reads no rows, over columns
+    RunningScores<B> by_slot = {};  // these over slots, where the two differ
+    Buffer<B, float> mean = {};     // over heads that choose together
   };
   std::vector<Step> steps;
   for (const AttendRequest& r : batch) {  // everything that can be wrong
@@ -836,21 +840,24 @@ EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRe
   for (std::size_t c = 0; c < choices.size(); ++c) {
     Step& step = *choices[c].step;
     const std::span<const HeadPages> heads = step.lists.heads;
-    if (reads.rows == Reads::Rows::none && step.made.empty()) {
+    if (reads.rows == Reads::Rows::none && !step.made.scored()) {
       const Columns columns = columns_of(heads, step.sequence->tags);
-      ObservedLayer<B> scored;
-      scored.score_unobserved(*be_, method.scorer, observation(layer, step.lists, columns, method));
-      step.made.start(*be_, scorer, scored.scores(), scored.columns(), columns_of_slots(heads, columns), 0);
+      step.made.score_unobserved(*be_, method.scorer, observation(layer, step.lists, columns, method));
+      if (!columns.aligned)
+        step.by_slot.start(*be_, scorer, step.made.scores(), step.made.columns(), columns_of_slots(heads, columns), 0);
     }
-    const RunningScores<B>& scores = step.made.empty() ? step.at->running : step.made;
+    const bool over_columns = step.made.scored() && step.by_slot.empty();
+    const RunningScores<B>& by_slot = step.by_slot.empty() ? step.at->running : step.by_slot;
+    const float* scores = over_columns ? step.made.scores() : by_slot.data();
+    const Index stride = over_columns ? step.made.columns() : by_slot.slots();
     if (together && step.mean.size() == 0) {
-      step.mean = Buffer<B, float>(*be_, scores.slots());
-      reduce_heads(*be_, scores.data(), static_cast<Index>(heads.size()), scores.slots(), step.mean.data());
+      step.mean = Buffer<B, float>(*be_, stride);
+      reduce_heads(*be_, scores, static_cast<Index>(heads.size()), stride, step.mean.data());
     }
-    tops.push_back({together ? step.mean.data() : scores.row(choices[c].head), candidate_bits.data() + choices[c].at,
-                    k.data() + c, chosen.data() + choices[c].at, nan_counts.data() + c,
-                    detail::used_slots(heads[static_cast<std::size_t>(choices[c].head)].entries, page_tokens_),
-                    page_tokens_});
+    tops.push_back(
+        {together ? step.mean.data() : scores + choices[c].head * stride, candidate_bits.data() + choices[c].at,
+         k.data() + c, chosen.data() + choices[c].at, nan_counts.data() + c,
+         detail::used_slots(heads[static_cast<std::size_t>(choices[c].head)].entries, page_tokens_), page_tokens_});
   }
   be_->select_top(tops);
   std::vector<std::uint64_t> stay;
@@ -884,10 +891,10 @@ EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRe
         has_empty = has_empty || entries[e].live == 0;
         live.push_back(entries[e].live);
       }
-      if (!has_empty && static_cast<Index>(entries.size()) <= detail::most_pages(tokens, page_tokens_)) continue;
-      packed.push_back({choice.step, h,
-                        compact_list(choice.step->lists.heads[static_cast<std::size_t>(h)], live,
-                                     [&](PageId p) { return pool_->references(p) == 1; })});
+      const bool sparse = static_cast<Index>(entries.size()) > detail::most_pages_at_decode(tokens, page_tokens_);
+      if (!has_empty && !sparse) continue;
+      const HeadPages& list = choice.step->lists.heads[static_cast<std::size_t>(h)];
+      packed.push_back({choice.step, h, compact_list(list, live, is_private(), sparse)});
     }
   }
   for (const Packed& p : packed) {

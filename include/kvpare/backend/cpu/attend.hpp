@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
 #include <vector>
@@ -20,20 +21,36 @@ namespace detail {
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 inline constexpr Index stretch_tokens = 2048;  // a stretch's state costs (value_dim + 2) floats per query row
 
+/// The set bits of every byte, as bytes in ascending order.
+inline constexpr auto bits_of_byte = [] {
+  std::array<std::array<std::uint8_t, 8>, 256> table{};
+  for (std::size_t byte = 0; byte < 256; ++byte)
+    for (std::uint8_t bit = 0, n = 0; bit < 8; ++bit)
+      if (byte >> bit & 1u) table[byte][n++] = bit;
+  return table;
+}();
+
 /// The slots of one entry that at least one row sees, and how far each row sees into them.
 struct VisibleSlots {
-  std::uint8_t slots[64];
+  std::uint8_t slots[64 + 8];  // written eight at a time
   int count = 0;
   bool same_for_all = true;  // every row sees all of them
+  bool gapless = true;       // slots 0, 1, 2, …
 
   void list(std::uint64_t word) {
-    count = std::popcount(word);
-    if (word == low_bits(count)) {  // nobody is missing: the usual page
+    gapless = (word & (word + 1)) == 0;
+    if (gapless) {  // nobody is missing: the usual page
       for (int s = 0; s < 64; ++s) slots[s] = static_cast<std::uint8_t>(s);
+      count = std::popcount(word);
       return;
     }
-    int next = 0;
-    for_each_bit(word, [&](Index s) { slots[next++] = static_cast<std::uint8_t>(s); });
+    count = 0;
+    for (unsigned first = 0; first < 64; first += 8) {
+      const std::size_t byte = word >> first & 255;
+      for (std::size_t i = 0; i < 8; ++i)
+        slots[static_cast<std::size_t>(count) + i] = static_cast<std::uint8_t>(bits_of_byte[byte][i] + first);
+      count += std::popcount(byte);
+    }
   }
 };
 
@@ -145,10 +162,13 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
 
     const auto absorb = [&](Index first_row, Index row_count, int from, int to) {  // listed slots [from, to)
       float* x = scores + first_row * 64 + from;
-      if (logits != nullptr)
-        for (Index i = 0; i < row_count; ++i)
-          for (int t = from; t < to; ++t)
-            logits[(first_row + i) * list.slots() + at * list.page_tokens + now.slots[t]] = x[i * 64 + t - from];
+      for (Index i = 0; i < row_count && logits != nullptr; ++i) {
+        float* page = logits + (first_row + i) * list.slots() + at * list.page_tokens;
+        if (now.gapless)
+          std::copy_n(x + i * 64, to - from, page + from);
+        else
+          for (int t = from; t < to; ++t) page[now.slots[t]] = x[i * 64 + t - from];
+      }
       k.running_softmax(x, 64, row_count, to - from, state.max + first_row, state.sum + first_row, alpha);
       RowSet values = value_rows(g, e, now);
       values.slots += from;
@@ -193,9 +213,10 @@ inline void merge(const Kernels& k, SoftmaxState& to, const SoftmaxState& from, 
   }
 }
 
-/// Divides by the sum (sink included; a row that saw nothing stays 0 with lse -inf), writes the output rows and, when asked, lse and mass.
+/// Divides by the sum (sink included; a row that saw nothing stays 0 with lse -inf), writes the output rows and, when asked,
+/// lse and mass, for which the logits are turned into probabilities in place.
 inline void finish(const Kernels& k, const LayerShape& shape, const AttendSequence& s, Index head, SoftmaxState state,
-                   const float* logits, MassKind kind) {
+                   float* logits, MassKind kind) {
   const HeadPages& list = s.heads[static_cast<std::size_t>(head)];
   const Index group = shape.group(), stride = SoftmaxState::stride(shape.value_dim);
   float* mass = s.mass.empty() ? nullptr : s.mass[static_cast<std::size_t>(head)];
@@ -217,16 +238,26 @@ inline void finish(const Kernels& k, const LayerShape& shape, const AttendSequen
         s.lse[r * shape.q_heads + q_head] = sum == 0 ? minus_infinity : (state.max[i] + std::log2(sum)) * ln_2;
     }
     if (kind == MassKind::none) continue;
-    for (Index slot = 0; slot < list.slots(); ++slot) {
-      float joined = 0;
-      for (Index m = 0; m < group; ++m) {
-        const Index i = r * group + m;
-        const float logit = logits[i * list.slots() + slot];
-        const float p = logit == minus_infinity ? 0 : std::exp2(logit - state.max[i]) / state.sum[i];
-        joined = kind == MassKind::max ? std::max(joined, p) : joined + p;
+    Scratch& scratch = Scratch::fresh();
+    float* largest = kind == MassKind::max ? scratch.floats(list.slots()) : nullptr;
+    if (largest != nullptr) std::fill_n(largest, list.slots(), 0.0f);
+    for (Index m = 0; m < group; ++m) {
+      const Index i = r * group + m;
+      float* p = logits + i * list.slots();
+      const float sum = state.sum[i];
+      if (sum == 0) continue;  // it saw nothing
+      if (sum != sum) {        // what it did not see stays as it is all the same
+        for (Index slot = 0; slot < list.slots(); ++slot) p[slot] = p[slot] == minus_infinity ? 0.0f : sum;
+      } else {
+        k.exp2_shift_sum(p, list.slots(), state.max[i]);
       }
-      mass[slot] += kind == MassKind::mean ? joined / static_cast<float>(group) : joined;
+      const float factor = sum != sum ? 1.0f : 1 / sum;
+      if (largest != nullptr)
+        k.max_scaled(p, list.slots(), factor, largest);
+      else
+        k.add_scaled(p, list.slots(), kind == MassKind::mean ? factor / static_cast<float>(group) : factor, mass);
     }
+    if (largest != nullptr) k.add_scaled(largest, list.slots(), 1.0f, mass);
   }
 }
 

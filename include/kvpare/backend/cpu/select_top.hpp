@@ -28,12 +28,70 @@ void for_each_candidate(const std::uint64_t* mask, Index columns, Index word_tok
   }
 }
 
+/// rank_key without branches, so that loops over it are vectorised.
+inline std::uint32_t rank_key_flat(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x + 0.0f);
+  const std::uint32_t sign = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31);
+  const std::uint32_t nan = static_cast<std::uint32_t>((bits & 0x7fffffffu) > 0x7f800000u);
+  return (bits ^ (sign | 0x80000000u)) & (nan - 1);
+}
+
+inline constexpr Index few = 4;  // so many left out of a row cost one pass without lists of candidates
+
+/// All candidates but the `out` worst, out <= few: an eviction between decode steps leaves out one. A pass over the words
+/// of the row; only words that hold something as bad as the worst so far are looked at closely. Of equals the higher
+/// columns are left out.
+inline void leave_out_few(const TopRow& row, Index out) {
+  struct Worst {
+    std::uint32_t key;
+    Index column;
+  } worst[few];  // ascending by key, of equals the higher column first
+  Index held = 0;
+  Index nans = 0;
+  const Index width = row.word_tokens;
+  std::uint32_t keys[64];
+  for (Index w = 0; w * width < row.columns; ++w) {
+    const Index count = std::min(width, row.columns - w * width);
+    const std::uint64_t here = (row.candidates != nullptr ? row.candidates[w] : ~std::uint64_t{0}) & low_bits(count);
+    row.chosen[w] = here;
+    if (here == 0) continue;
+    const float* x = row.scores + w * width;
+    std::uint32_t least = ~0u;
+    if (here == low_bits(count)) {
+      for (Index b = 0; b < count; ++b) keys[b] = rank_key_flat(x[b]);
+      for (Index b = 0; b < count; ++b) least = std::min(least, keys[b]);
+    } else {
+      for_each_bit(here, [&](Index b) {
+        keys[b] = rank_key_flat(x[b]);
+        least = std::min(least, keys[b]);
+      });
+    }
+    if (least != 0 && held == out && least > worst[held - 1].key) continue;
+    for_each_bit(here, [&](Index b) {
+      nans += keys[b] == 0;
+      if (held == out && keys[b] > worst[held - 1].key) return;
+      Index at = held < out ? held++ : held - 1;
+      for (; at > 0 && worst[at - 1].key >= keys[b]; --at) worst[at] = worst[at - 1];
+      worst[at] = {keys[b], w * width + b};
+    });
+  }
+  for (Index i = 0; i < held; ++i)
+    row.chosen[worst[i].column / width] &= ~(std::uint64_t{1} << (worst[i].column % width));
+  if (row.nan_count != nullptr) *row.nan_count = nans;
+}
+
 /// The k best of one row by the upper 16 bits first, then, among those equal to the k-th, by the lower 16: two counting
 /// passes over the candidates, no sort. Ties at the threshold go to the lower column.
 inline void top_of_row(const TopRow& row) {
   const Index words = ceil_div(row.columns, row.word_tokens);
+  Index left = std::max<Index>(0, *row.k), candidates = row.columns;
+  if (row.candidates != nullptr) {
+    candidates = 0;
+    for (Index w = 0; w < words; ++w)
+      candidates += std::popcount(row.candidates[w] & low_bits(row.columns - w * row.word_tokens));
+  }
+  if (const Index out = candidates - left; out >= 1 && out <= few) return leave_out_few(row, out);
   std::fill_n(row.chosen, words, std::uint64_t{0});
-  Index left = std::max<Index>(0, *row.k);
 
   thread_local std::vector<std::uint32_t> keys, columns;
   thread_local std::vector<std::uint32_t> counts;

@@ -9,3 +9,4 @@
 #include "pipeline/engine.hpp"
 #include "pipeline/kv_cache.hpp"
 #include "runtime/make_compressor.hpp"
+#include "runtime/snapshot.hpp"

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <deque>
 #include <limits>
 #include <map>
 #include <memory>
@@ -17,6 +19,7 @@
 
 #include "../cache/compaction.hpp"
 #include "../cache/page_pool.hpp"
+#include "../cache/sequence_image.hpp"
 #include "../codec/raw.hpp"
 #include "planning.hpp"
 #include "sequence.hpp"
@@ -84,9 +87,11 @@ struct LayerScores {
 /// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an
 /// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, create, fork and
 /// release among them; calls that concern one sequence take turns, which is the caller's to see to.
-template <Backend B, class FormatList>
+template <Backend B, class Listed>
 class KvCache {
  public:
+  using FormatList = Listed;
+
   /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
   KvCache(B& be, Model model, CacheOptions options)
       : be_(&be), model_(checked(std::move(model))), page_tokens_(options.page_tokens) {
@@ -498,6 +503,25 @@ class KvCache {
 
   std::uint64_t epoch(SequenceId id) const { return get(id).epoch; }
 
+  // ---- off and back
+
+  /// A copy of a sequence in host memory. Waits once per layer. Queries and scores that wait for `compress` are not in it;
+  /// running scores are.
+  SequenceImage image(SequenceId id) const;
+
+  /// Bytes of one row of keys and of values in a page of a format.
+  std::pair<Index, Index> row_bytes(Index layer, Index format) const {
+    check_layer(layer, "row_bytes");
+    require(format >= 0 && format < FormatList::count, "row_bytes: format = ", format, ", must be within [0, ",
+            FormatList::count, ")");
+    const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
+    return {g.key_row_bytes, g.value_row_bytes};
+  }
+
+  /// A new sequence like the one the image was made of, attention identical to the last bit; none when the pool has no
+  /// room for it. Throws when the image does not go with this cache's model, formats or page size, or makes no sense.
+  std::optional<SequenceId> restore(const SequenceImage& image);
+
   SequenceStats stats(SequenceId id) const {
     const Sequence& s = get(id);
     SequenceStats out;
@@ -616,6 +640,9 @@ class KvCache {
   HeadPages list_of(const Head& head, Index layer) const {
     return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
   }
+
+  /// Throws unless an image of a layer is one this cache could have made.
+  void check_image(const SequenceImage::Layer& from, Index layer) const;
 
   /// Pages just taken from the pool; they go back unless they are kept.
   class FreshPages {
@@ -745,9 +772,9 @@ class KvCache {
   SequenceId next_id_ = 1;
 };
 
-template <Backend B, class FormatList>
+template <Backend B, class Listed>
 template <class C>
-EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRequest> batch, const C& method) {
+EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendRequest> batch, const C& method) {
   check_layer(layer, "decode");
   kvpare::check(method);
   detail::require_acts_at_decode(method);
@@ -927,6 +954,158 @@ EvictReport KvCache<B, FormatList>::decode(Index layer, std::span<const AttendRe
     ++choice.step->sequence->epoch;
   }
   return report;
+}
+
+template <Backend B, class Listed>
+SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
+  const Sequence& s = get(id);
+  SequenceImage image;
+  image.page_tokens = page_tokens_;
+  image.tags = s.tags.spans();
+  for (Index l = 0; l < layers(); ++l) {
+    const Layer& layer = s.layers[static_cast<std::size_t>(l)];
+    SequenceImage::Layer& to = image.layers.emplace_back();
+    to.given = layer.given_spans;
+    to.scorer = layer.running.scorer();
+    to.last_row = layer.running.last_row();
+    std::optional<typename B::Ticket> last;
+    const auto fetch = [&](auto& host, const void* from) {
+      if (!host.empty()) last = be_->to_host(host.data(), from, static_cast<Index>(host.size() * sizeof(host[0])));
+    };
+    const LayerLists lists(*this, s, l);
+    for (std::size_t h = 0; h < lists.heads.size(); ++h) {
+      const HeadPages& list = lists.heads[h];
+      SequenceImage::Head& head = to.heads.emplace_back();
+      head.pages.resize(list.entries.size());
+      for (std::size_t e = 0; e < list.entries.size(); ++e) {
+        const Entry& entry = list.entries[e];
+        const PageGeometry& g = list.formats[entry.format];
+        SequenceImage::Page& page = head.pages[e];
+        page.format = entry.format, page.first = entry.first, page.live = entry.live;
+        for (Index slot = 0; slot < entry.used; ++slot)
+          page.offsets.push_back(static_cast<std::uint16_t>(list.position(entry, slot) - entry.first));
+        page.keys.resize(static_cast<std::size_t>(entry.used * g.key_row_bytes));
+        page.values.resize(static_cast<std::size_t>(entry.used * g.value_row_bytes));
+        fetch(page.keys, g.key_row(entry.page, 0));
+        fetch(page.values, g.value_row(entry.page, 0));
+      }
+      if (layer.running.empty()) continue;
+      head.running.resize(static_cast<std::size_t>(layer.running.filled(static_cast<Index>(h))));
+      fetch(head.running, layer.running.row(static_cast<Index>(h)));
+    }
+    if (last) be_->wait(*last);
+    // What was evicted is nobody's business any more.
+    const auto drop_dead = [](std::vector<std::byte>& rows, Index row_bytes, std::uint64_t live) {
+      std::byte* end = rows.data();
+      for_each_bit(live, [&](Index slot) {
+        std::memmove(end, rows.data() + slot * row_bytes, static_cast<std::size_t>(row_bytes));
+        end += row_bytes;
+      });
+      rows.resize(static_cast<std::size_t>(end - rows.data()));
+    };
+    for (SequenceImage::Head& head : to.heads)
+      for (SequenceImage::Page& page : head.pages) {
+        const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
+        drop_dead(page.keys, g.key_row_bytes, page.live);
+        drop_dead(page.values, g.value_row_bytes, page.live);
+      }
+  }
+  return image;
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index layer) const {
+  const LayerShape& sh = shape(layer);
+  require(static_cast<Index>(from.heads.size()) == sh.kv_heads, "restore: layer ", layer, " has ", from.heads.size(),
+          " kv heads, must be ", sh.kv_heads);
+  Index end = 0;  // of what was given
+  for (const auto& [first, past] : from.given) {
+    require(first >= (end == 0 ? 0 : end + 1) && past > first, "restore: layer ", layer, " was given positions [",
+            first, ", ", past, ") after ", end, ", spans must ascend and not touch");
+    end = past;
+  }
+  require(from.last_row >= -1 && from.last_row < std::numeric_limits<Position>::max(), "restore: layer ", layer,
+          ": last row = ", from.last_row, ", must be a position or -1");
+  for (std::size_t h = 0; h < from.heads.size(); ++h) {
+    const SequenceImage::Head& head = from.heads[h];
+    Index before = -1, slots = 0;
+    for (std::size_t p = 0; p < head.pages.size(); ++p) {
+      const SequenceImage::Page& page = head.pages[p];
+      const auto wrong = [&](const auto&... what) {
+        fail(message("restore: layer ", layer, " head ", h, " page ", p, ": ", what...));
+      };
+      const Index used = static_cast<Index>(page.offsets.size());
+      if (page.format >= FormatList::count) wrong("format ", page.format, ", must be below ", FormatList::count);
+      if (used < 1 || used > page_tokens_) wrong(used, " slots, must be within [1, ", page_tokens_, "]");
+      if (page.live == 0 || (page.live & ~low_bits(used)) != 0) wrong("live slots beyond the ", used, " used, or none");
+      if (page.offsets[0] != 0 || page.first <= before) wrong("starts at position ", page.first, " after ", before);
+      for (std::size_t i = 1; i < page.offsets.size(); ++i)
+        if (page.offsets[i] <= page.offsets[i - 1]) wrong("positions do not ascend at slot ", i);
+      before = Index{page.first} + page.offsets.back();
+      if (before >= end) wrong("holds position ", before, ", but the layer was given none from ", end, " on");
+      const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][page.format];
+      const Index rows = std::popcount(page.live);
+      if (static_cast<Index>(page.keys.size()) != rows * g.key_row_bytes ||
+          static_cast<Index>(page.values.size()) != rows * g.value_row_bytes)
+        wrong(page.keys.size(), " bytes of keys and ", page.values.size(), " of values, must be ",
+              rows * g.key_row_bytes, " and ", rows * g.value_row_bytes);
+      slots = static_cast<Index>(p) * page_tokens_ + used;
+    }
+    require(static_cast<Index>(head.running.size()) <= (from.scorer.empty() ? 0 : slots), "restore: layer ", layer,
+            " head ", h, " has ", head.running.size(), " running scores for ", slots, " slots of scorer '", from.scorer,
+            "'");
+  }
+}
+
+template <Backend B, class Listed>
+std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image) {
+  require(image.page_tokens == page_tokens_, "restore: page_tokens = ", image.page_tokens, ", must be ", page_tokens_);
+  require(static_cast<Index>(image.layers.size()) == layers(), "restore: ", image.layers.size(), " layers, must be ",
+          layers());
+  for (Index l = 0; l < layers(); ++l) check_image(image.layers[static_cast<std::size_t>(l)], l);
+
+  auto fresh = std::make_unique<Sequence>();
+  for (const TagSpan& span : image.tags) fresh->tags.add(span);
+  fresh->layers.resize(image.layers.size());
+  std::deque<FreshPages> pages;
+  for (Index l = 0; l < layers(); ++l) {
+    const SequenceImage::Layer& from = image.layers[static_cast<std::size_t>(l)];
+    Layer& to = fresh->layers[static_cast<std::size_t>(l)];
+    to.given_spans = from.given;
+    std::vector<std::vector<float>> running;
+    for (const SequenceImage::Head& head : from.heads) {
+      Head& list = to.heads.emplace_back();
+      running.push_back(head.running);
+      for (const SequenceImage::Page& page : head.pages) {
+        if (!pages.emplace_back(*pool_, 1).take(size_class(l, page.format))) return std::nullopt;
+        Entry e;
+        e.page = pages.back().pages()[0], e.format = page.format, e.first = page.first;
+        list.entries.push_back(e);
+        for (const std::uint16_t offset : page.offsets)
+          list.put(list.entries.back(), page.first + offset, page_tokens_);
+        list.entries.back().live = page.live;
+
+        const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
+        const auto write = [&](const std::vector<std::byte>& rows, std::byte* tile, Index row_bytes) {
+          std::vector<std::byte> dense(page.offsets.size() * static_cast<std::size_t>(row_bytes));
+          const std::byte* row = rows.data();
+          for_each_bit(page.live, [&](Index slot) {
+            std::memcpy(dense.data() + slot * row_bytes, row, static_cast<std::size_t>(row_bytes));
+            row += row_bytes;
+          });
+          be_->to_backend(tile, dense.data(), static_cast<Index>(dense.size()));
+        };
+        write(page.keys, g.key_row(e.page, 0), g.key_row_bytes);
+        write(page.values, g.value_row(e.page, 0), g.value_row_bytes);
+      }
+    }
+    if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
+  }
+
+  const std::unique_lock lock(table_);
+  sequences_.emplace(next_id_, std::move(fresh));
+  for (FreshPages& taken : pages) taken.keep();
+  return next_id_++;
 }
 
 }  // namespace kvpare

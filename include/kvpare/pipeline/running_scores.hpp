@@ -131,6 +131,24 @@ class RunningScores {
     return c;
   }
 
+  /// Starts with host scores, [heads][slots].
+  void start(B& be, std::string_view scorer, const std::vector<std::vector<float>>& scores, Index room,
+             Position last_row) {
+    std::vector<std::vector<std::int32_t>> source;
+    std::size_t longest = 1;
+    for (const auto& s : scores) {
+      longest = std::max(longest, s.size());
+      source.emplace_back(s.size());
+      std::iota(source.back().begin(), source.back().end(), 0);
+    }
+    std::vector<float> all(scores.size() * longest, 0.0f);
+    for (std::size_t h = 0; h < scores.size(); ++h)
+      std::copy(scores[h].begin(), scores[h].end(), all.begin() + static_cast<std::ptrdiff_t>(h * longest));
+    const Buffer<B, float> from(be, all);
+    start(be, scorer, from.data(), static_cast<Index>(longest), source, room);
+    last_row_ = last_row;
+  }
+
   /// Tokens that came since have score 0, and every head has room for its list; with `all`, every score becomes 0.
   void admit(B& be, std::span<const HeadPages> lists, bool all) {
     const Index page_tokens = lists[0].page_tokens;

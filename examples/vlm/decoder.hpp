@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "model_shape.hpp"
-#include "safetensors.hpp"
+#include "support/safetensors.hpp"
 
 namespace vlm {
+
+using example::Safetensors;
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Row = Eigen::RowVectorXf;

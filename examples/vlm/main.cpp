@@ -12,6 +12,8 @@
 #include "evaluate.hpp"
 #include "plot.hpp"
 #include "report.hpp"
+#include "support/picture.hpp"
+#include "support/policies.hpp"
 
 namespace {
 
@@ -165,19 +167,6 @@ int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Argum
   return 0;
 }
 
-int list_policies() {
-  for (const kvpare::Recipe& recipe : kvpare::known_recipes()) {
-    std::cout << recipe.name << ": " << recipe.summary << '\n';
-    if (!recipe.source.empty()) std::cout << "  source: " << recipe.source << '\n';
-    if (recipe.has_settings)
-      for (const kvpare::SettingText& setting : kvpare::settings_of(recipe.compressor))
-        std::cout << "  " << setting.name << " = " << setting.value << "  (" << setting.allowed << ") " << setting.help
-                  << '\n';
-    std::cout << '\n';
-  }
-  return 0;
-}
-
 void declare(CLI::App& app, Arguments& a) {
   app.add_option("--policy", a.policies,
                  "a policy with its settings, e.g. \"air_cache(alpha=0.5)\"; may be repeated. It evicts visual tokens "
@@ -216,16 +205,19 @@ void declare(CLI::App& app, Arguments& a) {
 void fill_in_demo(Arguments& arguments) {
   if (arguments.json.empty()) arguments.json = program_folder() / "results.json";
   if (!arguments.plot.empty()) return;
-  if (gnuplot_found())
+  if (example::gnuplot_found())
     arguments.plot = program_folder() / "accuracy.svg";
   else
     std::cout << "There will be no picture: gnuplot was not found (Debian, Ubuntu: apt install gnuplot-nox).\n";
 }
 
 int run(Arguments arguments) {
-  if (arguments.list) return list_policies();
+  if (arguments.list) {
+    example::print_policies(std::cout);
+    return 0;
+  }
   if (arguments.demo) fill_in_demo(arguments);
-  if (!arguments.plot.empty()) check_plot(arguments.plot);
+  if (!arguments.plot.empty()) example::check_plot(arguments.plot);
   for (const std::string& path : {arguments.plot, arguments.json})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
   const std::string data = find_data(arguments.data);

@@ -120,6 +120,11 @@ class Runner {
     std::vector<Outputs> full;
     for (Index l = 0; l < cache_.layers(); ++l) full.push_back(attend(sequence, l));
 
+    const bool ranks = options_.scores && compressor.keep != kvpare::Keep::ratio(1);
+    std::vector<std::vector<std::vector<float>>> scores;
+    for (Index l = 0; ranks && l < cache_.layers(); ++l)
+      scores.push_back(cache_.scores(sequence, l, compressor).values);  // of all tokens: none has been evicted yet
+
     const kvpare::CompressReport report = cache_.compress(sequence, compressor);
     result.after = bytes(sequence);
     const kvpare::SequenceStats after = cache_.stats(sequence);
@@ -134,6 +139,7 @@ class Runner {
       const Index page = page_bytes(model_.layers[index], options_.page_tokens);
       for (const auto& head : before.heads[index]) layer.page_bytes_before += head.pages * page;
       for (const auto& head : after.heads[index]) layer.page_bytes_after += head.pages * page;
+      if (ranks) layer.scores = std::move(scores[index]);
       const Outputs now = attend(sequence, l);
       Sums sums;
       for (Index r = 0; r < now.rows; ++r) sums.add(full[index].row(r), now.row(r));
@@ -189,7 +195,7 @@ class Runner {
 
   Bytes bytes(kvpare::SequenceId sequence) const {
     const kvpare::SequenceStats stats = cache_.stats(sequence);
-    return {stats.page_bytes, stats.live_bytes, stats.bookkeeping_bytes, stats.observation_bytes};
+    return {stats.page_bytes, stats.live_bytes, stats.bookkeeping_bytes, stats.observation_bytes, stats.running_bytes};
   }
 
   const Trace& trace_;

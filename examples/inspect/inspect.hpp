@@ -26,11 +26,11 @@ struct Difference {
 
 /// One layer under one policy.
 struct LayerResult {
-  Index budget = -1;                     // tokens per kv head granted among the policy's classes; -1: none was set
+  Index budget = -1;  // tokens per kv head granted among the policy's classes, the mean where heads share; -1: none
   std::vector<std::vector<Index>> kept;  // [kv head]: indices of tokens in the trace, ascending
   Index page_bytes_before = 0, page_bytes_after = 0;
   Difference difference;
-  std::vector<std::vector<float>> scores;  // [kv head][token of the trace], NaN where there is none; or empty
+  std::vector<std::vector<float>> scores;  // [kv head][token of the trace]; empty when not asked for or all stay
 };
 
 /// What the sequence took: whole pages, and what must be remembered of it.
@@ -39,7 +39,8 @@ struct Bytes {
   Index live = 0;         // the part of them that live tokens fill
   Index bookkeeping = 0;  // lists of pages, positions, tags
   Index observation = 0;  // scores and queries that wait for the compression
-  Index total() const { return pages + bookkeeping + observation; }
+  Index running = 0;      // scores that a policy goes on from at decode
+  Index total() const { return pages + bookkeeping + observation + running; }
 };
 
 struct Result {

@@ -15,7 +15,7 @@ using example::Trace;
 
 // Pixels.
 constexpr double left = 70, map_width = 640, gap = 36, bar_width = 140, right = 30;
-constexpr double top = 92, heading = 44, axis = 30, strip = 7;
+constexpr double top = 92, heading = 44, axis = 44, strip = 7;
 
 Rgb class_colour(std::uint8_t token_class) {
   static constexpr Rgb colours[] = {{58, 84, 122}, {206, 88, 28}, {150, 40, 110}, {20, 130, 95}, {90, 90, 90}};

@@ -68,7 +68,7 @@ Json number(Float value) {
 void write(std::ostream& out, const Json& value, const std::string& indent) {
   const bool is_list = value.is_array();
   const bool holds_plain = std::none_of(value.begin(), value.end(), [](const Json& v) { return v.is_structured(); });
-  const bool flat = holds_plain && (is_list || value.size() <= 5);
+  const bool flat = holds_plain && (is_list || value.size() <= 6);
   if (!value.is_structured() || flat || value.empty()) {
     out << value.dump();
     return;
@@ -90,6 +90,7 @@ Json print(const Bytes& bytes) {
           {"live", bytes.live},
           {"bookkeeping", bytes.bookkeeping},
           {"observation", bytes.observation},
+          {"running", bytes.running},
           {"total", bytes.total()}};
 }
 

@@ -252,7 +252,7 @@ int run(Arguments arguments) {
   }
   if (arguments.demo) fill_in_demo(arguments);
   if (!arguments.plot.empty()) example::check_plot(arguments.plot);
-  for (const std::string& path : {arguments.plot, arguments.json, arguments.dump})
+  for (const std::string& path : {arguments.plot, arguments.json})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
   const std::string data = find_data(arguments.data);
   const Decoder decoder(Safetensors::open(data + "/vlm.safetensors"));

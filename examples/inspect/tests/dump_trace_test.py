@@ -179,6 +179,8 @@ class DumpTrace(unittest.TestCase):
                                "--metadata", "rope_pairing=halves"], capture_output=True, text=True, check=True)
         self.assertIn("3 layers, 20 tokens", done.stdout)
         self.assertEqual(read(self.path)[1]["rope_pairing"], "halves")
+        subprocess.run([*program, "--prompt", "word1 word2", "--dtype", "float16"], check=True, stdout=subprocess.DEVNULL)
+        self.assertEqual(read(self.path)[0]["layers.0.q"].dtype, torch.float16)
         wrong = subprocess.run([*program, "--prompt", ""], capture_output=True, text=True)
         self.assertEqual(wrong.returncode, 1)
         self.assertEqual(wrong.stderr.splitlines()[-1], "dump_trace: the prompt has no tokens")

@@ -12,9 +12,9 @@ or from a program of your own, around any forward pass that starts with an empty
         model(**inputs)
     trace.save("trace.safetensors", token_class=token_classes(model.config, inputs["input_ids"][0]))
 
-Needs torch, transformers (4.48 or newer) and safetensors; --image also Pillow and what the model's processor asks for.
+Needs torch, transformers (4.56 or newer) and safetensors; --image also Pillow and what the model's processor asks for.
 
-How. Since 4.48 the models of transformers hand queries, keys and values to an exchangeable attention function, after RoPE
+How. The models of transformers hand queries, keys and values to an exchangeable attention function, after RoPE
 and after any norm of queries and keys, before the kv heads are repeated. While a pass is recorded, this function is
 scaled dot product attention with a look at what it is given. So nothing here knows of a model's RoPE, projections or
 names; a model whose attention does not go through that function is refused with a sentence.
@@ -107,6 +107,7 @@ def as_written(tensor):
 def record(model):
     """Gives a Trace that fills during a forward pass of `model` inside the block."""
     import torch
+    check_version()
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     trace = Trace()
@@ -126,6 +127,13 @@ def record(model):
     finally:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = ordinary
         model.set_attn_implementation(before)
+
+
+def check_version():
+    import transformers
+
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (4, 56):
+        raise Refused(f"transformers {transformers.__version__}, must be 4.56 or newer")
 
 
 def describe(config, metadata):
@@ -179,8 +187,9 @@ def prepare(arguments, prompt):
     import torch
     import transformers
 
+    check_version()
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    settings = {"torch_dtype": dtype, "attn_implementation": "sdpa"}
+    settings = {"dtype": dtype, "attn_implementation": "sdpa"}
     if arguments.image:
         from PIL import Image
 

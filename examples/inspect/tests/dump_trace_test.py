@@ -6,6 +6,7 @@ reads it.
 Attention is computed once more from the file alone, in doubles, and must give what the model's own attention gave.
 """
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -62,9 +63,11 @@ class DumpTrace(unittest.TestCase):
 
     def record(self, model, inputs, **options):
         given = {}
-        for layer, module in enumerate(model.get_decoder().layers):
-            module.self_attn.o_proj.register_forward_pre_hook(
-                lambda _, arguments, layer=layer: given.__setitem__(layer, arguments[0][0].double()))
+        for name, module in model.named_modules():
+            if name.endswith("self_attn.o_proj"):
+                layer = int(name.split(".")[-3])
+                module.register_forward_pre_hook(
+                    lambda _, arguments, layer=layer: given.__setitem__(layer, arguments[0][0].double()))
         with dump_trace.record(model) as trace:
             model(**inputs)
         trace.save(self.path, **options)
@@ -108,15 +111,10 @@ class DumpTrace(unittest.TestCase):
         self.assertEqual(self.inspect()["page_element_type"], "bfloat16")
 
     def test_a_picture_is_marked_and_its_tower_left_out(self):
-        config = transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                                                        num_attention_heads=2, image_size=16, patch_size=4),
-            text_config=transformers.LlamaConfig(**SMALL), image_token_index=60, vision_feature_layer=-1)
-        torch.manual_seed(1)
-        model = transformers.LlavaForConditionalGeneration(config).eval()
+        model = llava()
         ids = torch.tensor([[1] + [60] * 16 + [5, 6, 7]])
         given = self.record(model, {"input_ids": ids, "pixel_values": torch.rand(1, 3, 16, 16)},
-                            token_class=dump_trace.token_classes(config, ids[0]))
+                            token_class=dump_trace.token_classes(model.config, ids[0]))
         arrays, metadata = read(self.path)
         self.assertEqual(arrays["token_class"].tolist(), [0] + [1] * 16 + [0] * 3)
         self.assertEqual(len(arrays), 2 + 3 * 3)
@@ -165,16 +163,14 @@ class DumpTrace(unittest.TestCase):
             model(input_ids=torch.randint(0, 64, (1, 20)))
         self.assertIn("layer 0 has a sliding window", trace.warnings[0])
 
-    def test_as_a_program(self):
-        from tokenizers import Tokenizer, models, pre_tokenizers
+    def program(self):
+        return [sys.executable, dump_trace.__file__, "--model", str(self.folder / "model"), "--out", self.path]
 
+    def test_as_a_program(self):
         words = ["[UNK]"] + [f"word{i}" for i in range(63)]
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        model = self.folder / "model"
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(model)
-        build(transformers.LlamaConfig(**SMALL)).save_pretrained(model)
-        program = [sys.executable, dump_trace.__file__, "--model", str(model), "--out", self.path]
+        tokenizer_of(words).save_pretrained(self.folder / "model")
+        build(transformers.LlamaConfig(**SMALL)).save_pretrained(self.folder / "model")
+        program = self.program()
         done = subprocess.run([*program, "--prompt", " ".join(words[1:30]), "--max-tokens", "20",
                                "--metadata", "rope_pairing=halves"], capture_output=True, text=True, check=True)
         self.assertIn("3 layers, 20 tokens", done.stdout)
@@ -184,6 +180,45 @@ class DumpTrace(unittest.TestCase):
         wrong = subprocess.run([*program, "--prompt", ""], capture_output=True, text=True)
         self.assertEqual(wrong.returncode, 1)
         self.assertEqual(wrong.stderr.splitlines()[-1], "dump_trace: the prompt has no tokens")
+
+
+    @unittest.skipUnless(importlib.util.find_spec("PIL"), "needs Pillow")
+    def test_as_a_program_with_a_picture(self):
+        from PIL import Image
+
+        model = llava()
+        tokenizer = tokenizer_of([f"word{i}" for i in range(60)] + ["<image>", "[UNK]"])
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        template = ("{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+                    "<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}")
+        images = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+        transformers.LlavaProcessor(images, tokenizer, patch_size=4, vision_feature_select_strategy="default",
+                                    chat_template=template, image_token="<image>",
+                                    num_additional_image_tokens=1).save_pretrained(self.folder / "model")
+        model.save_pretrained(self.folder / "model")
+        Image.new("RGB", (40, 30), (200, 30, 30)).save(self.folder / "photo.png")
+        subprocess.run([*self.program(), "--image", str(self.folder / "photo.png"), "--prompt", "word1 word2"],
+                       check=True, stdout=subprocess.DEVNULL)
+        self.assertEqual(read(self.path)[0]["token_class"].tolist(), [1] * 16 + [0, 0])
+
+
+def tokenizer_of(words):
+    """One token per word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def llava():
+    """A picture of 16 x 16 pixels is 16 tokens."""
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                                                    num_attention_heads=2, image_size=16, patch_size=4),
+        text_config=transformers.LlamaConfig(**SMALL), image_token_index=60, vision_feature_layer=-1)
+    torch.manual_seed(1)
+    return transformers.LlavaForConditionalGeneration(config).eval()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ double value(const TraceArray& array, Index row, Index head, Index channel) {
 std::vector<double> attention(const Trace& trace, std::size_t layer, Index row,
                               const std::vector<std::vector<Index>>& kept) {
   const auto& [q, k, v] = trace.layers[layer];
-  const double scale = trace.model().layers[layer].scale;
+  const double scale = trace.softmax_scale.value_or(1 / std::sqrt(static_cast<float>(k.width)));
   std::vector<double> out;
   for (Index h = 0; h < q.heads; ++h) {
     const Index kv = h / (q.heads / k.heads);

@@ -137,6 +137,13 @@ Matrix Decoder::embed_words(std::span<const int> tokens) const {
   return x;
 }
 
+Matrix Decoder::embed_prompt(std::span<const std::uint8_t> rgb, std::span<const int> tokens) const {
+  const Matrix image = embed_image(rgb), words = embed_words(tokens);
+  Matrix x(image.rows() + words.rows(), model_width);
+  x << image, words;
+  return x;
+}
+
 Row Decoder::forward(Cache& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch) const {
   std::vector<Position> positions(static_cast<std::size_t>(x.rows()));
   for (std::size_t t = 0; t < positions.size(); ++t) positions[t] = first + static_cast<Position>(t);
@@ -150,7 +157,7 @@ Row Decoder::forward(Cache& cache, kvpare::SequenceId sequence, Matrix x, Positi
     rope.rotate(k);
     if (cache.append(sequence, l, heads_of(k, kv_heads), heads_of(v, kv_heads), positions) != kvpare::Outcome::done)
       throw std::runtime_error("the cache is full: give it more pool_bytes");
-    if (watch) watch(l, heads_of(q, q_heads), positions);
+    if (watch) watch(l, {heads_of(q, q_heads), heads_of(k, kv_heads), heads_of(v, kv_heads), positions});
     x.noalias() += attend(cache, l, sequence, q, positions) * layer.output.transpose();
 
     const Matrix m = rms_norm(x, layer.mlp_norm);

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "model_shape.hpp"
-#include "safetensors.hpp"
+#include "support/safetensors.hpp"
 
 namespace vlm {
+
+using example::Safetensors;
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Row = Eigen::RowVectorXf;
@@ -24,10 +26,16 @@ using Cache =
 /// What the cache needs to know of the model.
 kvpare::Model attention_shapes();
 
+/// What the attention of one layer is given.
+struct NewRows {
+  kvpare::ConstTensor queries, keys, values;  // queries and keys after RoPE
+  std::span<const Position> positions;
+};
+
 class Decoder {
  public:
-  /// Called once per layer with the queries of all new rows (after RoPE), when the layer's keys are in the cache.
-  using Watch = std::function<void(Index layer, kvpare::ConstTensor queries, std::span<const Position> positions)>;
+  /// Called once per layer with all new rows, when their keys and values are in the cache.
+  using Watch = std::function<void(Index layer, const NewRows& rows)>;
 
   /// Throws BadFile.
   explicit Decoder(const Safetensors& file);
@@ -35,6 +43,9 @@ class Decoder {
   /// <bos> and the image (96 x 96 RGB): [145, model_width]. These two throw InvalidArgument on what is no image or no word.
   Matrix embed_image(std::span<const std::uint8_t> rgb) const;
   Matrix embed_words(std::span<const int> tokens) const;
+
+  /// The image, then the words.
+  Matrix embed_prompt(std::span<const std::uint8_t> rgb, std::span<const int> tokens) const;
 
   /// Appends the embedded tokens to a sequence, at consecutive positions from `first`, and gives the logits after the
   /// last.

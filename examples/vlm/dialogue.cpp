@@ -27,9 +27,7 @@ void Cost::operator+=(const Cost& more) {
 Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
                    const kvpare::AnyCompressor& compressor)
     : Dialogue(decoder, cache, cache.create()) {
-  const Matrix image = decoder.embed_image(rgb), words = decoder.embed_words(prompt);
-  Matrix x(image.rows() + words.rows(), model_width);
-  x << image, words;
+  Matrix x = decoder.embed_prompt(rgb, prompt);
 
   cache.tag(sequence_, {.begin = image_begin,
                         .end = image_end,
@@ -40,12 +38,11 @@ Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::ui
   length_ = static_cast<Position>(x.rows());
 
   const Stopwatch prefill;
-  logits_ = decoder.forward(cache, sequence_, std::move(x), 0,
-                            [&](Index layer, kvpare::ConstTensor queries, std::span<const Position> positions) {
-                              const Stopwatch observe;
-                              cache.observe(sequence_, layer, compressor, queries, positions);
-                              cost_.compress_us += observe.us();
-                            });
+  logits_ = decoder.forward(cache, sequence_, std::move(x), 0, [&](Index layer, const NewRows& rows) {
+    const Stopwatch observe;
+    cache.observe(sequence_, layer, compressor, rows.queries, rows.positions);
+    cost_.compress_us += observe.us();
+  });
   cost_.prefill_us = prefill.us() - cost_.compress_us;
 
   cost_.bytes_before = cache.stats(sequence_).page_bytes;

@@ -6,6 +6,8 @@
 namespace vlm {
 namespace {
 
+using example::expect;
+using example::read_bytes;
 using nlohmann::json;
 
 std::vector<int> read_tokens(const json& turn, const char* field) {

@@ -5,10 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "bad_file.hpp"
 #include "model_shape.hpp"
+#include "support/bad_file.hpp"
 
 namespace vlm {
+
+using example::BadFile;
 
 struct Turn {
   std::string kind;            // desc, where or shape

@@ -11,7 +11,10 @@
 
 #include "evaluate.hpp"
 #include "plot.hpp"
+#include "record.hpp"
 #include "report.hpp"
+#include "support/picture.hpp"
+#include "support/policies.hpp"
 
 namespace {
 
@@ -35,8 +38,8 @@ struct Arguments {
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
-  std::string data, json, plot;
-  Index show = -1;
+  std::string data, json, plot, dump;
+  Index show = -1, scene = 0;
   bool list = false, verify = false, demo = false;
 };
 
@@ -99,13 +102,42 @@ int run_verification(const Decoder& decoder, const EvaluationSet& set, const Arg
   return good ? 0 : 1;
 }
 
+const Scene& scene_of(const EvaluationSet& set, Index number, const char* option) {
+  if (number >= std::ssize(set.scenes))
+    throw CLI::ValidationError(option, "the last scene is " + std::to_string(set.scenes.size() - 1));
+  return set.scenes[static_cast<std::size_t>(number)];
+}
+
+/// The first question asked in the dialogues of the first task.
+const Turn& first_question(const Scene& scene, const Arguments& arguments) {
+  return arguments.tasks.front() == "desc" ? scene.describe : scene.first;
+}
+
+std::string words_of(const EvaluationSet& set, const Turn& turn) {
+  std::string words;
+  for (std::size_t i = 0; i + 1 < turn.prompt.size(); ++i)  // <ans> left out
+    words += (i > 0 ? " " : "") + set.vocabulary[static_cast<std::size_t>(turn.prompt[i])];
+  return words;
+}
+
+/// The trace of one scene's prompt, for kvpare_inspect.
+int dump_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  const Scene& scene = scene_of(set, arguments.scene, "--scene");
+  const Turn& asked = first_question(scene, arguments);
+  const example::Trace trace = record_prompt(
+      decoder, scene.image, asked.prompt,
+      {{"model", "kvpare_vlm"}, {"scene", std::to_string(arguments.scene)}, {"asked", words_of(set, asked)}});
+  example::write_trace(arguments.dump, trace);
+  std::cout << "wrote " << arguments.dump << ": " << trace.layers.size() << " layers, " << trace.tokens()
+            << " tokens, asked: " << words_of(set, asked) << '\n';
+  return 0;
+}
+
 /// The picture of one scene: what each policy keeps of it after the first question asked.
 int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
   if (arguments.plot.empty()) throw CLI::ValidationError("--show", "needs --plot FILE for the picture");
-  if (arguments.show >= std::ssize(set.scenes))
-    throw CLI::ValidationError("--show", "the last scene is " + std::to_string(set.scenes.size() - 1));
-  const Scene& scene = set.scenes[static_cast<std::size_t>(arguments.show)];
-  const Turn& asked = arguments.tasks.front() == "desc" ? scene.describe : scene.first;
+  const Scene& scene = scene_of(set, arguments.show, "--show");
+  const Turn& asked = first_question(scene, arguments);
   std::vector<double> keeps;
   for (const double keep : arguments.keeps)
     if (keep < 1) keeps.push_back(keep);
@@ -130,11 +162,8 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
     }
     rows.push_back(std::move(row));
   }
-  std::string words = "asked:";
-  for (std::size_t i = 0; i + 1 < asked.prompt.size(); ++i)  // <ans> left out
-    words += " " + set.vocabulary[static_cast<std::size_t>(asked.prompt[i])];
-  plot_survival(arguments.plot, scene, "Scene " + std::to_string(arguments.show) + ": which visual tokens stay", words,
-                keeps, rows);
+  plot_survival(arguments.plot, scene, "Scene " + std::to_string(arguments.show) + ": which visual tokens stay",
+                "asked: " + words_of(set, asked), keeps, rows);
   std::cout << "drew " << arguments.plot << '\n';
   return 0;
 }
@@ -161,19 +190,6 @@ int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Argum
   if (!arguments.plot.empty()) {
     plot_accuracy(arguments.plot, settings, results, options);
     std::cout << "drew " << arguments.plot << '\n';
-  }
-  return 0;
-}
-
-int list_policies() {
-  for (const kvpare::Recipe& recipe : kvpare::known_recipes()) {
-    std::cout << recipe.name << ": " << recipe.summary << '\n';
-    if (!recipe.source.empty()) std::cout << "  source: " << recipe.source << '\n';
-    if (recipe.has_settings)
-      for (const kvpare::SettingText& setting : kvpare::settings_of(recipe.compressor))
-        std::cout << "  " << setting.name << " = " << setting.value << "  (" << setting.allowed << ") " << setting.help
-                  << '\n';
-    std::cout << '\n';
   }
   return 0;
 }
@@ -206,6 +222,13 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
   app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
       ->check(CLI::NonNegativeNumber);
+  auto* dump = app.add_option("--dump", a.dump,
+                              "write what attention is given for a scene's prompt (that of the first --task) to this "
+                              "file instead, for kvpare_inspect");
+  app.add_option("--scene", a.scene, "with --dump: which scene")
+      ->needs(dump)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
   app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
@@ -216,22 +239,26 @@ void declare(CLI::App& app, Arguments& a) {
 void fill_in_demo(Arguments& arguments) {
   if (arguments.json.empty()) arguments.json = program_folder() / "results.json";
   if (!arguments.plot.empty()) return;
-  if (gnuplot_found())
+  if (example::gnuplot_found())
     arguments.plot = program_folder() / "accuracy.svg";
   else
     std::cout << "There will be no picture: gnuplot was not found (Debian, Ubuntu: apt install gnuplot-nox).\n";
 }
 
 int run(Arguments arguments) {
-  if (arguments.list) return list_policies();
+  if (arguments.list) {
+    example::print_policies(std::cout);
+    return 0;
+  }
   if (arguments.demo) fill_in_demo(arguments);
-  if (!arguments.plot.empty()) check_plot(arguments.plot);
+  if (!arguments.plot.empty()) example::check_plot(arguments.plot);
   for (const std::string& path : {arguments.plot, arguments.json})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
   const std::string data = find_data(arguments.data);
   const Decoder decoder(Safetensors::open(data + "/vlm.safetensors"));
   const EvaluationSet set = read_evaluation_set(data);
   if (arguments.verify) return run_verification(decoder, set, arguments);
+  if (!arguments.dump.empty()) return dump_scene(decoder, set, arguments);
   if (arguments.show >= 0) return show_scene(decoder, set, arguments);
   return run_evaluation(decoder, set, arguments);
 }

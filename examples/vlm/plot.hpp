@@ -1,24 +1,12 @@
-// Pictures, drawn by gnuplot.
+// The pictures of an evaluation.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "evaluate.hpp"
 
 namespace vlm {
-
-/// gnuplot is missing, or did not do what it was asked.
-struct PlotError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-bool gnuplot_found();
-
-/// Throws PlotError unless a picture can be drawn into this file: gnuplot is there and the name ends in .svg or .png.
-/// Ask before long work.
-void check_plot(const std::string& path);
 
 /// Right answers over what is kept: one panel per task, one line per policy.
 void plot_accuracy(const std::string& path, const std::vector<Setting>& settings, const std::vector<Result>& results,

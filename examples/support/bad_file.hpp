@@ -1,13 +1,13 @@
-// The one error that reading files gives.
+// The one error that files give, and whole files as bytes.
 #pragma once
 
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
-namespace vlm {
+namespace example {
 
-/// A file is missing or is not what it should be. The message says which file, what is wrong and what was wanted.
+/// A file is missing, is not what it should be, or cannot be written. The message says which file, what is wrong and what was wanted.
 struct BadFile : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -25,4 +25,7 @@ void expect(bool holds, const std::string& file, const Parts&... parts) {
 /// All bytes of a file. Throws BadFile when it cannot be read.
 std::string read_bytes(const std::string& path);
 
-}  // namespace vlm
+/// Makes a file of these bytes. Throws BadFile when it cannot be written.
+void write_bytes(const std::string& path, const std::string& bytes);
+
+}  // namespace example

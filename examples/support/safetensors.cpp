@@ -3,23 +3,18 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <kvpare/core/dtype.hpp>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <stdexcept>
 #include <string_view>
 
-namespace vlm {
+namespace example {
 namespace {
 
 using nlohmann::json;
 
-std::string print(const std::vector<std::uint64_t>& shape) {
-  std::string out = "[";
-  for (std::size_t d = 0; d < shape.size(); ++d) out += (d > 0 ? ", " : "") + std::to_string(shape[d]);
-  return out + "]";
-}
+constexpr const char* metadata_name = "__metadata__";
 
 std::uint64_t little_endian(std::string_view eight) {
   std::uint64_t value = 0;
@@ -67,6 +62,16 @@ json parse_header(const std::string& file, std::string_view text) {
   } catch (const json::exception& error) {
     throw BadFile(file + ": header is not JSON: " + error.what());
   }
+}
+
+Safetensors::Metadata parse_metadata(const std::string& file, const json& texts) {
+  expect(texts.is_object(), file, "__metadata__ is ", texts.type_name(), ", must be an object of texts");
+  Safetensors::Metadata metadata;
+  for (const auto& [name, text] : texts.items()) {
+    expect(text.is_string(), file, "__metadata__: '", name, "' is ", text.type_name(), ", must be a text");
+    metadata[name] = text.get<std::string>();
+  }
+  return metadata;
 }
 
 std::vector<std::uint64_t> numbers(const std::string& file, const std::string& array, const json& entry,
@@ -123,13 +128,10 @@ void check_covered(const std::string& file, const std::map<std::string, Safetens
 
 }  // namespace
 
-std::string read_bytes(const std::string& path) {
-  std::error_code unreadable;
-  std::ifstream in(path, std::ios::binary);
-  expect(in.good() && std::filesystem::is_regular_file(path, unreadable), path, "cannot be opened");
-  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  expect(!in.bad(), path, "cannot be read");
-  return bytes;
+std::string print(const Safetensors::Shape& shape) {
+  std::string out = "[";
+  for (std::size_t d = 0; d < shape.size(); ++d) out += (d > 0 ? ", " : "") + std::to_string(shape[d]);
+  return out + "]";
 }
 
 Safetensors Safetensors::parse(std::string bytes, std::string name) {
@@ -148,22 +150,116 @@ Safetensors Safetensors::parse(std::string bytes, std::string name) {
 
   const json header = parse_header(file.file_, all.substr(8, header_bytes));
   expect(header.is_object(), file.file_, "header is ", header.type_name(), ", must be an object");
-  for (const auto& [array, entry] : header.items())
-    if (array != "__metadata__") file.arrays_[array] = parse_array(file.file_, array, entry, data_bytes);
+  for (const auto& [array, entry] : header.items()) {
+    if (array == metadata_name)
+      file.metadata_ = parse_metadata(file.file_, entry);
+    else
+      file.arrays_[array] = parse_array(file.file_, array, entry, data_bytes);
+  }
   check_covered(file.file_, file.arrays_, data_bytes);
   return file;
 }
 
-std::vector<float> Safetensors::floats(const std::string& name, const std::vector<std::uint64_t>& shape) const {
-  static_assert(std::endian::native == std::endian::little, "values are copied as they stand in the file");
+const Safetensors::Array& Safetensors::array(const std::string& name) const {
   const auto found = arrays_.find(name);
   expect(found != arrays_.end(), file_, "array '", name, "' is missing");
-  const Array& array = found->second;
-  expect(array.dtype == "F32", file_, "array '", name, "': dtype ", array.dtype, ", must be F32");
-  expect(array.shape == shape, file_, "array '", name, "': shape ", print(array.shape), ", must be ", print(shape));
-  std::vector<float> values((array.end - array.begin) / sizeof(float));
-  if (!values.empty()) std::memcpy(values.data(), bytes_.data() + data_begin_ + array.begin, array.end - array.begin);
+  return found->second;
+}
+
+const Safetensors::Array& Safetensors::array(const std::string& name, const char* types, const Shape& shape) const {
+  const Array& found = array(name);
+  // `types` is a list of names, none of which is part of another.
+  expect(std::string_view(types).find(found.dtype) != std::string_view::npos, file_, "array '", name, "': dtype ",
+         found.dtype, ", must be ", types);
+  expect(found.shape == shape, file_, "array '", name, "': shape ", print(found.shape), ", must be ", print(shape));
+  return found;
+}
+
+std::span<const std::byte> Safetensors::raw(const std::string& name) const {
+  const Array& found = array(name);
+  return std::as_bytes(std::span(bytes_)).subspan(data_begin_ + found.begin, found.end - found.begin);
+}
+
+template <class T>
+std::vector<T> Safetensors::copy(const std::string& name) const {
+  static_assert(std::endian::native == std::endian::little, "values are copied as they stand in the file");
+  const auto from = raw(name);
+  std::vector<T> values(from.size() / sizeof(T));
+  if (!values.empty()) std::memcpy(values.data(), from.data(), from.size());
   return values;
 }
 
-}  // namespace vlm
+std::vector<float> Safetensors::floats(const std::string& name, const Shape& shape) const {
+  const Array& found = array(name, "F32, F16 or BF16", shape);
+  if (found.dtype == "F32") return copy<float>(name);
+  const auto widened = [&](const auto& narrow) {
+    std::vector<float> values;
+    values.reserve(narrow.size());
+    for (const auto value : narrow) values.push_back(static_cast<float>(value));
+    return values;
+  };
+  return found.dtype == "F16" ? widened(copy<kvpare::half>(name)) : widened(copy<kvpare::bfloat16>(name));
+}
+
+std::vector<std::uint8_t> Safetensors::bytes(const std::string& name, const Shape& shape) const {
+  array(name, "U8", shape);
+  return copy<std::uint8_t>(name);
+}
+
+std::vector<std::int32_t> Safetensors::integers(const std::string& name, const Shape& shape) const {
+  array(name, "I32", shape);
+  return copy<std::int32_t>(name);
+}
+
+void SafetensorsWriter::add(const std::string& name, const std::string& dtype, Safetensors::Shape shape,
+                            std::span<const std::byte> values) {
+  const auto refuse = [&](const std::string& what) { throw std::invalid_argument("array '" + name + "': " + what); };
+  std::uint64_t bytes = value_bytes(dtype);
+  if (bytes == 0) refuse("dtype '" + dtype + "' is unknown");
+  for (const std::uint64_t extent : shape)
+    if (__builtin_mul_overflow(bytes, extent, &bytes)) refuse("shape " + print(shape) + " is more than 2^64 bytes");
+  if (bytes != values.size())
+    refuse(std::to_string(values.size()) + " bytes, " + dtype + " of shape " + print(shape) + " takes " +
+           std::to_string(bytes));
+  if (name == metadata_name) refuse("the name stands for the texts of the file");
+  if (!arrays_.try_emplace(name, Array{dtype, std::move(shape), values}).second) refuse("is already there");
+}
+
+std::string SafetensorsWriter::bytes() const {
+  static_assert(std::endian::native == std::endian::little, "values are written as they stand in memory");
+  // The largest types first, so that each array is aligned behind the one before.
+  std::vector<const std::pair<const std::string, Array>*> sorted;
+  for (const auto& array : arrays_) sorted.push_back(&array);
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) {
+    return value_bytes(a->second.dtype) > value_bytes(b->second.dtype);
+  });
+
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header[metadata_name] = metadata;
+  std::uint64_t begin = 0;
+  for (const auto* array : sorted) {
+    const auto& [name, described] = *array;
+    const std::uint64_t end = begin + described.values.size();
+    header[name] = {{"dtype", described.dtype}, {"shape", described.shape}, {"data_offsets", {begin, end}}};
+    begin = end;
+  }
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception& error) {
+    throw std::invalid_argument(std::string("safetensors: ") + error.what());
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+
+  std::string all;
+  all.reserve(8 + text.size() + begin);
+  for (int i = 0; i < 8; ++i) all += static_cast<char>(text.size() >> (8 * i) & 0xff);
+  all += text;
+  for (const auto* array : sorted) {
+    const auto& values = array->second.values;
+    if (!values.empty()) all.append(reinterpret_cast<const char*>(values.data()), values.size());
+  }
+  return all;
+}
+
+}  // namespace example

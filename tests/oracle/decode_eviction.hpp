@@ -28,8 +28,9 @@ struct DecodeSettings {
 
 /// What a step chose for one kv head.
 struct EvictionChoice {
-  std::vector<Index> kept;   // positions, ascending, all that is held
-  double margin = infinity;  // score of the worst kept candidate minus that of the best evicted one
+  std::vector<Index> kept;       // positions, ascending, all that is held
+  double worst_kept = infinity;  // scores of the candidates on both sides of the cut; NaN does not show
+  double best_gone = -infinity;
 };
 
 struct DecodeStep {
@@ -48,13 +49,19 @@ class DecodeLayer {
     cache_.heads.resize(static_cast<std::size_t>(kv_heads));
   }
 
+  /// Tokens whose rows nobody has seen: they are held and have gathered nothing.
+  void hold(const std::vector<Index>& positions, const Array3& keys, const Array3& values) {
+    require(keys.a == count_of(positions) && values.a == keys.a, "oracle: a key and a value for each new token");
+    cache_.append(positions, keys, values);
+    for (auto& sum : gathered_) sum.resize(sum.size() + positions.size(), 0.0);
+    last_row_.clear();
+  }
+
   /// New tokens and what their rows attend to. Tokens are held, their attention adds up; nothing is evicted.
   /// Shapes  queries [rows, q_heads, width], keys and values [rows, kv_heads, width]
   Array3 attend(const std::vector<Index>& positions, const Array3& queries, const Array3& keys, const Array3& values) {
-    require(queries.a == count_of(positions) && keys.a == queries.a,
-            "oracle: a query, key and value for each new token");
-    cache_.append(positions, keys, values);
-    for (auto& sum : gathered_) sum.resize(sum.size() + positions.size(), 0.0);
+    require(queries.a == count_of(positions), "oracle: a query for each new token");
+    hold(positions, keys, values);
 
     AttendInput in;
     in.queries = queries, in.positions = positions, in.heads = cache_.heads;
@@ -167,7 +174,6 @@ class DecodeLayer {
 
     EvictionChoice choice;
     std::vector<bool> gone(at.size(), false);
-    double best_gone = -infinity;
     while (count_of(candidates) > left) {
       const Index up = std::max<Index>(count_of(candidates) - recent, 0);  // the older ones are up for choice
       require(up > 0, "oracle: the newest alone are above the budget");
@@ -177,12 +183,12 @@ class DecodeLayer {
         if (std::isnan(x) || (!std::isnan(w) && x <= w)) worst = c;  // of equals the newer goes
       }
       const double score = item(scores, item(candidates, worst));
-      if (!std::isnan(score)) best_gone = std::max(best_gone, score);
+      if (!std::isnan(score)) choice.best_gone = std::max(choice.best_gone, score);
       item(gone, item(candidates, worst)) = true;
       candidates.erase(candidates.begin() + worst);
     }
     for (Index c = 0; c < count_of(candidates) - recent; ++c)
-      choice.margin = std::min(choice.margin, item(scores, item(candidates, c)) - best_gone);
+      choice.worst_kept = std::min(choice.worst_kept, item(scores, item(candidates, c)));
     for (Index i = 0; i < count_of(at); ++i)
       if (!item(gone, i)) choice.kept.push_back(item(at, i));
     return choice;

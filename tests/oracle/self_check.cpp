@@ -838,14 +838,14 @@ TEST(DecodeEviction, HeavyHitterExample) {
   const DecodeSettings h2o{.budget = 3, .recent_share = 2.0 / 3};
   auto chosen = s.layer.evict(h2o);
   EXPECT_EQ(chosen[0].kept, (Indices{0, 2, 3}));
-  EXPECT_NEAR(chosen[0].margin, 2.80 - .80, 1e-12) << "token 0 against token 1";
+  expect_near({chosen[0].worst_kept, chosen[0].best_gone}, {2.80, .80}, 1e-12);
 
   const Array3 out = s.attend(4, {{.5, 0, .1, .2, .2}});
   EXPECT_NEAR(out.at(0, 0, 0), .1 * 2 + .2 * 3 + .2 * 4, 1e-12);
   expect_near(s.layer.gathered(0), {3.30, .35, .35, .20}, 1e-12);
   chosen = s.layer.evict(h2o);
   EXPECT_EQ(chosen[0].kept, (Indices{0, 3, 4}));
-  EXPECT_NEAR(chosen[0].margin, 2.95, 1e-12);
+  expect_near({chosen[0].worst_kept, chosen[0].best_gone}, {3.30, .35}, 1e-12);
   expect_near(s.layer.gathered(0), {3.30, .35, .20}, 1e-12);
 
   DecodeLayer fork = s.layer;
@@ -882,7 +882,7 @@ TEST(DecodeEviction, OneChoiceForTheLayerByTheLastRow) {
   const DecodeStep done =
       layer.step({0, 1, 2}, queries, keys, values, {.evicts = Evicts::least_of_last_row, .budget = 2});
   for (const Index h : {0, 1}) EXPECT_EQ(item(done.choices, h).kept, (Indices{1, 2}));
-  EXPECT_NEAR(done.choices[0].margin, .05, 1e-12);
+  expect_near({done.choices[0].worst_kept, done.choices[0].best_gone}, {.35, .3}, 1e-12);
   layer.keep(0, {1});
   EXPECT_THROW(layer.evict({.evicts = Evicts::least_of_last_row, .budget = 1}), std::invalid_argument);
 }

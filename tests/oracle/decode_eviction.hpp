@@ -81,15 +81,17 @@ class DecodeLayer {
     return oracle::attend(in).out;
   }
 
-  /// Drops the worst until each kv head holds no more than its budget.
-  std::vector<EvictionChoice> evict(const DecodeSettings& s) {
+  /// What drops the worst until each kv head holds no more than its budget. Changes nothing.
+  std::vector<EvictionChoice> choose(const DecodeSettings& s) const {
     std::vector<EvictionChoice> choices;
     const std::vector<std::vector<double>> scores = scores_of(s);
-    for (Index h = 0; h < kv_heads(); ++h) {
-      EvictionChoice choice = choose(h, item(scores, h), s);
-      keep(h, choice.kept);
-      choices.push_back(std::move(choice));
-    }
+    for (Index h = 0; h < kv_heads(); ++h) choices.push_back(choose(h, item(scores, h), s));
+    return choices;
+  }
+
+  std::vector<EvictionChoice> evict(const DecodeSettings& s) {
+    const std::vector<EvictionChoice> choices = choose(s);
+    for (Index h = 0; h < kv_heads(); ++h) keep(h, item(choices, h).kept);
     return choices;
   }
 

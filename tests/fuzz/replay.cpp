@@ -127,10 +127,14 @@ int main(int argc, char** argv) try {
   if (corpus.empty()) throw std::runtime_error("no input, wanted files or folders of files");
 
   const std::string in_flight = fs::path(argv[0]).filename().string() + ".input";
+  std::ofstream kept;  // opened once: creating a file takes longer than most inputs
+  if (seconds > 0) kept.open(in_flight, std::ios::binary);
   const auto run = [&](const Bytes& input) {
-    if (seconds > 0)
-      std::ofstream(in_flight, std::ios::binary)
-          .write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+    if (seconds > 0) {
+      kept.seekp(0);
+      kept.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size())).flush();
+      fs::resize_file(in_flight, input.size());
+    }
     LLVMFuzzerTestOneInput(input.data(), input.size());
   };
   for (const Bytes& input : corpus) run(input);

@@ -449,6 +449,31 @@ TYPED_TEST(Decode, ATotalIsSharedByTheBudgetRule) {
   EXPECT_EQ(pyramid.cache.kept(1, 0, 0).size(), static_cast<std::size_t>(5 + line[0]));
 }
 
+TYPED_TEST(Decode, LayersThatAreNotCompressedTakeNothingOfTheTotal) {
+  using Be = typename TestFixture::B;
+  Model model = model_of({.layers = 3});
+  model.layers[1].compress = false;
+  KvCache<Be, Formats<Pair<Raw<float>, Raw<float>>>> cache(this->be(), model,
+                                                           {.page_tokens = 16, .pool_bytes = 1 << 20});
+  const SequenceId id = cache.create();
+  auto method = streaming();
+  method.keep = Keep::tokens(60);
+  const TensorBuffer<Be> q(this->be(), oracle::Array3(1, 6, 8), DType::f32),
+      k(this->be(), oracle::Array3(1, 2, 8), DType::f32), v(this->be(), oracle::Array3(1, 2, 12), DType::f32),
+      out(this->be(), oracle::Array3(1, 6, 12), DType::f32);
+  for (Position t = 0; t < 50; ++t)
+    for (const Index l : {0, 1, 2}) {
+      const Position at[] = {t};
+      ASSERT_EQ(cache.append(id, l, k.tensor(), v.tensor(), at), Outcome::done);
+      cache.decode(l, {{.sequence = id, .queries = q.tensor(), .positions = at, .out = out.writable()}}, method);
+    }
+  EXPECT_EQ(cache.kept(id, 0, 0).size(), 30u);
+  EXPECT_EQ(cache.kept(id, 1, 0).size(), 50u);
+  EXPECT_EQ(cache.kept(id, 2, 1).size(), 30u);
+  cache.compress(id, method);
+  EXPECT_EQ(cache.kept(id, 0, 0).size(), 30u) << "compress and decode agree";
+}
+
 TYPED_TEST(Decode, ARatioIsOfTheTokensEverGiven) {
   auto method = streaming();
   method.keep = Keep::ratio(0.37);

@@ -28,7 +28,7 @@ inline Model small_model() {
 struct WalkOptions {
   std::size_t most_sequences = 6;
   Index most_tokens = 150;  // per head; then a sequence is more often made shorter
-  bool alone = true;        // the pool is nobody else's, so sequences may come and go, and pool totals are ours
+  bool alone = true;        // the pool is nobody else's, so its totals are ours
 };
 
 /// One thread's walk over its sequences. `Choices` draws like Dice: unit, below, within, chance.
@@ -38,13 +38,14 @@ class Walk {
   Walk(WalkedCache& checked, Choices& choices, WalkOptions options) : c_(checked), dice_(choices), options_(options) {}
 
   void step(Index number) {
-    if (options_.alone && (c_.held.empty() || (c_.held.size() < options_.most_sequences && dice_.chance(0.02))))
-      c_.create();
+    if (c_.held.empty() || (c_.held.size() < options_.most_sequences && dice_.chance(0.02))) c_.create();
     const SequenceId id = any_sequence();
     const Index kind = dice_.below(100);
     const bool tight = full_ || longest(id) > options_.most_tokens;
-    if (kind < 55 && !tight)
+    if (kind < 45 && !tight)
       append(id);
+    else if (kind < 55 && !full_)
+      decode(id);
     else if (kind < 63)
       truncate(id);
     else if (kind < 70)
@@ -55,9 +56,9 @@ class Walk {
       compress(id);
     else if (kind < 91)
       tag(id);
-    else if (kind < 95 && options_.alone && c_.held.size() < options_.most_sequences)
+    else if (kind < 95 && c_.held.size() < options_.most_sequences)
       c_.fork(id);
-    else if (kind < 97 && options_.alone && (tight || dice_.chance(0.3)))
+    else if (kind < 97 && (tight || dice_.chance(0.3)))
       c_.release(id);
     else if (kind < 98)
       stale_plan(id);
@@ -138,7 +139,7 @@ class Walk {
             .is_protected = dice_.chance(0.2)});
   }
 
-  void compress(SequenceId id) {
+  AnyCompressor any_method() {
     const auto recipes = known_recipes();
     AnyCompressor method = recipes[static_cast<std::size_t>(dice_.below(std::ssize(recipes)))].compressor;
     const Index amount = dice_.below(300);
@@ -159,6 +160,69 @@ class Walk {
     method.selector.among = classes[dice_.below(4)];
     if (dice_.chance(0.5)) method.selector.heads = static_cast<SelectHeads>(dice_.below(3));
     if (dice_.chance(0.3)) method.selector.recent_share = dice_.unit();
+    return method;
+  }
+
+  /// Some tokens and their rows, with a method that may or may not act here.
+  void decode(SequenceId id) {
+    const Index l = dice_.below(c_.cache.layers());
+    const AnyCompressor method = any_method();
+    if (method.scorer.reads().streams && dice_.chance(0.7))
+      c_.observe(id, l, method, std::numeric_limits<Index>::max());  // else it may find tokens it has not seen
+    Positions positions(static_cast<std::size_t>(dice_.chance(0.7) ? 1 : dice_.within(1, 4)));
+    std::iota(positions.begin(), positions.end(), static_cast<Position>(c_.model(id, l).last() + 1));
+    full_ = c_.append(id, l, positions) == Outcome::pool_full;
+    if (full_) return;
+
+    const oracle::CachedLayer before = c_.model(id, l);
+    const std::string refusal = c_.decode(id, l, method, positions, options_.alone);
+    if (refusal.empty()) {
+      verify_evicted(id, l, method, before);
+      return;
+    }
+    const bool acts = acts_at_decode(method);
+    EXPECT_TRUE(!acts || refusal.find("has not seen") != std::string::npos ||
+                refusal.find("holds other tokens") != std::string::npos ||
+                refusal.find("one row at a time") != std::string::npos)
+        << refusal;
+  }
+
+  /// Every head holds its budget, and what may not be evicted stays.
+  void verify_evicted(SequenceId id, Index l, const AnyCompressor& method, const oracle::CachedLayer& before) {
+    const Tags& tags = c_.cache.tags(id);
+    const auto member = [&](Index p) { return method.selector.among.has(tags.class_of(static_cast<Position>(p))); };
+    Index layers = 0, place = 0;  // that share the total
+    for (Index other = 0; other < c_.cache.layers(); ++other)
+      if (c_.shape(other).compress) place += other < l, ++layers;
+    const Index given = std::count_if(before.given.begin(), before.given.end(), member);
+    const Index total =
+        method.keep.unit == Keep::Unit::tokens
+            ? static_cast<Index>(method.keep.amount)
+            : static_cast<Index>(std::floor(method.keep.amount * static_cast<double>(given * layers) + 0.5));
+    const Index budget = total / layers + (place < total % layers);
+    for (Index h = 0; h < c_.shape(l).kv_heads; ++h) {
+      const std::vector<Index> after = c_.model(id, l).positions(h);
+      Index members = 0, reserved = 0, left = 0;
+      for (const Index p : before.positions(h)) {
+        const TagSpan* span = tags.find(static_cast<Position>(p));
+        const bool stays = std::binary_search(after.begin(), after.end(), p);
+        ASSERT_TRUE(stays || (member(p) && !(span != nullptr && span->is_protected) && c_.shape(l).compress))
+            << "layer " << l << " head " << h << " lost position " << p;
+        members += member(p), reserved += member(p) && span != nullptr && span->is_protected,
+            left += member(p) && stays;
+      }
+      if (c_.shape(l).compress && budget_is_even(method)) {
+        ASSERT_EQ(left, std::min(members, std::max(budget, reserved)))
+            << "layer " << l << " head " << h << " budget " << budget;
+      }
+    }
+  }
+  static bool budget_is_even(const AnyCompressor& method) {
+    return std::holds_alternative<Uniform>(method.budget.held);
+  }
+
+  void compress(SequenceId id) {
+    const AnyCompressor method = any_method();
 
     std::vector<Index> scored_to;  // last position that has a score, per layer
     const bool unobserved = method.scorer.reads().rows == Reads::Rows::none;

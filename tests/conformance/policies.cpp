@@ -1,12 +1,18 @@
 // Scorers, budgets and whole recipes against the papers' textbook versions, on the CPU and behind the wall.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <kvpare/pipeline/recipes.hpp>
 
 #include "oracle/accumulated_attention.hpp"
+#include "oracle/ada_kv.hpp"
 #include "oracle/attention_mass.hpp"
 #include "oracle/elite_window.hpp"
+#include "oracle/key_diff.hpp"
+#include "oracle/key_norm.hpp"
+#include "oracle/last_row.hpp"
 #include "oracle/observation_window.hpp"
+#include "oracle/pyramid.hpp"
 #include "oracle/streaming.hpp"
 #include "oracle/strength_skewness.hpp"
 #include "support/prompt.hpp"
@@ -47,7 +53,16 @@ std::vector<Case> cases() {
 }
 
 oracle::AttentionSettings settings_of(const LayerShape& s) {
-  return {.scale = static_cast<double>(s.scale), .softcap = static_cast<double>(s.softcap), .window = s.window};
+  return {.scale = static_cast<double>(s.scale),
+          .softcap = static_cast<double>(s.softcap),
+          .window = s.window,
+          .sink = {s.sink_logits.begin(), s.sink_logits.end()}};
+}
+
+oracle::ObservationWindowSettings settings_of(const ObservationWindow& w) {
+  return {.window = w.window,
+          .kernel = w.pool,
+          .pooling = w.pooling == Pooling::avg ? oracle::Pooling::average : oracle::Pooling::max};
 }
 
 std::vector<oracle::TokenKind> kinds_of(const Prompt& p) {
@@ -154,6 +169,107 @@ TYPED_TEST(Policies, AccumulatedAttentionScores) {
   }
 }
 
+TYPED_TEST(Policies, LastRowAndKeyScores) {
+  for (const Case& c : cases()) {
+    const Prompt p = random_prompt(12, 1, c.tokens, c.kv_heads, c.group, c.tags);
+    FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+    fed.append(0, c.tokens);
+    const auto expect_scores = [&](const auto& scorer, const Positions& rows, const oracle::Array2& wanted,
+                                   Tolerance t) {
+      const auto got = fed.scores(0, scorer, all_tokens, rows);
+      for (Index h = 0; h < c.kv_heads; ++h)
+        for (Index j = 0; j < c.tokens; ++j)
+          ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(j)], wanted.at(h, j), t))
+              << c.name << ", " << scorer.name << ", head " << h << ", token " << j;
+    };
+    expect_scores(LastRow{}, {static_cast<Position>(c.tokens - 1)},
+                  oracle::last_row(p.queries[0], p.keys[0], settings_of(p.shape(0))),
+                  tolerance(Operation::probability));
+    expect_scores(KeyNorm{}, {}, oracle::key_norm(p.keys[0]), tolerance(Operation::product));
+    expect_scores(KeyDiff{}, {}, oracle::key_diff(p.keys[0]), tolerance(Operation::product));
+  }
+}
+
+/// Softcap, sliding window and sinks are the layer's: what is observed of a prompt has them too.
+TYPED_TEST(Policies, ScoresAreOfTheLayersOwnAttention) {
+  Prompt p = random_prompt(13, 1, 90, 2, 3, {});
+  LayerShape& shape = p.model.layers[0];
+  shape.softcap = 4, shape.window = 35, shape.sink_logits = {0.5f, -1, 2, 3, -2, 1};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 90);
+  const auto how = settings_of(shape);
+  const auto expect_scores = [&](const auto& scorer, const Positions& rows, const oracle::Array2& wanted) {
+    const auto got = fed.scores(0, scorer, all_tokens, rows);
+    for (Index h = 0; h < 2; ++h)
+      for (Index j = 0; j < wanted.columns; ++j)
+        ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(j)], wanted.at(h, j),
+                          tolerance(Operation::mass)))
+            << scorer.name << ", head " << h << ", token " << j;
+  };
+  expect_scores(LastRow{}, {89}, oracle::last_row(p.queries[0], p.keys[0], how));
+  expect_scores(AccumulatedAttention{}, all_rows(p),
+                oracle::mean_per_kv_head(oracle::accumulated_attention(p.queries[0], p.keys[0], how), 2));
+  const ObservationWindow window{.window = 4};
+  expect_scores(window, {86, 87, 88, 89},
+                oracle::observation_window(p.queries[0], p.keys[0], how, settings_of(window)));
+}
+
+/// Once heads hold different tokens, each has an anchor of its own, and scores are of what is held.
+TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
+  const Prompt p = random_prompt(14, 1, 100, 3, 1, {});
+  for (const Index page : {16, 64}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p, page);
+    fed.append(0, 100);
+    auto coin = random_choice();
+    coin.keep = Keep::tokens(37);
+    fed.cache.compress(fed.id, coin);
+    const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {});
+    for (Index h = 0; h < 3; ++h) {
+      const auto at = static_cast<std::size_t>(h);
+      const Positions held = fed.cache.kept(fed.id, 0, h);
+      ASSERT_EQ(held.size(), 37u);
+      std::vector<std::vector<double>> keys;
+      for (const Position t : held) {
+        keys.emplace_back();
+        for (Index d = 0; d < p.keys[0].c; ++d) keys.back().push_back(p.keys[0].at(t, h, d));
+      }
+      const auto wanted = oracle::key_diff_of_head(keys);
+      const auto norm = oracle::key_norm(p.keys[0]).row(h);
+      for (std::size_t i = 0; i < held.size(); ++i) {
+        const auto t = static_cast<std::size_t>(held[i]);
+        EXPECT_TRUE(close(diffs[at][t], wanted[i], tolerance(Operation::product))) << "head " << h << " token " << t;
+        EXPECT_TRUE(close(norms[at][t], norm[t], tolerance(Operation::product))) << "head " << h << " token " << t;
+      }
+    }
+  }
+}
+
+TYPED_TEST(Policies, KeysWithoutLengthAndWithoutMeaning) {
+  Prompt p = random_prompt(15, 1, 40, 2, 1, {});
+  for (Index d = 0; d < p.keys[0].c; ++d) {
+    p.keys[0].at(7, 0, d) = 0;
+    for (Index t = 0; t < 40; ++t) p.keys[0].at(t, 1, d) = (t % 2 == 0 ? 1 : -1) * (d == 3 ? 2.0 : 0.0);  // no mean
+  }
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {});
+  EXPECT_EQ(norms[0][7], 0);
+  EXPECT_EQ(diffs[0][7], 0);
+  for (std::size_t t = 0; t < 40; ++t) {
+    EXPECT_EQ(norms[1][t], -2) << t;
+    EXPECT_EQ(diffs[1][t], 0) << "an anchor without length, token " << t;
+  }
+  p.keys[0].at(11, 0, 2) = std::numeric_limits<double>::quiet_NaN();
+  FedCache<typename TestFixture::B> odd(this->be(), p);
+  odd.append(0, 40);
+  EXPECT_TRUE(std::isnan(odd.scores(0, KeyNorm{}, all_tokens, {})[0][11]));
+  auto shortest = key_norm();
+  shortest.keep = Keep::tokens(39);
+  EXPECT_EQ(odd.cache.compress(odd.id, shortest).nan_scores, 1);
+  const auto kept = odd.cache.kept(odd.id, 0, 0);
+  EXPECT_FALSE(std::binary_search(kept.begin(), kept.end(), 11)) << "NaN ranks last";
+}
+
 TYPED_TEST(Policies, UnobservedScores) {
   const Prompt p = random_prompt(10, 2, 50, 2, 1, {});
   FedCache<typename TestFixture::B> fed(this->be(), p);
@@ -246,24 +362,95 @@ Kept wanted_kept(const Prompt& p, const Compressor<AccumulatedAttention, Uniform
   return kept;
 }
 
-Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& m) {
+Kept wanted_kept(const Prompt& p, const Compressor<LastRow, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    const auto at = static_cast<std::size_t>(l);
+    const auto scores = oracle::last_row_of_layer(p.queries[at], p.keys[at], settings_of(p.shape(l)));
+    kept.emplace_back(static_cast<std::size_t>(p.shape(l).kv_heads),
+                      to_positions(oracle::select_top(scores, budget[at])));
+  }
+  return kept;
+}
+
+template <class S>
+  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff>)
+Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const auto at = static_cast<std::size_t>(l);
-    const auto scores = oracle::observation_window(p.queries[at], p.keys[at], settings_of(p.shape(l)),
-                                                   {.window = m.scorer.window, .kernel = m.scorer.pool});
+    const auto scores = std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
+    for (Index h = 0; h < scores.rows; ++h)
+      heads.push_back(to_positions(oracle::select_top(scores.row(h), budget[at])));
+  }
+  return kept;
+}
+
+/// Survivors by the window's votes, from the budgets of all layers and heads. A budget below the window keeps the newest
+/// of it.
+Kept kept_by_window(const Prompt& p, const ObservationWindow& scorer,
+                    const std::function<std::vector<Index>(Index, const oracle::Array2&)>& budgets_of) {
+  Kept kept;
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    const auto at = static_cast<std::size_t>(l);
+    const auto scores =
+        oracle::observation_window(p.queries[at], p.keys[at], settings_of(p.shape(l)), settings_of(scorer));
+    const auto budgets = budgets_of(l, scores);
     for (Index h = 0; h < scores.rows; ++h) {
-      // A budget below the window keeps the newest of it.
-      if (budget[at] < m.scorer.window)
-        heads.push_back(to_positions(oracle::streaming_keep(p.tokens(), 0, budget[at])));
-      else
-        heads.push_back(
-            to_positions(oracle::observation_window_keep(scores.row(h), p.tokens(), m.scorer.window, budget[at])));
+      const Index k = oracle::item(budgets, h);
+      heads.push_back(to_positions(k < scorer.window
+                                       ? oracle::streaming_keep(p.tokens(), 0, k)
+                                       : oracle::observation_window_keep(scores.row(h), p.tokens(), scorer.window, k)));
     }
   }
   return kept;
+}
+
+/// SnapKV; Ada-KV when the heads of a layer share what is left of the budget beside the window.
+Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& m) {
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  return kept_by_window(p, m.scorer, [&](Index l, const oracle::Array2& scores) {
+    const Index k = oracle::item(budget, l), window = m.scorer.window;
+    std::vector<Index> of_heads(static_cast<std::size_t>(scores.rows), k);
+    if (m.selector.heads != SelectHeads::shared || k <= window) return of_heads;
+    const std::vector<Index> older(of_heads.size(), scores.columns);
+    const auto hits = oracle::hits_per_head(scores, scores.rows * (k - window));
+    of_heads = oracle::ada_kv_exact(hits, k - window, m.selector.floor, older);
+    for (Index& b : of_heads) b += window;
+    return of_heads;
+  });
+}
+
+/// Tokens per layer, the window included: the line of PyramidKV over what is there beside it.
+std::vector<Index> pyramid_budgets(const Pyramid& rule, Index layers, Index total, Index tokens) {
+  const Index capacity = total / layers;
+  if (rule.schedule == PyramidSchedule::published) {
+    const Index window = std::min(rule.window, capacity);
+    auto budgets = oracle::pyramid_published(
+        layers, tokens, {.capacity = capacity, .window = window, .beta = static_cast<Index>(rule.beta)});
+    for (Index& b : budgets) b = std::min(b + window, tokens);
+    return budgets;
+  }
+  if (capacity < rule.window)
+    return oracle::apportion(std::vector<double>(static_cast<std::size_t>(layers), 1.0), total,
+                             std::vector<Index>(static_cast<std::size_t>(layers), tokens), 0);
+  const std::vector<Index> older(static_cast<std::size_t>(layers), std::max<Index>(0, tokens - rule.window));
+  auto budgets = oracle::pyramid_exact(total - layers * rule.window, rule.beta, older);
+  for (Index& b : budgets) b = std::min(b + rule.window, tokens);
+  return budgets;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Pyramid>& m) {
+  const std::vector<Index> candidates(static_cast<std::size_t>(p.layers()), p.tokens());
+  const auto budgets =
+      pyramid_budgets(m.budget, p.layers(), oracle::total_tokens(m.keep.amount, candidates), p.tokens());
+  return kept_by_window(p, m.scorer, [&](Index l, const oracle::Array2& scores) {
+    return std::vector<Index>(static_cast<std::size_t>(scores.rows), oracle::item(budgets, l));
+  });
 }
 
 Kept wanted_kept(const Prompt& p, const Compressor<EliteWindow, StrengthSkewness>& m) {
@@ -331,6 +518,20 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(random_choice()));
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(h2o()));
       keeps_what_the_paper_keeps(this->be(), p, c, snap);
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(tova()));
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(key_norm()));
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(key_diff()));
+      auto shared = with_ratio(ada_kv());
+      shared.scorer.window = 8;
+      for (const double floor : {0.0, 0.2, 1.0}) {
+        shared.selector.floor = floor;
+        keeps_what_the_paper_keeps(this->be(), p, c, shared);
+      }
+      auto pyramid = with_ratio(pyramid_kv());
+      for (const auto schedule : {PyramidSchedule::exact, PyramidSchedule::published}) {
+        pyramid.budget.schedule = schedule;
+        keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
+      }
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(air_cache()));
     }
@@ -543,6 +744,11 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(streaming_llm());
   waits_at_most_once(h2o());
   waits_at_most_once(snap_kv());
+  waits_at_most_once(tova());
+  waits_at_most_once(key_norm());
+  waits_at_most_once(key_diff());
+  waits_at_most_once(pyramid_kv());
+  waits_at_most_once(ada_kv());
   waits_at_most_once(air_cache());
 }
 
@@ -604,6 +810,48 @@ TEST(Budgets, AreTheTextbooksAndExact) {
   }
 }
 
+TEST(Budgets, PyramidsAreTheTextbooks) {
+  Dice dice{71};
+  for (int round = 0; round < 20000; ++round) {
+    const Index layers = dice.within(2, 40), tokens = dice.within(0, 500);
+    const Pyramid rule{.beta = static_cast<double>(dice.within(1, 40)),
+                       .window = dice.chance(0.2) ? 0 : dice.below(70),
+                       .schedule = dice.chance(0.5) ? PyramidSchedule::exact : PyramidSchedule::published};
+    const std::vector<Index> available(static_cast<std::size_t>(layers), tokens);
+    const Index total = dice.within(0, layers * tokens);
+    const auto got = allocate(rule, {}, available, total);
+    ASSERT_EQ(got, pyramid_budgets(rule, layers, total, tokens))
+        << "round " << round << ": " << layers << " layers of " << tokens << ", total " << total << ", beta "
+        << rule.beta << ", window " << rule.window
+        << (rule.schedule == PyramidSchedule::exact ? ", exact" : ", published");
+    if (rule.schedule == PyramidSchedule::exact) {
+      ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), total) << "round " << round;
+    }
+  }
+}
+
+/// Layers that hold different numbers of tokens: no oracle, but laws.
+TEST(Budgets, PyramidsOfRaggedLayersAreExactAndFall) {
+  Dice dice{72};
+  for (int round = 0; round < 20000; ++round) {
+    const Index layers = dice.within(1, 12);
+    const Pyramid rule{.beta = 1 + 30 * dice.unit(), .window = dice.below(20)};
+    std::vector<Index> available;
+    for (Index l = 0; l < layers; ++l) available.push_back(dice.below(100));
+    const Index all = std::accumulate(available.begin(), available.end(), Index{0}), total = dice.within(0, all + 5);
+    const auto got = allocate(rule, {}, available, total);
+    ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), std::min(total, all)) << "round " << round;
+    Index before = std::numeric_limits<Index>::max();
+    for (std::size_t l = 0; l < got.size(); ++l) {
+      ASSERT_TRUE(0 <= got[l] && got[l] <= available[l]) << "round " << round << " layer " << l;
+      if (got[l] == available[l]) continue;
+      ASSERT_LE(got[l], before) << "round " << round << " layer " << l
+                                << ": more than the one below, though that had room";
+      before = got[l];
+    }
+  }
+}
+
 TEST(Budgets, SurviveBadNumbers) {
   const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
   for (const double bad : {nan, inf, -inf, -1.0, 1e300, 1e-320}) {
@@ -651,7 +899,7 @@ static_assert(Scorer<Scripted, WalledBackend>);
 
 TYPED_TEST(Policies, TheChoiceIsExact) {
   Dice dice{80};
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 100; ++round) {
     const Index layers = 1 + dice.below(3), heads = 1 + dice.below(3), tokens = dice.within(1, 90),
                 page = Index{16} << dice.below(3);
     std::vector<TagSpan> tags{span(static_cast<Position>(dice.below(20)), static_cast<Position>(20 + dice.below(60)))};
@@ -667,8 +915,9 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
         {dice.at},
         {},
         {.among = dice.chance(0.5) ? all_tokens : visual,
-         .heads = dice.chance(0.5) ? SelectHeads::kv : SelectHeads::layer,
-         .recent_share = dice.chance(0.5) ? 0 : dice.unit()},
+         .heads = static_cast<SelectHeads>(dice.below(3)),
+         .recent_share = dice.chance(0.5) ? 0 : dice.unit(),
+         .floor = dice.chance(0.2) ? 1 : dice.unit()},
         dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
     std::vector<bool> member, reserved;
     for (Position t = 0; t < tokens; ++t) {
@@ -686,10 +935,13 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
     const Plan plan = fed.cache.plan(fed.id, method);
     const auto report = fed.cache.commit(plan);
     Index nans = 0;
-    for (Index l = 0; l < layers; ++l)
-      for (Index h = 0; h < heads; ++h) {
-        std::vector<double> scores;
-        std::vector<bool> candidate;
+    for (Index l = 0; l < layers; ++l) {
+      std::vector<std::vector<double>> scores(static_cast<std::size_t>(heads));
+      std::vector<bool> candidate;
+      for (Position t = 0; t < tokens; ++t)
+        candidate.push_back(member[static_cast<std::size_t>(t)] && !reserved[static_cast<std::size_t>(t)]);
+      oracle::Array2 of_layer(heads, tokens);
+      for (Index h = 0; h < heads; ++h)
         for (Position t = 0; t < tokens; ++t) {
           float x = Scripted::of(method.scorer.seed, l, h, t);
           if (method.selector.heads == SelectHeads::layer) {
@@ -697,22 +949,33 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
             for (Index other = 0; other < heads; ++other) x += Scripted::of(method.scorer.seed, l, other, t);
             x /= static_cast<float>(heads);
           }
-          scores.push_back(static_cast<double>(x));
-          candidate.push_back(member[static_cast<std::size_t>(t)] && !reserved[static_cast<std::size_t>(t)]);
-          nans += candidate.back() && std::isnan(x);
+          scores[static_cast<std::size_t>(h)].push_back(static_cast<double>(x));
+          of_layer.at(h, t) = static_cast<double>(x);
+          nans += candidate[static_cast<std::size_t>(t)] && std::isnan(x);
         }
-        const Index k = std::max<Index>(0, budgets[static_cast<std::size_t>(l)] - stay);
-        Index newest = static_cast<Index>(method.selector.recent_share * static_cast<double>(k) + 1e-9);
+      const Index even_k = std::max<Index>(0, budgets[static_cast<std::size_t>(l)] - stay);
+      std::vector<Index> k(static_cast<std::size_t>(heads), even_k);
+      if (method.selector.heads == SelectHeads::shared) {
+        const std::vector<std::vector<bool>> up(static_cast<std::size_t>(heads), candidate);
+        const std::vector<Index> there(static_cast<std::size_t>(heads), members - stay);
+        k = oracle::ada_kv_exact(oracle::hits_per_head(of_layer, heads * even_k, up), even_k, method.selector.floor,
+                                 there);
+      }
+      for (Index h = 0; h < heads; ++h) {
+        std::vector<double>& of_head = scores[static_cast<std::size_t>(h)];
+        Index newest =
+            static_cast<Index>(method.selector.recent_share * static_cast<double>(oracle::item(k, h)) + 1e-9);
         for (Position t = static_cast<Position>(tokens - 1); t >= 0 && newest > 0; --t)
-          if (candidate[static_cast<std::size_t>(t)]) scores[static_cast<std::size_t>(t)] = 1000, --newest;
-        Positions wanted = to_positions(oracle::select_top(scores, k, candidate));
+          if (candidate[static_cast<std::size_t>(t)]) of_head[static_cast<std::size_t>(t)] = 1000, --newest;
+        Positions wanted = to_positions(oracle::select_top(of_head, oracle::item(k, h), candidate));
         for (Position t = 0; t < tokens; ++t)
           if (!candidate[static_cast<std::size_t>(t)]) wanted.push_back(t);
         std::sort(wanted.begin(), wanted.end());
         ASSERT_EQ(fed.cache.kept(fed.id, l, h), wanted)
-            << "round " << round << ", layer " << l << ", head " << h << ", k " << k;
+            << "round " << round << ", layer " << l << ", head " << h << ", k " << oracle::item(k, h);
         ASSERT_EQ(report.layer_budgets[static_cast<std::size_t>(l)], budgets[static_cast<std::size_t>(l)]);
       }
+    }
     if (method.selector.recent_share == 0 && method.keep != Keep::ratio(1)) {
       EXPECT_EQ(report.nan_scores, nans) << "round " << round;
     }

@@ -4,229 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "support/checked_cache.hpp"
+#include "fuzz/cache_walk.hpp"
 
 namespace kvpare::test {
 namespace {
-
-using Checked = CheckedCache<Formats<Pair<Raw<float>, Raw<half>>, Pair<Raw<half>, Raw<half>>>>;
-
-/// Three page sizes, grouped and single heads, a window, a softcap, sinks, and a layer that policies leave alone.
-Model small_model() {
-  const LayerShape plain{.q_heads = 4, .kv_heads = 2, .key_dim = 8, .value_dim = 8, .scale = 0.35f};
-  LayerShape sliding{.q_heads = 2, .kv_heads = 2, .key_dim = 4, .value_dim = 12, .scale = 0.5f, .window = 40};
-  sliding.softcap = 5;
-  LayerShape single{.q_heads = 3, .kv_heads = 1, .key_dim = 16, .value_dim = 4, .scale = 0.25f};
-  single.sink_logits = {0.5f, -1, 2};
-  LayerShape fixed{.q_heads = 1, .kv_heads = 1, .key_dim = 3, .value_dim = 5, .scale = 0.6f};
-  fixed.compress = false;
-  return {{plain, sliding, single, fixed}};
-}
-
-/// One thread's walk over its sequences.
-class Walk {
- public:
-  struct Options {
-    std::size_t most_sequences = 6;
-    Index most_tokens = 150;  // per head; then a sequence is more often made shorter
-    bool alone = true;        // the pool is nobody else's, so sequences may come and go, and pool totals are ours
-  };
-
-  Walk(Checked& checked, Options options) : c_(checked), dice_(checked.dice), options_(options) {}
-
-  void step(Index number) {
-    if (options_.alone && (c_.held.empty() || (c_.held.size() < options_.most_sequences && dice_.chance(0.02)))) c_.create();
-    const SequenceId id = any_sequence();
-    const Index kind = dice_.below(100);
-    const bool tight = full_ || longest(id) > options_.most_tokens;
-    if (kind < 55 && !tight) append(id);
-    else if (kind < 63) truncate(id);
-    else if (kind < 70) c_.commit(c_.random_plan(id, dice_.unit()), options_.alone);
-    else if (kind < 78) partial_commit(id);
-    else if (kind < 88) compress(id);
-    else if (kind < 91) tag(id);
-    else if (kind < 95 && options_.alone && c_.held.size() < options_.most_sequences) c_.fork(id);
-    else if (kind < 97 && options_.alone && (tight || dice_.chance(0.3))) c_.release(id);
-    else if (kind < 98) stale_plan(id);
-
-    if (!c_.held.contains(id)) return;
-    c_.verify(id);
-    if (number % 8 == 0) c_.verify_attend(id, dice_.below(c_.cache.layers()));
-    if (number % 16 == 0) c_.verify_rows(id);
-    if (number % 16 == 0 && options_.alone) c_.verify_pool();
-  }
-
- private:
-  SequenceId any_sequence() {
-    auto at = c_.held.begin();
-    std::advance(at, dice_.below(std::ssize(c_.held)));
-    return at->first;
-  }
-
-  Index longest(SequenceId id) {
-    Index n = 0;
-    for (const oracle::CachedLayer& layer : c_.held.at(id)) n = std::max(n, layer.most_tokens());
-    return n;
-  }
-
-  /// Mostly single tokens and short prompts; mostly the next positions, at times a few left out, or so many that a page
-  /// cannot span them.
-  void append(SequenceId id) {
-    const bool all_layers = dice_.chance(0.3);
-    const Index only = dice_.below(c_.cache.layers());
-    const Index count = dice_.chance(0.6) ? 1 : dice_.within(0, 70);
-    for (Index l = 0; l < c_.cache.layers(); ++l) {
-      if (!all_layers && l != only) continue;
-      Index next = c_.model(id, l).last() + 1;
-      if (next > 1 << 30) return c_.truncate(id, 0);
-      const double gaps = dice_.chance(0.7) ? 0 : dice_.unit();
-      Positions positions;
-      for (Index t = 0; t < count; ++t) {
-        if (dice_.chance(gaps)) next += dice_.chance(0.05) ? dice_.within(60000, 70000) : dice_.within(1, 9);
-        positions.push_back(static_cast<Position>(next++));
-      }
-      full_ = c_.append(id, l, positions, dice_.chance(0.5) ? DType::f32 : DType::f16) == Outcome::pool_full;
-    }
-  }
-
-  void truncate(SequenceId id) {
-    const Index last = c_.model(id, dice_.below(c_.cache.layers())).last();
-    c_.truncate(id, static_cast<Position>(dice_.chance(0.8) ? std::max<Index>(0, last - dice_.below(12)) : dice_.within(0, last + 2)));
-    full_ = false;
-  }
-
-  /// Some layers only, some heads down to nothing.
-  void partial_commit(SequenceId id) {
-    Plan plan = c_.random_plan(id, dice_.chance(0.5) ? 0.95 : 0.3);
-    for (LayerPlan& layer : plan.layers) {
-      if (dice_.chance(0.5)) layer = {};
-      for (Selection& keep : layer.keep)
-        if (dice_.chance(0.2)) keep = Selection(keep.entries());
-    }
-    c_.commit(plan, options_.alone);
-    full_ = false;
-  }
-
-  void stale_plan(SequenceId id) {
-    Plan plan = c_.random_plan(id, 0.5);
-    c_.tag(id, {.begin = 0, .end = 1});
-    const Counted before = c_.counted(id);
-    EXPECT_NE(error_of([&] { (void)c_.cache.commit(plan); }).find("stale"), std::string::npos);
-    EXPECT_EQ(c_.counted(id), before);
-  }
-
-  void tag(SequenceId id) {
-    const Index begin = dice_.within(0, std::max<Index>(1, c_.model(id, 0).last()));
-    c_.tag(id, {.begin = static_cast<Position>(begin), .end = static_cast<Position>(begin + dice_.within(1, 60)),
-                    .token_class = dice_.chance(0.6) ? TokenClass::image : static_cast<TokenClass>(dice_.below(token_classes)),
-                    .is_protected = dice_.chance(0.2)});
-  }
-
-  void compress(SequenceId id) {
-    const auto recipes = known_recipes();
-    AnyCompressor method = recipes[static_cast<std::size_t>(dice_.below(std::ssize(recipes)))].compressor;
-    const Index amount = dice_.below(300);
-    switch (dice_.below(4)) {
-      case 0: method.keep = Keep::tokens(amount); break;
-      case 1: method.keep = Keep::pages(amount / 8); break;
-      case 2: method.keep = Keep::bytes(amount * 512); break;
-      default: method.keep = Keep::ratio(dice_.unit());
-    }
-    const ClassSet classes[] = {all_tokens, visual, text, visual | text};
-    method.selector.among = classes[dice_.below(4)];
-    if (dice_.chance(0.5)) method.selector.heads = static_cast<SelectHeads>(dice_.below(3));
-    if (dice_.chance(0.3)) method.selector.recent_share = dice_.unit();
-
-    std::vector<Index> scored_to;  // last position that has a score, per layer
-    const bool unobserved = method.scorer.reads().rows == Reads::Rows::none;
-    for (Index l = 0; l < c_.cache.layers(); ++l) {
-      if (!unobserved) c_.observe(id, l, method, dice_.within(1, 80));
-      scored_to.push_back(c_.model(id, l).last());
-    }
-    if (dice_.chance(0.3)) append(id);  // tokens without a score
-    if (unobserved) scored_to.assign(scored_to.size(), std::numeric_limits<Position>::max());
-    if (!observed(id, method)) {
-      c_.commit(c_.empty_plan(id), options_.alone);  // so that another policy may observe
-      return;
-    }
-
-    const Counted before = c_.counted(id);
-    const Plan plan = c_.cache.plan(id, method);
-    EXPECT_EQ(c_.counted(id), before);
-    verify_plan(id, method, plan, scored_to);
-    c_.commit(plan, options_.alone);
-    full_ = false;
-  }
-
-  /// False when tokens came to a layer after all of its own had been evicted, so that nothing could be observed.
-  bool observed(SequenceId id, const AnyCompressor& method) {
-    if (method.scorer.reads().rows == Reads::Rows::none) return true;
-    try {
-      (void)c_.cache.plan(id, method);
-      return true;
-    } catch (const InvalidArgument& e) {
-      EXPECT_NE(std::string(e.what()).find("was not observed"), std::string::npos) << e.what();
-      return false;
-    }
-  }
-
-  /// Budgets are exact, and what may not be evicted stays.
-  void verify_plan(SequenceId id, const AnyCompressor& method, const Plan& plan, const std::vector<Index>& scored_to) {
-    if (method.keep == Keep::ratio(1)) return;
-    const Tags& tags = c_.cache.tags(id);
-    const auto member = [&](Index p) { return method.selector.among.has(tags.class_of(static_cast<Position>(p))); };
-    Index granted = 0, given = 0, available = 0;
-    for (Index l = 0; l < c_.cache.layers(); ++l) {
-      const LayerPlan& of_layer = plan.layers[static_cast<std::size_t>(l)];
-      const oracle::CachedLayer& model = c_.model(id, l);
-      ASSERT_EQ(of_layer.touched, c_.shape(l).compress && model.tokens() > 0) << "layer " << l;
-      if (!of_layer.touched) continue;
-      const auto lists = c_.cache.pages(id, l);
-      Index most = 0, chosen_in_layer = 0, left_in_layer = 0, candidates_in_layer = 0;
-      for (Index h = 0; h < c_.shape(l).kv_heads; ++h) {
-        const Positions kept = positions_of(lists[static_cast<std::size_t>(h)], of_layer.keep[static_cast<std::size_t>(h)]);
-        Index members = 0, candidates = 0, chosen = 0;
-        for (const Index p : model.positions(h)) {
-          const TagSpan* span = tags.find(static_cast<Position>(p));
-          const bool up_for_choice =
-              member(p) && !(span != nullptr && span->is_protected) && p <= scored_to[static_cast<std::size_t>(l)];
-          const bool stays = std::binary_search(kept.begin(), kept.end(), static_cast<Position>(p));
-          ASSERT_TRUE(stays || up_for_choice) << "layer " << l << " head " << h << " lost position " << p;
-          members += member(p), candidates += up_for_choice, chosen += up_for_choice && stays;
-        }
-        const Index left = std::max<Index>(0, of_layer.budget - (members - candidates));
-        if (method.selector.heads != SelectHeads::shared) {
-          ASSERT_EQ(chosen, std::min(candidates, left)) << "layer " << l << " head " << h << " budget " << of_layer.budget;
-        }
-        chosen_in_layer += chosen, left_in_layer += left, candidates_in_layer += candidates;
-        most = std::max(most, members);
-      }
-      if (method.selector.heads == SelectHeads::shared) {
-        ASSERT_EQ(chosen_in_layer, std::min(candidates_in_layer, left_in_layer)) << "layer " << l;
-      }
-      granted += of_layer.budget, available += most;
-      given += std::count_if(model.given.begin(), model.given.end(), member);
-    }
-    const Index amount = static_cast<Index>(method.keep.amount);
-    switch (method.keep.unit) {
-      case Keep::Unit::ratio:
-        ASSERT_EQ(granted, std::min(available, static_cast<Index>(std::floor(method.keep.amount * static_cast<double>(given) + 0.5))));
-        break;
-      case Keep::Unit::tokens: ASSERT_EQ(granted, std::min(available, amount)); break;
-      case Keep::Unit::pages: ASSERT_LE(granted, amount * c_.cache.page_tokens()); break;
-      case Keep::Unit::bytes: ASSERT_LE(granted * 64, amount) << "the smallest token takes 64 bytes over all heads";
-    }
-  }
-
-  Checked& c_;
-  Dice& dice_;
-  Options options_;
-  bool full_ = false;
-};
 
 std::vector<std::uint64_t> seeds(std::uint64_t first, std::uint64_t count) {
   if (const char* wanted = std::getenv("KVPARE_SEED")) return {std::strtoull(wanted, nullptr, 10)};
@@ -239,20 +23,22 @@ constexpr Index never_full = 8 << 20;
 
 void walk(Index page_tokens, Index pool_bytes, std::uint64_t seed, Index operations) {
   cpu::Backend be({.threads = 1});
-  Checked checked(be, small_model(), {.page_tokens = page_tokens, .pool_bytes = pool_bytes}, seed);
-  Walk walk(checked, {});
+  WalkedCache checked(be, small_model(), {.page_tokens = page_tokens, .pool_bytes = pool_bytes}, seed);
+  Walk walk(checked, checked.dice, {});
   for (Index i = 0; i < operations; ++i) {
     try {
       walk.step(i);
     } catch (const std::exception& e) {
       ADD_FAILURE() << e.what();
     }
-    if (::testing::Test::HasFailure()) FAIL() << "operation " << i << " of KVPARE_SEED=" << seed << ", page_tokens " << page_tokens;
+    if (::testing::Test::HasFailure())
+      FAIL() << "operation " << i << " of KVPARE_SEED=" << seed << ", page_tokens " << page_tokens;
   }
   checked.verify_all();
   while (!checked.held.empty()) checked.release(checked.held.begin()->first);
   ASSERT_EQ(checked.cache.pool().stats().pages_in_use, 0) << "leaked by KVPARE_SEED=" << seed;
-  EXPECT_EQ(checked.cache.pool().stats().refusals > 0, pool_bytes < never_full) << "small pools, and only these, are to be full at times";
+  EXPECT_EQ(checked.cache.pool().stats().refusals > 0, pool_bytes < never_full)
+      << "small pools, and only these, are to be full at times";
 }
 
 constexpr Index long_walk = 40000;
@@ -273,27 +59,28 @@ TEST(CacheOperations, AgreeWithTheModelWhenThePoolIsOftenFull) {
 /// Two threads, each with sequences of its own; all are forks of two prompts, so they share pages.
 void walk_in_two_threads(Index backend_threads, std::uint64_t seed, Index operations) {
   cpu::Backend be({.threads = backend_threads});
-  Checked all(be, small_model(), {.page_tokens = 16, .pool_bytes = 512 << 10}, seed);
+  WalkedCache all(be, small_model(), {.page_tokens = 16, .pool_bytes = 512 << 10}, seed);
   std::vector<SequenceId> ids{all.create(), all.create()};
   for (const SequenceId id : ids)
     for (Index l = 0; l < all.cache.layers(); ++l) ASSERT_EQ(all.append(id, l, 60), Outcome::done);
   for (Index i = 0; i < 6; ++i) ids.push_back(all.fork(ids[static_cast<std::size_t>(i)]));
 
-  const auto work = [&](Checked& mine) {
-    Walk walk(mine, {.alone = false});
+  const auto work = [&](WalkedCache& mine) {
+    Walk walk(mine, mine.dice, {.alone = false});
     for (Index i = 0; i < operations && !::testing::Test::HasFailure(); ++i) {
       walk.step(i);
       if (::testing::Test::HasFailure()) ADD_FAILURE() << "operation " << i << " of KVPARE_SEED=" << mine.dice.seed;
     }
   };
-  Checked one = all.part({ids[0], ids[3], ids[4], ids[7]}, seed + 1), two = all.part({ids[1], ids[2], ids[5], ids[6]}, seed + 2);
+  WalkedCache one = all.part({ids[0], ids[3], ids[4], ids[7]}, seed + 1),
+              two = all.part({ids[1], ids[2], ids[5], ids[6]}, seed + 2);
   {
     std::jthread first([&] { work(one); }), second([&] { work(two); });
   }
   all.held = one.held;
   all.held.merge(two.held);
   all.verify_all();
-  for (const SequenceId id : ids) all.release(id);
+  while (!all.held.empty()) all.release(all.held.begin()->first);
   EXPECT_EQ(all.cache.pool().stats().pages_in_use, 0);
 }
 

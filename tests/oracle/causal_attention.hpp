@@ -14,6 +14,7 @@ struct AttentionSettings {
   double softcap = 0;   // > 0: logit = softcap * tanh(scale q.k / softcap)
   Index window = 0;     // > 0: a row sees only the last `window` positions, its own included
   bool causal = true;   // a row sees no later position
+  std::vector<double> sink = {};  // empty or [q_heads]: exp(sink) joins the denominator only; never scaled or capped
 };
 
 /// position_j <= position_r (when causal) and position_j > position_r - window (when there is one).
@@ -45,7 +46,10 @@ inline std::vector<double> attention_row(const Array3& queries, const Array3& ke
   std::vector<double> logits(static_cast<std::size_t>(keys.a), -infinity);
   for (Index j = 0; j < keys.a; ++j)
     if (sees(how, row, j)) item(logits, j) = capped_logit(how, dot_of(queries, keys, row, head, j));
-  return softmax(logits);
+  if (how.sink.empty()) return softmax(logits);
+  std::vector<double> with_sink = logits;
+  with_sink.push_back(item(how.sink, head));
+  return softmax_given(logits, log_sum_exp(with_sink));
 }
 
 }  // namespace kvpare::oracle

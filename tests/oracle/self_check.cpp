@@ -6,10 +6,16 @@
 #include <numeric>
 
 #include "accumulated_attention.hpp"
+#include "ada_kv.hpp"
 #include "attend.hpp"
 #include "attention_mass.hpp"
+#include "decode_eviction.hpp"
 #include "elite_window.hpp"
+#include "key_diff.hpp"
+#include "key_norm.hpp"
+#include "last_row.hpp"
 #include "observation_window.hpp"
+#include "pyramid.hpp"
 #include "reduce.hpp"
 #include "select_top.hpp"
 #include "sort_rows.hpp"
@@ -88,8 +94,8 @@ TEST(StatisticsOfARow, MatchHandNumbers) {
   EXPECT_EQ(s.counted, 4);
   EXPECT_EQ(s.sum, 10);
   EXPECT_EQ(s.mean, 2.5);
-  EXPECT_NEAR(s.moment2, 6.75, 1e-12);    // 2.25 6.25 6.25 12.25 over 4
-  EXPECT_NEAR(s.moment3, -3.75, 1e-12);   // -3.375 15.625 15.625 -42.875 over 4
+  EXPECT_NEAR(s.moment2, 6.75, 1e-12);     // 2.25 6.25 6.25 12.25 over 4
+  EXPECT_NEAR(s.moment3, -3.75, 1e-12);    // -3.375 15.625 15.625 -42.875 over 4
   EXPECT_NEAR(s.moment4, 58.3125, 1e-12);  // 5.0625 39.0625 39.0625 150.0625 over 4
   EXPECT_TRUE(std::isnan(statistics({1, nan}).sum));
   EXPECT_EQ(statistics({1, nan}).max, 1);
@@ -320,7 +326,9 @@ TEST(AttentionMass, PartsPeaksCountsAndRules) {
   expect_near(all_of(attention_mass(in)), {70, 10, 0, 0}, 1e-10);
   in.entry = nullptr;
   in.rows = Indices{1};
-  in.logit = [](double dot, Index row, Index key) { return key == 1 ? dot + std::log(static_cast<double>(row) + 5) : dot; };
+  in.logit = [](double dot, Index row, Index key) {
+    return key == 1 ? dot + std::log(static_cast<double>(row) + 5) : dot;
+  };
   expect_near(all_of(attention_mass(in)), {.2, .8, 0, 0}, 1e-12);  // .6 : .4 * 6
 }
 
@@ -414,7 +422,7 @@ TEST(EliteWindow, PartBElectsThroughTheVisualTokens) {
 }
 
 const std::vector<TokenKind> part_b_kinds = {V, V, V, V, V, T, T, T, T};
-const Numbers part_b_e1 = {1, 2, 4, 1, 8, 100, 4, 1, 1};        // sees itself, not e3; e0 is text but not elite
+const Numbers part_b_e1 = {1, 2, 4, 1, 8, 100, 4, 1, 1};       // sees itself, not e3; e0 is text but not elite
 const Numbers part_b_e3 = {2, 2, 8, 2, 16, 1e-3, 6, 1e-3, 4};  // its text row elects e1 and e3 with alpha 0.6
 
 TEST(EliteWindow, PartBImportance) {
@@ -695,7 +703,8 @@ TEST(ObservationWindow, SumsTheLastRowsThenMeansTheGroupThenPools) {
   const Array2 kv = observation_window(in.queries, in.keys, {}, {.window = 2, .kernel = 3});
   ASSERT_EQ(kv.rows, 1);
   expect_near(kv.row(0), {1.6 / 3, 1.6 / 3}, 1e-12);
-  expect_near(observation_window_of_layer(in.queries, in.keys, {}, {.window = 2, .pooling = Pooling::none}), {1.2, .4}, 1e-12);
+  expect_near(observation_window_of_layer(in.queries, in.keys, {}, {.window = 2, .pooling = Pooling::none}), {1.2, .4},
+              1e-12);
   EXPECT_EQ(window_votes(in.queries, in.keys, 9, {}).columns, 0);
 
   // heads vote (.8, .1) and (.1, .8): their mean is .45 everywhere; pooled first it would be .8
@@ -703,6 +712,201 @@ TEST(ObservationWindow, SumsTheLastRowsThenMeansTheGroupThenPools) {
   queries.at(2, 0, 0) = queries.at(2, 1, 1) = std::log(8.0);
   const ObservationWindowSettings largest{.window = 1, .kernel = 3, .pooling = Pooling::max};
   expect_near(observation_window(queries, one_hot_keys(3, 1), {}, largest).values, {.45, .45}, 1e-12);
+}
+
+TEST(LastRow, IsTheNewestTokensAttention) {
+  const AttentionMassInput in = h2o_mass(2, 1);
+  expect_near(last_row(in.queries, in.keys, {}).row(0), {.7, .1, .05, .15}, 1e-12);
+  EXPECT_EQ(select_top(last_row_of_layer(in.queries, in.keys, {}), 2), (Indices{0, 3}));
+
+  // four heads in two groups: the last rows give token 0 .8 .4 | .2 .2 and token 1 the rest
+  Array3 queries(2, 4, 2);
+  const Numbers first = {.8, .4, .2, .2};
+  for (Index h = 0; h < 4; ++h) {
+    queries.at(0, h, 0) = 50;  // the first row does not count
+    queries.at(1, h, 0) = std::log(item(first, h)), queries.at(1, h, 1) = std::log(1 - item(first, h));
+  }
+  const Array2 per_head = last_row(queries, one_hot_keys(2, 2), {});
+  expect_near(per_head.row(0), {.6, .4}, 1e-12);
+  expect_near(per_head.row(1), {.2, .8}, 1e-12);
+  expect_near(last_row_of_layer(queries, one_hot_keys(2, 2), {}), {.4, .6}, 1e-12);
+}
+
+TEST(KeyNorm, HandNumbers) {
+  Array3 keys(3, 2, 2);
+  keys.values = {3, 4, 0, 1, 0, 0, -5, 12, 1, 0, 0, 0};
+  expect_near(key_norm(keys).values, {-5, 0, -1, -1, -13, 0}, 1e-12);
+}
+
+TEST(KeyDiff, HandNumbers) {
+  // directions (1, 0), (0, 1), (0, 1) and a key without length: anchor (.25, .5)
+  Array3 keys(4, 1, 2);
+  keys.values = {7, 0, 0, 2, 0, .5, 0, 0};
+  const double length = std::sqrt(.25 * .25 + .5 * .5);
+  expect_near(key_diff(keys).values, {-.25 / length, -.5 / length, -.5 / length, 0}, 1e-12);
+  // opposite directions have no mean: an anchor without length
+  expect_near(key_diff_of_head({{2, 0}, {-3, 0}}), {0, 0}, 0);
+  EXPECT_EQ(select_top(key_diff_of_head({{1, 0}, {2, 0}, {5, 0}, {0, 1}}), 1), Indices{3}) << "who points elsewhere";
+}
+
+TEST(Pyramid, PublishedScheduleIsOverBudget) {
+  const Indices published = pyramid_published(32, 4096, {.capacity = 320, .window = 64, .beta = 20});
+  EXPECT_EQ(published.front(), 500);
+  EXPECT_EQ(published[1], 485);
+  EXPECT_EQ(published.back(), 35);
+  EXPECT_EQ(std::accumulate(published.begin(), published.end(), Index{0}), 8560);
+  EXPECT_EQ(pyramid_published(3, 319, {}), (Indices{255, 255, 255})) << "everything fits";
+  EXPECT_EQ(pyramid_published(3, 400, {}), (Indices{256, 256, 256})) << "below 2 B every layer uses B";
+  // max 500 is more than the 486 there are: 486 to 2 * 256 - 486 = 26, step 460 / 2
+  EXPECT_EQ(pyramid_published(3, 550, {}), (Indices{486, 256, 26}));
+  EXPECT_THROW(pyramid_published(1, 550, {}), std::invalid_argument);
+}
+
+TEST(Pyramid, ExactScheduleSumsToItsTotal) {
+  const std::vector<Index> there(32, 4096 - 64);
+  const Indices exact = pyramid_exact(32 * 256, 20, there);
+  EXPECT_EQ(std::accumulate(exact.begin(), exact.end(), Index{0}), 8192);
+  EXPECT_EQ(exact.front(), 499);  // 499.2 to 12.8
+  EXPECT_EQ(exact.back(), 13);
+  EXPECT_TRUE(std::is_sorted(exact.rbegin(), exact.rend()));
+
+  EXPECT_EQ(pyramid_exact(30, 20, {100, 100, 100}), (Indices{20, 10, 0}))
+      << "wishes 19.5, 10, 0.5; the tie to the lower layer";
+  EXPECT_EQ(pyramid_exact(30, 1, {100, 100, 100}), (Indices{10, 10, 10}));
+  EXPECT_EQ(pyramid_exact(30, 20, {15, 15, 15}), (Indices{15, 10, 5})) << "15 to 2 * 10 - 15";
+  EXPECT_EQ(pyramid_exact(50, 20, {15, 15, 15}), (Indices{15, 15, 15}));
+  EXPECT_EQ(pyramid_exact(7, 20, {15}), Indices{7});
+  EXPECT_EQ(pyramid_exact(0, 20, {15, 15}), (Indices{0, 0}));
+}
+
+TEST(AdaKv, SpecExample) {
+  Array2 scores(2, 4);
+  scores.values = {.90, .05, .03, .02, .30, .28, .22, .20};
+  const Indices hits = hits_per_head(scores, 4);
+  EXPECT_EQ(hits, (Indices{1, 3}));
+  EXPECT_EQ(ada_kv_published(hits, 2, 0), (Indices{1, 3}));
+  EXPECT_EQ(keep_per_head(scores, {1, 3}), (std::vector<Indices>{{0}, {0, 1, 2}}));
+  EXPECT_EQ(ada_kv_published(hits, 2, 0.2), (Indices{1, 2})) << "one slot lost";
+  EXPECT_EQ(ada_kv_published({4, 16}, 10, 0.2), (Indices{5, 15}));
+  EXPECT_EQ(ada_kv_published({1, 3}, 2, 0.5), (Indices{2, 2})) << "1.5 and 2.5, halves to even";
+
+  EXPECT_EQ(ada_kv_exact(hits, 2, 0, {4, 4}), (Indices{1, 3}));
+  EXPECT_EQ(ada_kv_exact(hits, 2, 0.2, {4, 4}), (Indices{1, 3})) << "wishes 1.2 and 2.8";
+  EXPECT_EQ(ada_kv_exact({4, 16}, 10, 0.2, {50, 50}), (Indices{5, 15})) << "wishes 5.2 and 14.8";
+  EXPECT_EQ(ada_kv_exact(hits, 2, 1, {4, 4}), (Indices{2, 2}));
+  EXPECT_EQ(ada_kv_exact({0, 20}, 10, 0.2, {50, 15}), (Indices{5, 15})) << "what a head can not take, the others do";
+  EXPECT_EQ(ada_kv_exact({3, 3}, 9, 0.2, {3, 3}), (Indices{3, 3}));
+}
+
+TEST(AdaKv, TiesGoToTheLowerHeadThenTheLowerToken) {
+  EXPECT_EQ(hits_per_head(Array2(3, 4, 1.0), 5), (Indices{4, 1, 0}));
+  const std::vector<std::vector<bool>> some = {
+      {true, false, true, false}, {true, true, true, true}, {false, false, false, false}};
+  EXPECT_EQ(hits_per_head(Array2(3, 4, 1.0), 5, some), (Indices{2, 3, 0}));
+  Array2 odd(2, 2, nan);
+  odd.at(1, 1) = -5;
+  EXPECT_EQ(hits_per_head(odd, 1), (Indices{0, 1})) << "a NaN is no hit while there is a number";
+  EXPECT_EQ(hits_per_head(odd, 9), (Indices{2, 2}));
+}
+
+/// A layer of one head whose attention rows are given: keys are one-hot, values the position.
+struct ScriptedLayer {
+  DecodeLayer layer;
+  Index width;
+  explicit ScriptedLayer(Index tokens, Index q_heads = 1, Index kv_heads = 1)
+      : layer({}, q_heads, kv_heads, 1), width(tokens) {}
+
+  /// Tokens from `first` on; rows[r] names what row r gives each position, as if by softmax.
+  Array3 attend(Index first, const std::vector<Numbers>& rows) {
+    const Index n = count_of(rows), kv = layer.kv_heads();
+    Array3 queries(n, 1, width), keys(n, kv, width), values(n, kv, 1);
+    for (Index r = 0; r < n; ++r) {
+      for (Index j = 0; j < width; ++j) queries.at(r, 0, j) = -1000;
+      for (Index j = 0; j < count_of(item(rows, r)); ++j)
+        if (item(item(rows, r), j) > 0) queries.at(r, 0, j) = std::log(item(item(rows, r), j));
+      keys.at(r, 0, first + r) = 1;
+      values.at(r, 0, 0) = static_cast<double>(first + r);
+    }
+    return layer.attend(counting(n, first), queries, keys, values);
+  }
+};
+
+TEST(DecodeEviction, HeavyHitterExample) {
+  ScriptedLayer s(6);
+  s.attend(0, h2o_rows);
+  expect_near(s.layer.gathered(0), {2.80, .80, .25, .15}, 1e-12);
+  const DecodeSettings h2o{.budget = 3, .recent_share = 2.0 / 3};
+  auto chosen = s.layer.evict(h2o);
+  EXPECT_EQ(chosen[0].kept, (Indices{0, 2, 3}));
+  expect_near({chosen[0].worst_kept, chosen[0].best_gone}, {2.80, .80}, 1e-12);
+
+  const Array3 out = s.attend(4, {{.5, 0, .1, .2, .2}});
+  EXPECT_NEAR(out.at(0, 0, 0), .1 * 2 + .2 * 3 + .2 * 4, 1e-12);
+  expect_near(s.layer.gathered(0), {3.30, .35, .35, .20}, 1e-12);
+  chosen = s.layer.evict(h2o);
+  EXPECT_EQ(chosen[0].kept, (Indices{0, 3, 4}));
+  expect_near({chosen[0].worst_kept, chosen[0].best_gone}, {3.30, .35}, 1e-12);
+  expect_near(s.layer.gathered(0), {3.30, .35, .20}, 1e-12);
+
+  DecodeLayer fork = s.layer;
+  fork.truncate(4);
+  EXPECT_EQ(fork.positions(0), (Indices{0, 3}));
+  expect_near(fork.gathered(0), {3.30, .35}, 1e-12);
+  EXPECT_EQ(s.layer.positions(0), (Indices{0, 3, 4}));
+}
+
+TEST(DecodeEviction, OfEqualsTheNewerGoesAndNanGoesFirst) {
+  ScriptedLayer s(8);
+  s.attend(0, {{1}, {.5, .5}, {.5, .25, .25}});
+  s.attend(3, {{.25, .25, .75, 0}});  // 2.2, .95, .85, 0
+  DecodeLayer before = s.layer;
+  EXPECT_EQ(s.layer.evict({.budget = 2})[0].kept, (Indices{0, 1}));
+
+  ScriptedLayer even(4);
+  even.attend(0, {{1}, {0, 1}, {0, 0, 1}, {0, 0, 0, 1}});  // all 1
+  EXPECT_EQ(even.layer.evict({.budget = 3})[0].kept, (Indices{0, 1, 2}));
+  EXPECT_EQ(even.layer.evict({.budget = 2, .recent_share = .5})[0].kept, (Indices{0, 2}));
+
+  before.attend({4}, Array3(1, 1, 8, nan), Array3(1, 1, 8, 0.0), Array3(1, 1, 1));  // every score is NaN now
+  EXPECT_EQ(before.evict({.budget = 2})[0].kept, (Indices{0, 1}));
+}
+
+TEST(DecodeEviction, OneChoiceForTheLayerByTheLastRow) {
+  DecodeLayer layer({}, 2, 2, 1);
+  Array3 keys(3, 2, 3), values(3, 2, 1), queries(3, 2, 3);
+  for (Index t = 0; t < 3; ++t) keys.at(t, 0, t) = keys.at(t, 1, t) = 1;
+  queries.at(0, 0, 0) = queries.at(1, 0, 0) = 9;                   // earlier rows do not count
+  const std::vector<Numbers> last = {{.1, .6, .3}, {.5, .1, .4}};  // mean .3 .35 .35
+  for (Index h = 0; h < 2; ++h)
+    for (Index j = 0; j < 3; ++j) queries.at(2, h, j) = std::log(item(item(last, h), j));
+  const DecodeStep done =
+      layer.step({0, 1, 2}, queries, keys, values, {.evicts = Evicts::least_of_last_row, .budget = 2});
+  for (const Index h : {0, 1}) EXPECT_EQ(item(done.choices, h).kept, (Indices{1, 2}));
+  expect_near({done.choices[0].worst_kept, done.choices[0].best_gone}, {.35, .3}, 1e-12);
+  layer.keep(0, {1});
+  EXPECT_THROW(layer.evict({.evicts = Evicts::least_of_last_row, .budget = 1}), std::invalid_argument);
+}
+
+TEST(DecodeEviction, SinksAndTheNewest) {
+  ScriptedLayer s(12);
+  s.attend(0, std::vector<Numbers>(8, Numbers(8, 1.0)));
+  DecodeSettings streaming{.evicts = Evicts::middle, .budget = 5, .sinks = 2};
+  EXPECT_EQ(s.layer.evict(streaming)[0].kept, (Indices{0, 1, 5, 6, 7}));
+  s.attend(8, {Numbers(9, 1.0)});
+  EXPECT_EQ(s.layer.evict(streaming)[0].kept, (Indices{0, 1, 6, 7, 8}));
+  streaming.budget = 1;
+  EXPECT_EQ(s.layer.evict(streaming)[0].kept, Indices{0});
+}
+
+TEST(DecodeEviction, WhatDoesNotCountAndWhatIsProtected) {
+  ScriptedLayer s(8);
+  s.attend(0, {{1}, {0, 1}, {0, 0, 1}, {0, 0, 0, 1}, {0, 0, 0, 0, 1}, {.9, .8, .7, .6, .5, .4}});
+  DecodeSettings limited{.budget = 2};
+  limited.counts = [](Index p) { return p != 5; };
+  limited.is_protected = [](Index p) { return p == 4; };
+  EXPECT_EQ(s.layer.evict(limited)[0].kept, (Indices{0, 4, 5}));
+  limited.budget = 0;
+  EXPECT_EQ(s.layer.evict(limited)[0].kept, (Indices{4, 5}));
 }
 
 TEST(Dense, OutsideIsAnError) {

@@ -25,8 +25,9 @@ struct Counted {
   Tags tags;
   friend bool operator==(const Counted&, const Counted&) = default;
   friend std::ostream& operator<<(std::ostream& out, const Counted& c) {
-    return out << "epoch " << c.epoch << ", live tokens " << c.live_tokens << ", pages " << c.pages << " of " << c.page_bytes << " bytes, live bytes "
-               << c.live_bytes << ", observations " << c.observation_bytes << " bytes, tag spans " << c.tags.spans().size();
+    return out << "epoch " << c.epoch << ", live tokens " << c.live_tokens << ", pages " << c.pages << " of "
+               << c.page_bytes << " bytes, live bytes " << c.live_bytes << ", observations " << c.observation_bytes
+               << " bytes, tag spans " << c.tags.spans().size();
   }
 };
 
@@ -65,7 +66,8 @@ class CheckedCache {
   SequenceId create() {
     const SequenceId id = cache.create();
     auto& sequence = held[id];
-    for (Index l = 0; l < cache.layers(); ++l) sequence.push_back({std::vector<oracle::CachedHead>(static_cast<std::size_t>(shape(l).kv_heads)), {}});
+    for (Index l = 0; l < cache.layers(); ++l)
+      sequence.push_back({std::vector<oracle::CachedHead>(static_cast<std::size_t>(shape(l).kv_heads)), {}});
     return id;
   }
 
@@ -151,6 +153,49 @@ class CheckedCache {
     return report;
   }
 
+  /// One decode step on both, with a random row for each position. The model attends as well, then takes the choice of the
+  /// cache; a refusal must change nothing and says why.
+  template <class C>
+  std::string decode(SequenceId id, Index layer, const C& method, const Positions& positions, bool alone = true) {
+    const LayerShape& s = shape(layer);
+    const Index n = std::ssize(positions);
+    oracle::AttendInput in = attend_input(id, layer, rows(n, s.q_heads, s.key_dim), positions);
+    const TensorBuffer<B> q(be, in.queries, DType::f32);
+    const TensorBuffer<B> out(be, oracle::Array3(n, s.q_heads, s.value_dim, -1), DType::f32);
+    const Counted before = counted(id);
+    const PoolStats pool_before = cache.pool().stats();
+    EvictReport report;
+    const std::string refusal = error_of([&] {
+      report = cache.decode(
+          layer, {{.sequence = id, .queries = q.tensor(), .positions = positions, .out = out.writable()}}, method);
+    });
+    if (refusal != "no error") {
+      EXPECT_EQ(counted(id), before) << refusal;
+      return refusal;
+    }
+    const oracle::Array3 got = out.download();
+    const oracle::AttendResult wanted = oracle::attend(in);
+    for (std::size_t i = 0; i < got.values.size(); ++i)
+      EXPECT_TRUE(close(got.values[i], wanted.out.values[i], tolerance(Operation::attended)))
+          << "decode, sequence " << id << " layer " << layer;
+    Index gone = 0;
+    for (Index h = 0; h < s.kv_heads; ++h) {
+      const Positions kept = cache.kept(id, layer, h);
+      const std::vector<Index> holding = model(id, layer).positions(h);
+      EXPECT_TRUE(std::includes(holding.begin(), holding.end(), kept.begin(), kept.end())) << "tokens from nowhere";
+      gone += std::ssize(holding) - std::ssize(kept);
+      model(id, layer).keep(h, {kept.begin(), kept.end()});
+    }
+    EXPECT_EQ(report.evicted, gone);
+    if (alone) {
+      const PoolStats pool_after = cache.pool().stats();
+      EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
+      EXPECT_EQ(report.bytes_freed, pool_before.bytes_in_use - pool_after.bytes_in_use);
+      EXPECT_EQ(pool_after.peak_bytes_in_use, pool_before.peak_bytes_in_use) << "decode takes no pages";
+    }
+    return {};
+  }
+
   /// A plan that keeps each live token with probability `keep`, in every head for itself.
   Plan random_plan(SequenceId id, double keep) {
     Plan plan = empty_plan(id);
@@ -187,8 +232,10 @@ class CheckedCache {
     const TensorBuffer<B> q(be, rows(std::ssize(positions), s.q_heads, s.key_dim), DType::f32);
     const std::span<const Position> all = positions;
     const std::size_t half = all.size() / 2;
-    if (half > 0) cache.observe(id, layer, compressor, q.tensor().part(0, static_cast<Index>(half)), all.first(half), false);
-    cache.observe(id, layer, compressor, q.tensor().part(static_cast<Index>(half), std::ssize(all) - static_cast<Index>(half)),
+    if (half > 0)
+      cache.observe(id, layer, compressor, q.tensor().part(0, static_cast<Index>(half)), all.first(half), false);
+    cache.observe(id, layer, compressor,
+                  q.tensor().part(static_cast<Index>(half), std::ssize(all) - static_cast<Index>(half)),
                   all.subspan(half), true);
   }
 
@@ -211,8 +258,8 @@ class CheckedCache {
         const std::vector<Index> wanted = model(id, l).positions(h);
         const Positions got = cache.kept(id, l, h);
         ASSERT_TRUE(std::equal(got.begin(), got.end(), wanted.begin(), wanted.end()))
-            << "sequence " << id << " layer " << l << " head " << h << ": holds " << ::testing::PrintToString(got) << "\nmodel "
-            << ::testing::PrintToString(wanted);
+            << "sequence " << id << " layer " << l << " head " << h << ": holds " << ::testing::PrintToString(got)
+            << "\nmodel " << ::testing::PrintToString(wanted);
         const auto& of_head = stats.heads[static_cast<std::size_t>(l)][static_cast<std::size_t>(h)];
         ASSERT_EQ(of_head.live_tokens, std::ssize(wanted));
         ASSERT_EQ(of_head.pages, std::ssize(list.entries));
@@ -247,7 +294,8 @@ class CheckedCache {
           be.gather(std::span(&gather, 1));
           for (const oracle::CachedToken& token : wanted)
             for (const double x : side == Side::keys ? token.key : token.value) rows.push_back(static_cast<float>(x));
-          ASSERT_EQ(got, rows) << "sequence " << id << " layer " << l << " head " << h << (side == Side::keys ? " keys" : " values");
+          ASSERT_EQ(got, rows) << "sequence " << id << " layer " << l << " head " << h
+                               << (side == Side::keys ? " keys" : " values");
         }
       }
     }
@@ -257,26 +305,25 @@ class CheckedCache {
   void verify_attend(SequenceId id, Index layer) {
     const LayerShape& s = shape(layer);
     const Index n = dice.within(1, 3), last = model(id, layer).last();
-    oracle::AttendInput in;
-    in.queries = rows(n, s.q_heads, s.key_dim);
-    in.heads = model(id, layer).heads;
-    in.value_width = s.value_dim;
-    in.how = {static_cast<double>(s.scale), static_cast<double>(s.softcap), s.window, true};
-    in.sink.assign(s.sink_logits.begin(), s.sink_logits.end());
     Positions positions;
-    for (Index r = 0; r < n; ++r) {
+    for (Index r = 0; r < n; ++r)
       positions.push_back(static_cast<Position>(dice.chance(0.5) ? last : dice.within(-1, last + 3)));
-      in.positions.push_back(positions.back());
-    }
+    const oracle::AttendInput in = attend_input(id, layer, rows(n, s.q_heads, s.key_dim), positions);
     const TensorBuffer<B> q(be, in.queries, DType::f32);
-    std::vector<float> out(static_cast<std::size_t>(n * s.q_heads * s.value_dim), -1), lse(static_cast<std::size_t>(n * s.q_heads), -1);
-    cache.attend(layer, {{.sequence = id, .queries = q.tensor(), .positions = positions,
-                          .out = Tensor(out.data(), n, s.q_heads, s.value_dim), .lse = lse.data()}});
+    std::vector<float> out(static_cast<std::size_t>(n * s.q_heads * s.value_dim), -1),
+        lse(static_cast<std::size_t>(n * s.q_heads), -1);
+    cache.attend(layer, {{.sequence = id,
+                          .queries = q.tensor(),
+                          .positions = positions,
+                          .out = Tensor(out.data(), n, s.q_heads, s.value_dim),
+                          .lse = lse.data()}});
     const oracle::AttendResult wanted = oracle::attend(in);
     for (std::size_t i = 0; i < out.size(); ++i)
-      ASSERT_TRUE(close(out[i], wanted.out.values[i], tolerance(Operation::attended))) << "sequence " << id << " layer " << layer << " out " << i;
+      ASSERT_TRUE(close(out[i], wanted.out.values[i], tolerance(Operation::attended)))
+          << "sequence " << id << " layer " << layer << " out " << i;
     for (std::size_t i = 0; i < lse.size(); ++i)
-      ASSERT_TRUE(close(lse[i], wanted.lse.values[i], tolerance(Operation::logit))) << "sequence " << id << " layer " << layer << " lse " << i;
+      ASSERT_TRUE(close(lse[i], wanted.lse.values[i], tolerance(Operation::logit)))
+          << "sequence " << id << " layer " << layer << " lse " << i;
   }
 
   /// Every page in use is in some list, as often as it has references.
@@ -316,6 +363,18 @@ class CheckedCache {
   }
 
  private:
+  oracle::AttendInput attend_input(SequenceId id, Index layer, oracle::Array3 queries, const Positions& positions) {
+    const LayerShape& s = shape(layer);
+    oracle::AttendInput in;
+    in.queries = std::move(queries);
+    in.positions.assign(positions.begin(), positions.end());
+    in.heads = model(id, layer).heads;
+    in.value_width = s.value_dim;
+    in.how = {.scale = static_cast<double>(s.scale), .softcap = static_cast<double>(s.softcap), .window = s.window};
+    in.sink.assign(s.sink_logits.begin(), s.sink_logits.end());
+    return in;
+  }
+
   static void verify_list(const HeadPages& list) {
     Position before = -1;
     std::set<std::uint32_t> blocks;

@@ -65,6 +65,14 @@ TEST(Settings, ABudgetBringsItsOwnSettings) {
   expect_refused("air_cache(budget=uniform, least=2)", "unknown setting 'least'");
 }
 
+TEST(Settings, ABudgetAgreesWithItsScorer) {
+  const auto window = [](const char* words) { return std::get<Pyramid>(made(words).budget.held).window; };
+  EXPECT_EQ(window("snap_kv(budget=pyramid)"), 32);
+  EXPECT_EQ(window("snap_kv(budget=pyramid, window=9)"), 9);
+  EXPECT_EQ(window("snap_kv(window=9, budget=pyramid)"), 9);
+  EXPECT_EQ(window("h2o(budget=pyramid)"), Pyramid{}.window);
+}
+
 TEST(Settings, AmountsToKeep) {
   const std::pair<const char*, Keep> amounts[] = {
       {"0.1", Keep::ratio(0.1)},     {"10%", Keep::ratio(0.1)},       {"0", Keep::ratio(0)},

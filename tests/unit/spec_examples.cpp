@@ -187,5 +187,140 @@ TYPED_TEST(SpecExample, SnapKvKeepsItsWindowAndTheBest) {
   }
 }
 
+// ---- decode under a budget
+
+/// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.
+template <Backend B>
+struct GivenAttention {
+  using Rows = std::vector<std::vector<double>>;  // [kv head][position], 0 where nothing is to be had
+  Index heads, width;
+  KvCache<B, Formats<Pair<Raw<float>, Raw<float>>>> cache;
+  SequenceId id;
+  B& be;
+
+  GivenAttention(B& backend, Index kv_heads, Index tokens)
+      : heads(kv_heads), width(tokens),
+        cache(backend, model(kv_heads, tokens), {.page_tokens = 16, .pool_bytes = 1 << 20}), id(cache.create()),
+        be(backend) {}
+
+  static Model model(Index kv_heads, Index tokens) {
+    LayerShape shape;
+    shape.kv_heads = shape.q_heads = kv_heads, shape.key_dim = tokens, shape.value_dim = 1, shape.scale = 1;
+    return {{shape}};
+  }
+
+  /// The token at position `p`, what it attends to, and what is kept then; its value is its position.
+  template <class M>
+  std::vector<double> decode(Position p, const Rows& row, const M& method) {
+    oracle::Array3 k(1, heads, width), v(1, heads, 1, static_cast<double>(p)), q(1, heads, width, -80);
+    for (Index h = 0; h < heads; ++h) {
+      k.at(0, h, p) = 1;
+      const auto& of_head = row[static_cast<std::size_t>(h)];
+      for (std::size_t j = 0; j < of_head.size(); ++j)
+        if (of_head[j] > 0) q.at(0, h, static_cast<Index>(j)) = std::log(of_head[j]);
+    }
+    const TensorBuffer<B> keys(be, k, DType::f32), values(be, v, DType::f32), queries(be, q, DType::f32),
+        out(be, v, DType::f32);
+    const Position at[] = {p};
+    EXPECT_EQ(cache.append(id, 0, keys.tensor(), values.tensor(), at), Outcome::done);
+    cache.decode(0, {{.sequence = id, .queries = queries.tensor(), .positions = at, .out = out.writable()}}, method);
+    return out.download().values;
+  }
+};
+
+TYPED_TEST(SpecExample, H2oEvictsAtEveryStep) {
+  auto method = h2o();
+  method.selector.recent_share = 2.0 / 3;  // heavy 1, recent 2
+  method.keep = Keep::tokens(3);
+  GivenAttention<typename TestFixture::B> given(this->be(), 1, 5);
+  given.decode(0, {{1}}, method);
+  given.decode(1, {{.6, .4}}, method);
+  given.decode(2, {{.5, .3, .2}}, method);
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 1, 2}));
+  given.decode(3, {{.7, .1, .05, .15}}, method);  // acc 2.80 .80 .25 .15
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 2, 3}));
+  const auto scores = given.cache.scores(given.id, 0, method);
+  EXPECT_EQ(scores.positions, (Positions{0, 2, 3}));
+  expect_near({scores.values[0].begin(), scores.values[0].end()}, 0, {2.80, .25, .15});
+
+  const auto out = given.decode(4, {{.5, 0, .1, .2, .2}}, method);
+  EXPECT_NEAR(out[0], .1 * 2 + .2 * 3 + .2 * 4, 1e-5);
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 3, 4}));
+  const auto after = given.cache.scores(given.id, 0, method);
+  expect_near({after.values[0].begin(), after.values[0].end()}, 0, {3.30, .35, .20});
+}
+
+TYPED_TEST(SpecExample, StreamingLlmEvictsAtEveryStep) {
+  auto method = streaming_llm();
+  method.scorer.sinks = 2;
+  method.keep = Keep::tokens(5);
+  GivenAttention<typename TestFixture::B> given(this->be(), 1, 9);
+  for (Position p = 0; p < 9; ++p) {
+    given.decode(p, {std::vector<double>(static_cast<std::size_t>(p) + 1, 1.0)}, method);
+    if (p == 7) {
+      EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 1, 5, 6, 7}));
+    }
+  }
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 1, 6, 7, 8}));
+}
+
+/// By hand: the mean of both heads is .30 .35 .35, then, over what is left and the new token, .20 .45 .35.
+TYPED_TEST(SpecExample, TovaChoosesOncePerLayerByTheNewestRow) {
+  auto method = tova();
+  method.keep = Keep::tokens(2);
+  GivenAttention<typename TestFixture::B> given(this->be(), 2, 4);
+  given.decode(0, {{1}, {1}}, method);
+  given.decode(1, {{.9, .1}, {.9, .1}}, method);  // earlier rows do not count
+  given.decode(2, {{.1, .6, .3}, {.5, .1, .4}}, method);
+  for (const Index h : {0, 1}) EXPECT_EQ(given.cache.kept(given.id, 0, h), (Positions{1, 2})) << "head " << h;
+  given.decode(3, {{0, .1, .5, .4}, {0, .3, .4, .3}}, method);
+  for (const Index h : {0, 1}) EXPECT_EQ(given.cache.kept(given.id, 0, h), (Positions{2, 3})) << "head " << h;
+}
+
+// ---- PyramidKV
+
+TEST(SpecExamples, PyramidKvSchedules) {
+  // C = 320, W = 64, 32 layers, 4096 tokens
+  const std::vector<Index> available(32, 4096);
+  std::vector<double> scratch(32);
+  std::vector<Index> keep(32);
+  const auto sum = [&] { return std::accumulate(keep.begin(), keep.end(), Index{0}); };
+  Pyramid{.window = 64, .schedule = PyramidSchedule::published}.allocate(nullptr, available.data(), 32, 32 * 320,
+                                                                         scratch.data(), keep.data());
+  EXPECT_EQ(keep[0], 500 + 64);
+  EXPECT_EQ(keep[1], 485 + 64);
+  EXPECT_EQ(keep[31], 35 + 64);
+  EXPECT_EQ(sum(), 8560 + 32 * 64) << "4.5 % above the budget";
+  Pyramid{.window = 64}.allocate(nullptr, available.data(), 32, 32 * 320, scratch.data(), keep.data());
+  EXPECT_EQ(keep[0], 499 + 64);
+  EXPECT_EQ(keep[31], 13 + 64);
+  EXPECT_EQ(sum(), 32 * 320);
+}
+
+// ---- Ada-KV
+
+TYPED_TEST(SpecExample, AdaKvSharesTheBudgetOfALayer) {
+  const std::vector<std::vector<double>> rows{{.90, .05, .03, .02}, {.30, .28, .22, .20}};
+  Prompt p;
+  p.model = GivenAttention<typename TestFixture::B>::model(2, 4);
+  p.queries.emplace_back(4, 2, 4), p.keys.emplace_back(4, 2, 4), p.values.emplace_back(4, 2, 1);
+  for (Index t = 0; t < 4; ++t)
+    for (Index h = 0; h < 2; ++h) {
+      p.keys[0].at(t, h, t) = 1;
+      p.queries[0].at(3, h, t) = std::log(rows[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)]);
+    }
+  const auto kept = [&](double floor) {
+    const Compressor method{LastRow{}, Uniform{}, TopK{.heads = SelectHeads::shared, .floor = floor}, Keep::tokens(2)};
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 4);
+    fed.cache.compress(fed.id, method);
+    return std::pair{fed.cache.kept(fed.id, 0, 0), fed.cache.kept(fed.id, 0, 1)};
+  };
+  const std::pair shared{Positions{0}, Positions{0, 1, 2}}, even{Positions{0, 1}, Positions{0, 1}};
+  EXPECT_EQ(kept(0), shared);
+  EXPECT_EQ(kept(0.2), shared) << "1.2 and 2.8: the published rounding loses the fourth token";
+  EXPECT_EQ(kept(1), even);
+}
+
 }  // namespace
 }  // namespace kvpare::test

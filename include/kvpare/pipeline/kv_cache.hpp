@@ -348,10 +348,7 @@ class KvCache {
         for (std::size_t e = 0; e < left.size(); ++e) left[e].live &= lp.keep[h].words()[e];
         const auto& after = changes[changes.size() - lists.heads.size() + h].list.entries;
         source.push_back(detail::slots_before(left, after, page_tokens_));
-        // Tokens that came after the last observation have no score yet.
-        auto& slots = source.back();
-        slots.resize(static_cast<std::size_t>(detail::used_slots(after, page_tokens_)));
-        while (!slots.empty() && slots.back() >= before.filled(static_cast<Index>(h))) slots.pop_back();
+        detail::cut_unscored(source.back(), before.filled(static_cast<Index>(h)));
       }
       running[static_cast<std::size_t>(l)].start(*be_, before.scorer(), before.data(), before.slots(), source,
                                                  page_tokens_);
@@ -847,9 +844,12 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
   std::vector<std::uint64_t> candidates;
   std::vector<Index> keep;
   detail::EvictionRow row;
+  Index place = 0, sharing = 0;  // only layers that are compressed share a total, as in `compress`
+  for (Index l = 0; l < layers(); ++l)
+    if (shape(l).compress) place += l < layer, ++sharing;
   for (Step& step : steps) {
     const Index budget =
-        step.sequence->decode_budget.of(method, layer, layers(), step.at->given(step.sequence->tags, selector.among));
+        step.sequence->decode_budget.of(method, place, sharing, step.at->given(step.sequence->tags, selector.among));
     for (Index h = 0; h < (together ? 1 : static_cast<Index>(step.lists.heads.size())); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
                                 row))
@@ -931,14 +931,13 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
   }
   be_->compact(moves);
   for (Step& step : steps) {
-    std::vector<Index> heads, used;
+    std::vector<Index> heads;
     std::vector<std::vector<std::int32_t>> sources;
     for (Packed& p : packed) {
       if (p.step != &step) continue;
       Head& head = step.at->heads[static_cast<std::size_t>(p.head)];
       heads.push_back(p.head);
       sources.push_back(detail::slots_before(head.entries, p.list.entries, page_tokens_));
-      used.push_back(detail::used_slots(p.list.entries, page_tokens_));
       head.entries = std::move(p.list.entries);
       head.offsets = std::move(p.list.offsets);
       for (const Entry& e : p.list.released) {
@@ -947,7 +946,7 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
         report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
       }
     }
-    step.at->running.slide(*be_, heads, sources, used);
+    step.at->running.slide(*be_, heads, std::move(sources));
   }
   for (const Choice& choice : choices) {
     choice.step->at->observed.forget();

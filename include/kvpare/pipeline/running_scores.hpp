@@ -63,6 +63,14 @@ inline std::vector<std::int32_t> slots_before(std::span<const Entry> before, std
   return source;
 }
 
+/// Drops the end of a list whose tokens came after the last score: from slots `filled` on.
+inline void cut_unscored(std::vector<std::int32_t>& source, Index filled) {
+  std::size_t scored = 0;
+  for (std::size_t s = 0; s < source.size(); ++s)
+    if (source[s] >= 0 && source[s] < filled) scored = s + 1;
+  source.resize(scored);
+}
+
 /// Slots of a list that have been written.
 inline Index used_slots(std::span<const Entry> list, Index page_tokens) {
   return list.empty() ? 0 : (static_cast<Index>(list.size()) - 1) * page_tokens + list.back().used;
@@ -184,15 +192,16 @@ class RunningScores {
   }
 
   /// Scores of some heads follow their tokens to lower slots. `source` as slots_before gives it.
-  void slide(B& be, const std::vector<Index>& heads, const std::vector<std::vector<std::int32_t>>& source,
-             const std::vector<Index>& used) {
+  void slide(B& be, const std::vector<Index>& heads, std::vector<std::vector<std::int32_t>> source) {
     if (empty() || heads.empty()) return;
     std::vector<Index> begin{0};
     std::vector<std::int32_t> all;
     for (std::size_t i = 0; i < heads.size(); ++i) {
+      Index& filled = filled_[static_cast<std::size_t>(heads[i])];
+      detail::cut_unscored(source[i], filled);  // another method's steps may have brought tokens since
       all.insert(all.end(), source[i].begin(), source[i].end());
       begin.push_back(static_cast<Index>(all.size()));
-      filled_[static_cast<std::size_t>(heads[i])] = used[i];
+      filled = static_cast<Index>(source[i].size());
     }
     const Buffer<B, Index> which(be, heads), ranges(be, begin);
     const Buffer<B, std::int32_t> map(be, all);

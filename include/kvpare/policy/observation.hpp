@@ -65,13 +65,26 @@ template <Backend B>
 class ObservedKeys {
  public:
   ObservedKeys(B& be, const Observation<B>& seen) : positions_(be, seen.row_positions) {
+    const std::vector<float>& sinks = seen.shape->sink_logits;
+    if (!sinks.empty()) {
+      std::vector<float> of_rows;
+      for (Index r = 0; r < seen.rows(); ++r) of_rows.insert(of_rows.end(), sinks.begin(), sinks.end());
+      sinks_ = Buffer<B, const float>(be, std::span<const float>(of_rows));
+    }
     for (const auto& map : seen.columns->of_slot) {
       maps_.emplace_back(be, std::span<const std::int32_t>(map));
       map_pointers_.push_back(maps_.back().data());
     }
   }
 
-  /// Arguments with keys, queries and positions filled in.
+  /// Attention as the layer itself has it: sinks take their part.
+  MassArguments<> attention(const Observation<B>& seen) const {
+    auto a = arguments(seen);
+    a.extra = sinks_.data();
+    return a;
+  }
+
+  /// Arguments with keys, queries and positions filled in; a softmax over just these keys.
   template <class Logit = PlainLogit, class EntryOf = Probability>
   MassArguments<Logit, EntryOf> arguments(const Observation<B>& seen) const {
     MassArguments<Logit, EntryOf> a;
@@ -90,6 +103,7 @@ class ObservedKeys {
 
  private:
   Buffer<B, const Position> positions_;
+  Buffer<B, const float> sinks_;  // [rows, q_heads]
   std::vector<Buffer<B, const std::int32_t>> maps_;
   std::vector<const std::int32_t*> map_pointers_;
 };

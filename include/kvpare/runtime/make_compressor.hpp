@@ -141,6 +141,21 @@ bool set_field(P& part, std::string_view recipe, std::string_view key, std::stri
   return known;
 }
 
+/// Settings that the budget has in common with the scorer, as PyramidKV's window, become the scorer's.
+inline void agree(AnyCompressor& compressor, std::string_view recipe) {
+  std::visit(
+      [&](const auto& scorer) {
+        using S = std::remove_cvref_t<decltype(scorer)>;
+        for_each_field<S>([&](const auto& field) {
+          using kvpare::print_setting;
+          using detail::print_setting;
+          const std::string value = print_setting(scorer.*field.member);
+          std::visit([&](auto& budget) { set_field(budget, recipe, field.name, value); }, compressor.budget.held);
+        });
+      },
+      compressor.scorer.held);
+}
+
 inline std::string_view trimmed(std::string_view s) {
   const auto first = s.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return {};
@@ -210,8 +225,10 @@ inline AnyCompressor make_compressor(std::string_view words) {
       require(settings[i].first != settings[j].first, name, ": ", settings[i].first, " is set twice");
 
   for (const auto& [key, value] : settings)  // first, since it brings its own settings
-    if (key == "budget")
+    if (key == "budget") {
       require(compressor.budget.choose(value), name, ": budget = '", value, "', must be one of: ", AnyBudget::names());
+      detail::agree(compressor, name);
+    }
   for (const auto& [key, value] : settings) {
     if (key == "budget") continue;
     if (key == "keep") {

@@ -14,10 +14,12 @@ enum class PyramidSchedule : std::uint8_t { exact, published };
 inline constexpr std::string_view choices(PyramidSchedule*) { return "exact|published"; }
 
 /// Formula  C = total / layers; the newest `window` tokens are every layer's, the rest B = C - window falls in a line:
-///          low = B / beta, high = 2 B - low, x_l = high - l (high - low) / (layers - 1);  keep[l] = window + x_l
-///          exact: the line in real numbers, then apportioned within what is available, so that the sum is the total
-///          published: all divisions of whole numbers rounded down, for N = available: everything where N < C, x_l = B
-///          where N < 2 B, and high = N - window, low = 2 B - high where 2 B - low would be more than N - window
+///          low = B / beta, high = 2 B - low, or high = N - window, low = 2 B - high where that is less, N = available;
+///          x_l = high - l (high - low) / (layers - 1);  keep[l] = window + x_l
+///          exact: the line in real numbers, N that of the longest layer, then apportioned within what each layer has, so
+///          that the sum is the total
+///          published: all divisions of whole numbers rounded down, N that of the layer; everything where N < C, x_l = B
+///          where N < 2 B
 /// Ties     exact: equal remainders go to the lower layer
 /// Sums     exact: to the total, always. published: above it where the rounded step is too small (4.5 % at C = 320,
 ///          window = 64, 32 layers, 4096 tokens), and below where a layer has fewer tokens than its share
@@ -46,7 +48,11 @@ struct Pyramid {
     }
     const double capacity = static_cast<double>(total) / static_cast<double>(n);
     const double fixed = capacity < static_cast<double>(window) ? capacity : static_cast<double>(window);
-    const double mean = capacity - fixed, low = mean / beta, high = 2 * mean - low;
+    Index most = 0;
+    for (Index l = 0; l < n; ++l) most = available[l] > most ? available[l] : most;
+    const double mean = capacity - fixed, room = static_cast<double>(most) - fixed;
+    double low = mean / beta, high = 2 * mean - low;
+    if (high > room) high = room, low = 2 * mean - high;
     for (Index l = 0; l < n; ++l) {
       const double x = n > 1 ? high - static_cast<double>(l) * (high - low) / static_cast<double>(n - 1) : mean;
       scratch[l] = fixed + x;

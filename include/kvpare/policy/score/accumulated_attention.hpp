@@ -24,7 +24,7 @@ struct AccumulatedAttention {
 template <Backend B>
 void score(B& be, const AccumulatedAttention&, const Observation<B>& seen, Scores out) {
   const ObservedKeys<B> keys(be, seen);
-  auto mass = keys.arguments(seen);
+  auto mass = keys.attention(seen);
   mass.out = out.data;
   be.attention_mass(mass);
 }

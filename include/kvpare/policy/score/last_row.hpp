@@ -25,7 +25,7 @@ template <Backend B>
 void score(B& be, const LastRow&, const Observation<B>& seen, Scores out) {
   fill(be, out.data, out.heads * out.columns, 0.0f);
   const ObservedKeys<B> keys(be, seen);
-  auto mass = keys.arguments(seen);
+  auto mass = keys.attention(seen);
   mass.out = out.data;
   be.attention_mass(mass);
 }

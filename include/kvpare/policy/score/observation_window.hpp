@@ -91,7 +91,7 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
   Buffer<B, float> votes(be, heads * n);
   fill(be, votes.data(), heads * n, 0.0f);
   const ObservedKeys<B> keys(be, seen);
-  auto mass = keys.arguments(seen);
+  auto mass = keys.attention(seen);
   mass.out = votes.data();
   be.attention_mass(mass);
 

@@ -38,9 +38,9 @@ struct ContextOptions {
 
 /// What reading and writing a text has cost so far.
 struct Usage {
-  Index tokens = 0;           // read
-  Index evicted = 0;          // over all layers and kv heads
-  double seen = 0;            // tokens that a query saw in a kv head, itself included: mean over heads, summed over tokens
+  Index tokens = 0;   // read
+  Index evicted = 0;  // over all layers and kv heads
+  double seen = 0;    // tokens that a query saw in a kv head, itself included: mean over heads, summed over tokens
   Index peak_page_bytes = 0;  // of whole pages in use
 };
 

@@ -12,10 +12,10 @@ namespace story {
 /// One layer's attention for new tokens, one row each. Queries and keys have been through RoPE and are not scaled.
 struct LayerRows {
   Index layer;
-  kvpare::ConstTensor queries;      // [rows, q_heads, head_dim]
-  kvpare::ConstTensor keys, values; // [rows, kv_heads, head_dim]: to be remembered
+  kvpare::ConstTensor queries;       // [rows, q_heads, head_dim]
+  kvpare::ConstTensor keys, values;  // [rows, kv_heads, head_dim]: to be remembered
   std::span<const Position> positions;
-  kvpare::Tensor out;               // [rows, q_heads, head_dim]: to be filled in
+  kvpare::Tensor out;  // [rows, q_heads, head_dim]: to be filled in
 };
 
 using Attention = std::function<void(const LayerRows&)>;

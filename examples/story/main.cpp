@@ -29,8 +29,8 @@ struct Arguments {
   bool list = false;
 };
 
-const std::vector<std::string> measured_policies = {"full",     "streaming_llm", "h2o",    "tova",    "key_norm",
-                                                    "key_diff", "random",        "snap_kv"};
+const std::vector<std::string> measured_policies = {"full",     "streaming_llm", "h2o",    "tova",
+                                                    "key_norm", "key_diff",      "random", "snap_kv"};
 const std::vector<std::string> measured_budgets = {"8t", "16t", "32t", "64t", "128t", "256t"};
 
 std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
@@ -151,7 +151,8 @@ int run(const Arguments& a) {
   }
   for (const auto& [option, file] : {std::pair("--model", &a.model), std::pair("--tokenizer", &a.tokenizer)})
     if (file->empty()) throw CLI::RequiredError(option);
-  if (!a.json.empty() && !std::ofstream(a.json, std::ios::app)) throw std::runtime_error(a.json + ": cannot be written");
+  if (!a.json.empty() && !std::ofstream(a.json, std::ios::app))
+    throw std::runtime_error(a.json + ": cannot be written");
   const Decoder decoder(parse_model(example::read_bytes(a.model), a.model));
   const Tokenizer tokenizer =
       Tokenizer::parse(example::read_bytes(a.tokenizer), a.tokenizer, decoder.shape().vocabulary);

@@ -35,9 +35,9 @@ void print_table(std::ostream& out, const Measured& measured, const std::vector<
   std::size_t widest = 6;
   for (const Setting& setting : settings) widest = std::max(widest, setting.policy.size());
   const int first = static_cast<int>(widest);
-  out << std::left << std::setw(first) << "policy" << std::right << std::setw(8) << "keep" << "  " << std::left
-      << std::setw(16) << "evicts" << std::right << std::setw(10) << "nats/token" << std::setw(12) << "perplexity"
-      << std::setw(9) << "seen" << std::setw(7) << "KiB" << std::setw(10) << "us/token" << '\n';
+  out << std::left << std::setw(first) << "policy" << std::right << std::setw(8) << "keep"
+      << "  " << std::left << std::setw(16) << "evicts" << std::right << std::setw(10) << "nats/token" << std::setw(12)
+      << "perplexity" << std::setw(9) << "seen" << std::setw(7) << "KiB" << std::setw(10) << "us/token" << '\n';
   for (std::size_t i = 0; i < settings.size(); ++i) {
     const Setting& setting = settings[i];
     const Result& result = results[i];

@@ -10,9 +10,9 @@ namespace story {
 
 /// What is read of a file of stories.
 struct TextRule {
-  Index stories = 8;       // the first so many that the file has
-  Index shortest = 200;    // characters; shorter ones are left out
-  Index most_tokens = 256; // of each story, its begin
+  Index stories = 8;        // the first so many that the file has
+  Index shortest = 200;     // characters; shorter ones are left out
+  Index most_tokens = 256;  // of each story, its begin
 };
 
 /// One text of `rule.most_tokens` tokens at most, after the token that begins a text, per story. Stories are separated by

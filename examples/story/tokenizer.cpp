@@ -27,8 +27,8 @@ T take(std::string_view& bytes, const std::string& name, const char* what, Index
 /// A pair of neighbours that may be joined; what it was made from may have been joined since.
 struct Join {
   float score;
-  int at;  // the left one
-  int left, right, joined;  // tokens
+  int at;                                    // the left one
+  int left, right, joined;                   // tokens
   bool operator<(const Join& other) const {  // the queue gives the largest: best score, then leftmost
     return score != other.score ? score < other.score : at > other.at;
   }

@@ -22,7 +22,7 @@ int choose(const Eigen::Ref<const Row>& logits, const Sampling& sampling, Positi
 /// A text on its way: all tokens so far, the last ones perhaps not read into the context yet.
 struct Draft {
   std::vector<int> tokens;
-  Sampling sampling;
+  Sampling sampling = {};
   bool finished = false;  // the model has ended it
 };
 

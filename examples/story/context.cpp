@@ -36,7 +36,7 @@ Method make_method(kvpare::AnyCompressor compressor, Index block) {
   if (method.compressor.keep == kvpare::Keep::ratio(1))
     method.acts = Acts::never;
   else
-    method.acts = Acts::each_block;
+    method.acts = kvpare::acts_at_decode(method.compressor) ? Acts::each_token : Acts::each_block;
   return method;
 }
 
@@ -85,6 +85,10 @@ void Context::attend(const LayerRows& rows, bool block_ends) {
     throw std::runtime_error("the cache has no pages left");
   const kvpare::AttendRequest request{
       .sequence = sequence_, .queries = rows.queries, .positions = rows.positions, .out = rows.out};
+  if (method_.acts == Acts::each_token) {
+    usage_.evicted += cache_.decode(rows.layer, std::span(&request, 1), method_.compressor).evicted;
+    return;
+  }
   cache_.attend(rows.layer, std::span(&request, 1));
   if (method_.acts == Acts::each_block)
     cache_.observe(sequence_, rows.layer, method_.compressor, rows.queries, rows.positions, block_ends);

@@ -19,7 +19,7 @@ int choose(const Eigen::Ref<const Row>& logits, const Sampling& sampling, Positi
 
 Index write(const Decoder& decoder, Context& context, Draft& draft, Index steps,
             const std::function<void(int previous, int token)>& visit, const Attention& watch) {
-  kvpare::require(std::ssize(draft.tokens) > context.length(), "write: nothing to go on from: all ",
+  kvpare::require(draft.finished || std::ssize(draft.tokens) > context.length(), "write: nothing to go on from: all ",
                   draft.tokens.size(), " tokens have been read");
   Index written = 0;
   while (written < steps && !draft.finished && std::ssize(draft.tokens) <= decoder.shape().longest) {

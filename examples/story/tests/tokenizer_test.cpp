@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <kvpare/core/random.hpp>
 #include <optional>
 
 #include "../tokenizer.hpp"

@@ -1,6 +1,9 @@
 // On the trained model stories260K, where its files are found: what its authors and an independent program say of it.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <optional>
+
 #include "../evaluate.hpp"
 #include "../text.hpp"
 #include "../writer.hpp"
@@ -44,13 +47,14 @@ class TrainedModelTest : public ::testing::Test {
 TEST_F(TrainedModelTest, WritesTheDocumentedText) {
   // llama2.c, doc/stories260K.md, with temperature 0.
   EXPECT_EQ(
-      written("", 192),
+      written("", 256),
       "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw "
       "a big, red ball. She wanted to play with it, but it was too high.\n"
       "Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do. She said, \"I want "
       "to play with your ball, but I can't find it.\"\n"
       "Lily was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to do.\"\n"
-      "Lily didn't want to help her mom, so she");
+      "Lily didn't want to help her mom, so she said, \"I'm sorry, mom. I didn't know what to do.\" Her mom said, "
+            "\"Don't worry, Lily. We can help you.");
 }
 
 TEST_F(TrainedModelTest, PredictsAsWellAsAnIndependentProgramSays) {

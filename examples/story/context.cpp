@@ -31,12 +31,13 @@ const char* name_of(Acts acts) {
   return "each block";
 }
 
-Method make_method(kvpare::AnyCompressor compressor, Index block) {
+Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_decode) {
   Method method{.compressor = std::move(compressor), .block = block};
   if (method.compressor.keep == kvpare::Keep::ratio(1))
     method.acts = Acts::never;
   else
-    method.acts = kvpare::acts_at_decode(method.compressor) ? Acts::each_token : Acts::each_block;
+    method.acts = at_decode == AtDecode::each_token && kvpare::acts_at_decode(method.compressor) ? Acts::each_token
+                                                                                                 : Acts::each_block;
   return method;
 }
 

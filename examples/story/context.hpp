@@ -28,8 +28,11 @@ struct Method {
   Index block = 16;  // tokens; for each_block
 };
 
+/// How methods that can decide at decode do: after each token, or in blocks like the others, for comparison.
+enum class AtDecode { each_token, each_block };
+
 /// The way of acting that goes with the compressor.
-Method make_method(kvpare::AnyCompressor compressor, Index block);
+Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_decode = AtDecode::each_token);
 
 struct ContextOptions {
   Index most_tokens = 0;  // the text's, at most: that many find room

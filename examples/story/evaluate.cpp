@@ -38,18 +38,18 @@ kvpare::Keep over_layers(kvpare::Keep budget, Index layers) {
 }
 
 std::vector<Setting> make_settings(const std::vector<std::string>& policies, const std::vector<kvpare::Keep>& budgets,
-                                   Index layers, Index block) {
+                                   Index layers, Index block, AtDecode at_decode) {
   std::vector<Setting> settings;
   for (const std::string& policy : policies) {
     kvpare::AnyCompressor compressor = kvpare::make_compressor(policy);
     if (!says(policy, "among")) compressor.selector.among = kvpare::all_tokens;
     if (compressor.keep == kvpare::Keep::ratio(1) || says(policy, "keep")) {
-      settings.push_back({policy, {}, make_method(compressor, block)});
+      settings.push_back({policy, {}, make_method(compressor, block, at_decode)});
       continue;
     }
     for (const kvpare::Keep& budget : budgets) {
       compressor.keep = over_layers(budget, layers);
-      settings.push_back({policy, budget, make_method(compressor, block)});
+      settings.push_back({policy, budget, make_method(compressor, block, at_decode)});
     }
   }
   return settings;

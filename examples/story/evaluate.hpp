@@ -27,7 +27,7 @@ struct Setting {
 /// Every policy with every budget; one that keeps everything (full), or says `keep=` itself, comes once. Policies evict
 /// among all tokens, unless they say `among=`. Throws InvalidArgument.
 std::vector<Setting> make_settings(const std::vector<std::string>& policies, const std::vector<kvpare::Keep>& budgets,
-                                   Index layers, Index block);
+                                   Index layers, Index block, AtDecode at_decode = AtDecode::each_token);
 
 /// Sums over the stories read under one setting.
 struct Result {

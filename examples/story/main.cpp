@@ -6,8 +6,9 @@
 #include <iostream>
 #include <thread>
 
-#include "report.hpp"
+#include "plot.hpp"
 #include "support/bad_file.hpp"
+#include "support/picture.hpp"
 #include "support/policies.hpp"
 #include "writer.hpp"
 
@@ -22,15 +23,16 @@ struct Arguments {
   Sampling sampling;
   std::vector<std::string> policies, budgets;
   Index block = 16;
+  bool all_in_blocks = false;
   TextRule rule;
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
-  std::string json;
+  std::string json, plot;
   bool list = false;
 };
 
-const std::vector<std::string> measured_policies = {"full",     "streaming_llm", "h2o",    "tova",
-                                                    "key_norm", "key_diff",      "random", "snap_kv"};
+const std::vector<std::string> measured_policies = {"full",     "streaming_llm", "h2o",     "tova",       "key_norm",
+                                                    "key_diff", "random",        "snap_kv", "pyramid_kv", "ada_kv"};
 const std::vector<std::string> measured_budgets = {"8t", "16t", "32t", "64t", "128t", "256t"};
 
 std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
@@ -39,10 +41,13 @@ std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
   return budgets;
 }
 
+AtDecode at_decode_of(const Arguments& a) { return a.all_in_blocks ? AtDecode::each_block : AtDecode::each_token; }
+
 /// The one policy with the one budget that a text is written under.
 Method method_of(const Arguments& a, Index layers) {
   const std::vector<std::string> policies = a.policies.empty() ? std::vector<std::string>{"full"} : a.policies;
-  const std::vector<Setting> settings = make_settings(policies, budgets_of(a.budgets), layers, a.block);
+  const std::vector<Setting> settings =
+      make_settings(policies, budgets_of(a.budgets), layers, a.block, at_decode_of(a));
   if (policies.size() == 1 && settings.empty())
     throw CLI::ValidationError("--policy", policies[0] + " needs a budget, e.g. --keep 32t");
   if (settings.size() > 1) throw CLI::ValidationError("--policy", "a text is written under one policy and one budget");
@@ -94,14 +99,19 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
   measured.stories = std::ssize(stories);
   for (const std::vector<int>& story : stories) measured.tokens += std::ssize(story) - 1;
 
-  const std::vector<Setting> settings =
-      make_settings(a.policies.empty() ? measured_policies : a.policies,
-                    budgets_of(a.budgets.empty() ? measured_budgets : a.budgets), shape.layers, a.block);
+  const std::vector<kvpare::Keep> budgets = budgets_of(a.budgets.empty() ? measured_budgets : a.budgets);
+  if (!a.plot.empty()) check_one_axis(budgets);
+  const std::vector<Setting> settings = make_settings(a.policies.empty() ? measured_policies : a.policies, budgets,
+                                                      shape.layers, a.block, at_decode_of(a));
   const std::vector<Result> results = evaluate(decoder, stories, settings, measured.options);
   print_table(std::cout, measured, settings, results);
   if (!a.json.empty()) {
     write_json(a.json, measured, settings, results);
     std::cout << "wrote " << a.json << '\n';
+  }
+  if (!a.plot.empty()) {
+    plot_nats(a.plot, measured, settings, results);
+    std::cout << "drew " << a.plot << '\n';
   }
   return 0;
 }
@@ -124,6 +134,8 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--every", a.block, "tokens per block, for policies that evict after a block of tokens")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  app.add_flag("--all-in-blocks", a.all_in_blocks,
+               "let policies that could evict after each token do so in blocks too");
   app.add_option("--steps", a.steps, "tokens to write, at most")->check(CLI::NonNegativeNumber)->capture_default_str();
   app.add_option("--temperature", a.sampling.temperature, "0 = the likeliest token, 1 = as the model says")
       ->check(CLI::Range(0.0, 100.0))
@@ -142,6 +154,7 @@ void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();
   app.add_option("--json", a.json, "with --nll: write the results to this file");
+  app.add_option("--plot", a.plot, "with --nll: draw a picture into this file, .svg or .png (needs gnuplot)");
 }
 
 int run(const Arguments& a) {

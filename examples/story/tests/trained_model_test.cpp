@@ -54,7 +54,7 @@ TEST_F(TrainedModelTest, WritesTheDocumentedText) {
       "to play with your ball, but I can't find it.\"\n"
       "Lily was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to do.\"\n"
       "Lily didn't want to help her mom, so she said, \"I'm sorry, mom. I didn't know what to do.\" Her mom said, "
-            "\"Don't worry, Lily. We can help you.");
+      "\"Don't worry, Lily. We can help you.");
 }
 
 TEST_F(TrainedModelTest, PredictsAsWellAsAnIndependentProgramSays) {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "plot.hpp"
+#include "record.hpp"
 #include "support/bad_file.hpp"
 #include "support/picture.hpp"
 #include "support/policies.hpp"
@@ -27,7 +28,7 @@ struct Arguments {
   TextRule rule;
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
-  std::string json, plot;
+  std::string json, plot, dump;
   bool list = false;
 };
 
@@ -64,6 +65,14 @@ std::vector<int> prompt_of(const Arguments& a, const Tokenizer& tokenizer, const
     tokens.resize(static_cast<std::size_t>(shape.longest));
   }
   return tokens;
+}
+
+int dump_text(const Decoder& decoder, const Tokenizer& tokenizer, const Arguments& a) {
+  if (!a.policies.empty()) throw CLI::ValidationError("--policy", "--dump records the full cache");
+  const example::Trace trace = record_text(decoder, prompt_of(a, tokenizer, decoder.shape()));
+  example::write_trace(a.dump, trace);
+  std::cout << "wrote " << a.dump << ": " << trace.layers.size() << " layers, " << trace.tokens() << " tokens\n";
+  return 0;
 }
 
 int write_text(const Decoder& decoder, const Tokenizer& tokenizer, const Arguments& a) {
@@ -125,6 +134,9 @@ void declare(CLI::App& app, Arguments& a) {
   task->add_option("--nll", a.nll, "measure how well the text of this file is predicted");
   task->add_flag("--list", a.list, "show the policies with their settings and sources");
   task->require_option(1);
+  app.add_option("--dump", a.dump,
+                 "with --prompt or --text: write no text on, but what attention is given for it into this file, for "
+                 "kvpare_inspect");
   app.add_option("--policy", a.policies,
                  "a policy with its settings, e.g. \"h2o(recent_share=0.25)\"; may be repeated with --nll")
       ->allow_extra_args(false);
@@ -169,6 +181,7 @@ int run(const Arguments& a) {
   const Decoder decoder(parse_model(example::read_bytes(a.model), a.model));
   const Tokenizer tokenizer =
       Tokenizer::parse(example::read_bytes(a.tokenizer), a.tokenizer, decoder.shape().vocabulary);
+  if (!a.dump.empty()) return dump_text(decoder, tokenizer, a);
   return a.nll.empty() ? write_text(decoder, tokenizer, a) : measure_text(decoder, tokenizer, a);
 }
 

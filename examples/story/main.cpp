@@ -131,12 +131,10 @@ void declare(CLI::App& app, Arguments& a) {
   auto* task = app.add_option_group("task", "what to do, one of");
   task->add_option("--prompt", a.prompt, "write this text on (\"\" for a new one)");
   task->add_option("--text", a.text, "write the text of this file on");
-  task->add_option("--nll", a.nll, "measure how well the text of this file is predicted");
+  auto* nll = task->add_option("--nll", a.nll, "measure how well the text of this file is predicted");
   task->add_flag("--list", a.list, "show the policies with their settings and sources");
   task->require_option(1);
-  app.add_option("--dump", a.dump,
-                 "with --prompt or --text: write no text on, but what attention is given for it into this file, for "
-                 "kvpare_inspect");
+
   app.add_option("--policy", a.policies,
                  "a policy with its settings, e.g. \"h2o(recent_share=0.25)\"; may be repeated with --nll")
       ->allow_extra_args(false);
@@ -148,25 +146,37 @@ void declare(CLI::App& app, Arguments& a) {
       ->capture_default_str();
   app.add_flag("--all-in-blocks", a.all_in_blocks,
                "let policies that could evict after each token do so in blocks too");
-  app.add_option("--steps", a.steps, "tokens to write, at most")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--steps", a.steps, "tokens to write, at most")
+      ->excludes(nll)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--temperature", a.sampling.temperature, "0 = the likeliest token, 1 = as the model says")
+      ->excludes(nll)
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  app.add_option("--seed", a.sampling.seed, "of the choice of tokens")->capture_default_str();
+  app.add_option("--seed", a.sampling.seed, "of the choice of tokens")->excludes(nll)->capture_default_str();
+  app.add_option("--dump", a.dump,
+                 "write no text on, but what attention is given for it into this file, for kvpare_inspect")
+      ->excludes(nll);
+
   app.add_option("--story-tokens", a.rule.most_tokens, "with --nll: tokens of each story, at most")
+      ->needs(nll)
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--stories", a.rule.stories, "with --nll: the file's first stories")
+      ->needs(nll)
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--threads", a.threads, "with --nll: stories at the same time")
+      ->needs(nll)
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--page-tokens", a.page_tokens, "tokens per page of the cache")
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();
-  app.add_option("--json", a.json, "with --nll: write the results to this file");
-  app.add_option("--plot", a.plot, "with --nll: draw a picture into this file, .svg or .png (needs gnuplot)");
+  app.add_option("--json", a.json, "with --nll: write the results to this file")->needs(nll);
+  app.add_option("--plot", a.plot, "with --nll: draw a picture into this file, .svg or .png (needs gnuplot)")
+      ->needs(nll);
 }
 
 int run(const Arguments& a) {
@@ -176,8 +186,9 @@ int run(const Arguments& a) {
   }
   for (const auto& [option, file] : {std::pair("--model", &a.model), std::pair("--tokenizer", &a.tokenizer)})
     if (file->empty()) throw CLI::RequiredError(option);
-  if (!a.json.empty() && !std::ofstream(a.json, std::ios::app))
-    throw std::runtime_error(a.json + ": cannot be written");
+  if (!a.plot.empty()) example::check_plot(a.plot);
+  for (const std::string& path : {a.json, a.plot, a.dump})
+    if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
   const Decoder decoder(parse_model(example::read_bytes(a.model), a.model));
   const Tokenizer tokenizer =
       Tokenizer::parse(example::read_bytes(a.tokenizer), a.tokenizer, decoder.shape().vocabulary);

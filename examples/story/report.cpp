@@ -19,7 +19,7 @@ std::string fixed(double value, int digits) {
 
 std::string print_acts(const Method& method) {
   if (method.acts != Acts::each_block) return name_of(method.acts);
-  return "each " + std::to_string(method.block) + " tokens";
+  return "blocks of " + std::to_string(method.block);
 }
 
 }  // namespace
@@ -53,7 +53,8 @@ void print_table(std::ostream& out, const Measured& measured, const std::vector<
       << measured.text << ": " << measured.tokens << " tokens of " << measured.stories
       << (measured.stories == 1 ? " story" : " stories") << ", at most " << measured.rule.most_tokens << " of each.\n"
       << "keep: tokens per kv head of each layer (t), or a share of those read so far. evicts: after each token, or\n"
-         "after each block of tokens, whose queries then choose. seen: tokens that a query saw in a kv head, itself\n"
+         "after each block of tokens, by the queries of that block. seen: tokens that a query saw in a kv head, "
+         "itself\n"
          "included, on average. KiB: of whole pages in use, at most, pages of "
       << measured.options.page_tokens << " tokens. " << measured.options.threads
       << (measured.options.threads == 1 ? " thread.\n" : " threads.\n");

@@ -138,7 +138,8 @@ class EvictionTest : public ::testing::Test {
 TEST_F(EvictionTest, LogitsAreThoseOfWhatIsLeft) {
   const auto full = textbook_logits(bytes_, tokens_, [](Index, Index, Index, Index) { return true; });
   for (const char* words :
-       {"h2o(keep=36t)", "random(keep=36t)", "streaming_llm(keep=36t)", "snap_kv(keep=36t)", "h2o(keep=20%)"}) {
+       {"h2o(keep=36t)", "random(keep=36t)", "streaming_llm(keep=36t)", "tova(keep=36t)", "key_diff(keep=36t)",
+        "snap_kv(keep=36t)", "pyramid_kv(keep=36t)", "ada_kv(keep=36t)", "h2o(keep=20%)"}) {
     Context context(decoder_, backend_, method_of(words, 8), {.most_tokens = 80});
     Held held;
     const Matrix logits = read(context, held);
@@ -173,6 +174,23 @@ TEST_F(EvictionTest, StreamingLlmKeepsTheFirstAndTheNewest) {
     return j < 3 || j >= std::min<Index>(shrunk_at - 7, shrunk_at) || j >= shrunk_at;
   });
   EXPECT_LT(largest_difference(logits, wanted), tolerance);
+}
+
+TEST_F(EvictionTest, BlocksOfOneTokenAreEachToken) {
+  // Two ways through the library: decode, and observe with compress.
+  for (const char* words : {"h2o(keep=36t)", "streaming_llm(keep=36t)", "tova(keep=36t)", "key_norm(keep=36t)",
+                            "key_diff(keep=36t)", "random(keep=36t)", "h2o(keep=25%)"}) {
+    const auto compressor = kvpare::make_compressor(words);
+    const Method each_token = make_method(compressor, 1), each_block = make_method(compressor, 1, AtDecode::each_block);
+    EXPECT_EQ(each_token.acts, Acts::each_token) << words;
+    EXPECT_EQ(each_block.acts, Acts::each_block) << words;
+    Context one(decoder_, backend_, each_token, {.most_tokens = 80}),
+        other(decoder_, backend_, each_block, {.most_tokens = 80});
+    EXPECT_LT((one.read(tokens_) - other.read(tokens_)).cwiseAbs().maxCoeff(), 1e-4) << words;
+    for (Index l = 0; l < small.layers; ++l)
+      for (Index h = 0; h < small.kv_heads; ++h)
+        EXPECT_EQ(one.kept(l, h), other.kept(l, h)) << words << ", layer " << l << ", head " << h;
+  }
 }
 
 TEST_F(EvictionTest, HowManyTokensAreGivenAtOnceMakesNoDifference) {

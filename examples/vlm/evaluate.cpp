@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
 #include <mutex>
-#include <thread>
 #include <utility>
+
+#include "support/threads.hpp"
 
 namespace vlm {
 namespace {
@@ -86,25 +86,6 @@ class Conversation {
   Result result_;
 };
 
-/// Runs `work` on several threads and rethrows the first thing that one of them threw.
-void run_on_threads(Index threads, const std::function<void()>& work) {
-  std::exception_ptr problem;
-  std::mutex mutex;
-  const auto guarded = [&] {
-    try {
-      work();
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!problem) problem = std::current_exception();
-    }
-  };
-  std::vector<std::thread> others;
-  for (Index t = 1; t < threads; ++t) others.emplace_back(guarded);
-  guarded();
-  for (std::thread& other : others) other.join();
-  if (problem) std::rethrow_exception(problem);
-}
-
 }  // namespace
 
 void Score::operator+=(const Score& more) {
@@ -139,7 +120,7 @@ std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, c
   Index done = 0;
   std::mutex mutex;
 
-  run_on_threads(options.threads, [&] {
+  example::run_on_threads(options.threads, [&] {
     kvpare::cpu::Backend backend({.threads = 1});
     Cache cache(backend, attention_shapes(), cache_options(options.page_tokens));
     for (Index i; (i = next.fetch_add(1)) < total;) {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <sstream>
 #include <string_view>
 
+#include "support/line_styles.hpp"
 #include "support/picture.hpp"
 
 namespace vlm {
@@ -14,32 +14,6 @@ namespace {
 using namespace example;
 
 // ---- the accuracy picture
-
-struct LineStyle {
-  Rgb colour;
-  int marker, dash;
-};
-
-/// A recipe's colour goes with its place among the known ones, so it is the same in every picture; its variants differ
-/// in shade, marker and dash.
-std::vector<LineStyle> line_styles(const std::vector<std::string>& policies) {
-  static constexpr Rgb colours[] = {{60, 60, 60},  {140, 140, 140}, {150, 100, 60}, {30, 140, 70},  {31, 110, 180},
-                                    {205, 35, 45}, {225, 140, 20},  {130, 80, 170}, {20, 160, 165}, {215, 90, 160}};
-  static constexpr int markers[] = {7, 6, 5, 4, 9, 8};
-  static constexpr int dashes[] = {1, 2, 4, 3, 5, 1};
-  const auto known = kvpare::known_recipes();
-  std::map<std::string, std::size_t> variants;  // of a recipe, so far
-  std::vector<LineStyle> styles;
-  for (const std::string& policy : policies) {
-    const std::string recipe = policy.substr(0, policy.find_first_of(" ("));
-    const auto place = std::find_if(known.begin(), known.end(), [&](const auto& r) { return r.name == recipe; });
-    const auto colour = static_cast<std::size_t>(place - known.begin()) % std::size(colours);
-    const std::size_t variant = variants[recipe]++ % std::size(markers);
-    const double lighter = std::min(0.4, 0.13 * static_cast<double>(variant));
-    styles.push_back({mix(colours[colour], white, lighter), markers[variant], dashes[variant]});
-  }
-  return styles;
-}
 
 /// One policy: a line over its budgets, or a level when it has none.
 struct Line {
@@ -92,14 +66,6 @@ const char* panel_title(Task task) {
       break;
   }
   return "the first question";
-}
-
-std::string look(const Line& line, const LineStyle& style) {
-  std::ostringstream out;
-  out << "with " << (line.is_level ? "lines" : "linespoints") << " lw 2 dt " << (line.is_level ? 3 : style.dash);
-  if (!line.is_level) out << " pt " << style.marker << " ps 0.7";
-  out << " lc rgb '" << style.colour.hex() << "'";
-  return out.str();
 }
 
 // ---- the survival picture
@@ -169,10 +135,10 @@ void plot_accuracy(const std::string& path, const std::vector<Setting>& settings
   const double least = keeps.back(), most = std::max(keeps.front(), 1.01 * least);
   const std::vector<Task> panels = panels_of(options.tasks);
 
-  const int key_columns = 3, key_rows = (static_cast<int>(lines.size()) + key_columns - 1) / key_columns;
+  const int key_columns = 3;
   const double left = 70, top = 100, panel_width = 380, panel_height = 330, gap = 28, key_top = top + panel_height + 66;
   const double width = std::max(left + static_cast<double>(panels.size()) * (panel_width + gap), 1000.0);
-  const double height = key_top + 24 * key_rows + 16;
+  const double height = key_top + key_row * key_rows(lines.size(), key_columns) + 16;
   Picture picture(path, width, height);
   auto& g = picture.script;
 
@@ -206,28 +172,14 @@ void plot_accuracy(const std::string& path, const std::vector<Setting>& settings
     g << "set title " << quoted(panel_title(panels[p])) << " offset 0,-0.4 textcolor rgb '#333333'\n";
     std::ostringstream curves;
     for (std::size_t i = 0; i < lines.size(); ++i)
-      curves << (i > 0 ? ", " : "") << "$line" << i << name_of(panels[p]) << ' ' << look(lines[i], styles[i]);
+      curves << (i > 0 ? ", " : "") << "$line" << i << name_of(panels[p]) << ' ' << look(styles[i], lines[i].is_level);
     picture.plot(curves.str());
     g << "set ytics ('' 0, '' 0.2, '' 0.4, '' 0.6, '' 0.8, '' 1)\n";  // the next panels share the axis
   }
 
-  // The key, drawn by hand: gnuplot's own drops what it thinks does not fit.
-  const double column = (width - left) / key_columns;
-  g << "unset border\nunset tics\nunset title\nunset xlabel\nunset grid\nunset logscale x\nset xrange [0:"
-    << width - left << "]\nset yrange [" << 24 * key_rows << ":0]\n";
-  picture.place(left, key_top, width - left, 24 * key_rows);
-  std::ostringstream samples;
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    const double x = column * static_cast<double>(static_cast<int>(i) / key_rows);
-    const double y = 24 * (static_cast<double>(static_cast<int>(i) % key_rows) + 0.5);
-    g << "$sample" << i << " << EOD\n"
-      << x << ' ' << y << '\n'
-      << x + 22 << ' ' << y << '\n'
-      << x + 44 << ' ' << y << "\nEOD\n";
-    samples << (i > 0 ? ", " : "") << "$sample" << i << ' ' << look(lines[i], styles[i]);
-    picture.write(lines[i].policy, left + x + 54, key_top + y, "left textcolor rgb '#222222'");
-  }
-  picture.plot(samples.str());
+  std::vector<KeyEntry> key;
+  for (std::size_t i = 0; i < lines.size(); ++i) key.push_back({lines[i].policy, look(styles[i], lines[i].is_level)});
+  draw_key(picture, key, key_columns, left, key_top, width - left);
   picture.draw();
 }
 

@@ -1,0 +1,104 @@
+#include "context.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace story {
+namespace {
+
+constexpr Index rows_per_attend = 64;  // the most that one call takes
+
+/// Pages of one size, as many as one text can need: one more per head than its tokens fill.
+kvpare::CacheOptions cache_options(const Shape& shape, const ContextOptions& options) {
+  using Floats = kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>;
+  const Index page_bytes = kvpare::round_up(Floats::page_bytes(options.page_tokens, shape.head_dim(), shape.head_dim()),
+                                            kvpare::PagePool::unit_bytes);
+  const Index pages = shape.layers * shape.kv_heads * (kvpare::ceil_div(options.most_tokens, options.page_tokens) + 1);
+  return {.page_tokens = options.page_tokens, .pool_bytes = pages * page_bytes};
+}
+
+}  // namespace
+
+const char* name_of(Acts acts) {
+  switch (acts) {
+    case Acts::never:
+      return "never";
+    case Acts::each_token:
+      return "each token";
+    case Acts::each_block:
+      break;
+  }
+  return "each block";
+}
+
+Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_decode) {
+  Method method{.compressor = std::move(compressor), .block = block};
+  if (method.compressor.keep == kvpare::Keep::ratio(1))
+    method.acts = Acts::never;
+  else
+    method.acts = at_decode == AtDecode::each_token && kvpare::acts_at_decode(method.compressor) ? Acts::each_token
+                                                                                                 : Acts::each_block;
+  return method;
+}
+
+Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options)
+    : decoder_(decoder), method_(std::move(method)),
+      cache_(backend, decoder.attention_shapes(), cache_options(decoder.shape(), options)), sequence_(cache_.create()) {
+  kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
+}
+
+Matrix Context::read(std::span<const int> tokens, const Attention& watch) {
+  Matrix hidden(std::ssize(tokens), decoder_.shape().width);
+  for (Index done = 0; done < hidden.rows();) {
+    Index rows = std::min(hidden.rows() - done, method_.acts == Acts::each_token ? 1 : rows_per_attend);
+    bool block_ends = false;
+    if (method_.acts == Acts::each_block) {
+      const Index left_of_block = method_.block - length_ % method_.block;
+      rows = std::min(rows, left_of_block);
+      block_ends = rows == left_of_block;
+    }
+    hidden.middleRows(done, rows) =
+        read_part(tokens.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(rows)), block_ends, watch);
+    done += rows;
+  }
+  return hidden;
+}
+
+Matrix Context::read_part(std::span<const int> tokens, bool block_ends, const Attention& watch) {
+  const Index rows = std::ssize(tokens), heads = decoder_.shape().layers * decoder_.shape().kv_heads;
+  const double live_before = static_cast<double>(stats().live_tokens) / static_cast<double>(heads);
+  const Matrix hidden = decoder_.forward(tokens, length_, [&](const LayerRows& layer_rows) {
+    if (watch) watch(layer_rows);
+    attend(layer_rows, block_ends);
+  });
+  if (block_ends) {
+    const kvpare::CompressReport report = cache_.compress(sequence_, method_.compressor);
+    usage_.evicted += report.tokens_before - report.tokens_after;
+  }
+  length_ += static_cast<Position>(rows);
+  usage_.tokens += rows;
+  for (Index i = 0; i < rows; ++i) usage_.seen += live_before + static_cast<double>(i + 1);
+  return hidden;
+}
+
+void Context::attend(const LayerRows& rows, bool block_ends) {
+  if (cache_.append(sequence_, rows.layer, rows.keys, rows.values, rows.positions) != kvpare::Outcome::done)
+    throw std::runtime_error("the cache has no pages left");
+  const kvpare::AttendRequest request{
+      .sequence = sequence_, .queries = rows.queries, .positions = rows.positions, .out = rows.out};
+  if (method_.acts == Acts::each_token) {
+    usage_.evicted += cache_.decode(rows.layer, std::span(&request, 1), method_.compressor).evicted;
+    return;
+  }
+  cache_.attend(rows.layer, std::span(&request, 1));
+  if (method_.acts == Acts::each_block)
+    cache_.observe(sequence_, rows.layer, method_.compressor, rows.queries, rows.positions, block_ends);
+}
+
+Usage Context::usage() const {
+  Usage usage = usage_;
+  usage.peak_page_bytes = cache_.pool().stats().peak_bytes_in_use;
+  return usage;
+}
+
+}  // namespace story

@@ -1,0 +1,80 @@
+// One text in the cache: tokens are read, the policy evicts, the next token is predicted from what is left.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "decoder.hpp"
+
+namespace story {
+
+using Cache =
+    kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>>>;
+
+/// When a method evicts while a text is read or written.
+enum class Acts {
+  never,       // it keeps everything
+  each_token,  // methods that decide at decode: tokens go through one at a time, each layer evicts after each
+  each_block,  // methods that decide at the end of a prefill: every `block` tokens, from those tokens' queries
+};
+
+/// "never", "each token", "each block".
+const char* name_of(Acts acts);
+
+/// A policy as this program runs it.
+struct Method {
+  kvpare::AnyCompressor compressor = kvpare::make_compressor("full");
+  Acts acts = Acts::never;
+  Index block = 16;  // tokens; for each_block
+};
+
+/// How methods that can decide at decode do: after each token, or in blocks like the others, for comparison.
+enum class AtDecode { each_token, each_block };
+
+/// The way of acting that goes with the compressor.
+Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_decode = AtDecode::each_token);
+
+struct ContextOptions {
+  Index most_tokens = 0;  // the text's, at most: that many find room
+  Index page_tokens = 16;
+};
+
+/// What reading and writing a text has cost so far.
+struct Usage {
+  Index tokens = 0;   // read
+  Index evicted = 0;  // over all layers and kv heads
+  double seen = 0;    // tokens that a query saw in a kv head, itself included: mean over heads, summed over tokens
+  Index peak_page_bytes = 0;  // of whole pages in use
+};
+
+class Context {
+ public:
+  /// The decoder and the backend must outlive the context.
+  Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options);
+
+  /// The tokens become the next of the text: hidden rows [tokens, width], for Decoder::logits. `watch`, where there is
+  /// one, sees the rows of every layer before they are attended to.
+  /// Throws std::runtime_error when the cache has no pages left.
+  Matrix read(std::span<const int> tokens, const Attention& watch = {});
+
+  Position length() const { return length_; }
+  const Method& method() const { return method_; }
+  Usage usage() const;
+  kvpare::SequenceStats stats() const { return cache_.stats(sequence_); }
+
+  /// Positions that one kv head of one layer still has.
+  std::vector<Position> kept(Index layer, Index kv_head) const { return cache_.kept(sequence_, layer, kv_head); }
+
+ private:
+  Matrix read_part(std::span<const int> tokens, bool block_ends, const Attention& watch);
+  void attend(const LayerRows& rows, bool block_ends);
+
+  const Decoder& decoder_;
+  Method method_;
+  Cache cache_;
+  kvpare::SequenceId sequence_;
+  Position length_ = 0;
+  Usage usage_;
+};
+
+}  // namespace story

@@ -1,0 +1,53 @@
+# Runs cmake/get_story_model.cmake (SCRIPT) on folders in place of the network. CASE is `refuses`, which needs no model, or
+# `fetches`, which needs the folder DATA (unless KVPARE_DATA names another) with the model in it. WORK is ours.
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+
+function(get url)
+  execute_process(COMMAND ${CMAKE_COMMAND} -D DIR=${WORK}/got -D URL=${url} -P ${SCRIPT}
+                  RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE said)
+  string(REGEX REPLACE "[ \n]+" " " said "${said}")  # cmake breaks long lines
+  set(code "${code}" PARENT_SCOPE)
+  set(said "${said}" PARENT_SCOPE)
+endfunction()
+
+function(expect_refusal sentence)
+  if(code EQUAL 0 OR NOT said MATCHES "${sentence}")
+    message(FATAL_ERROR "wanted a refusal with '${sentence}', got ${code}: ${said}")
+  endif()
+  file(GLOB left ${WORK}/got/*)
+  if(left)
+    message(FATAL_ERROR "what was refused is still there: ${left}")
+  endif()
+endfunction()
+
+if(CASE STREQUAL "refuses")
+  get(file://${WORK}/absent)
+  expect_refusal("absent/stories260K.bin could not be fetched")
+  file(WRITE ${WORK}/wrong/stories260K.bin "not a model")
+  get(file://${WORK}/wrong)
+  expect_refusal("is not the expected file: its SHA256 is [0-9a-f]+, must be b0a507e7")
+  return()
+endif()
+
+if(DEFINED ENV{KVPARE_DATA})
+  set(DATA $ENV{KVPARE_DATA})
+endif()
+if(NOT EXISTS ${DATA}/stories260K/stories260K.bin)
+  message(STATUS "SKIPPED: no stories260K/stories260K.bin in ${DATA}")
+  return()
+endif()
+get(file://${DATA}/stories260K)
+if(NOT code EQUAL 0 OR NOT said MATCHES "--model ${WORK}/got/stories260K.bin --tokenizer ${WORK}/got/tok512.bin")
+  message(FATAL_ERROR "${code}: ${said}")
+endif()
+# What is there is not fetched again, unless it is damaged.
+get(file://${WORK}/absent)
+if(NOT code EQUAL 0 OR NOT said MATCHES "got/tok512.bin is there")
+  message(FATAL_ERROR "${code}: ${said}")
+endif()
+file(APPEND ${WORK}/got/tok512.bin "x")
+get(file://${WORK}/absent)
+if(code EQUAL 0 OR NOT said MATCHES "tok512.bin could not be fetched")
+  message(FATAL_ERROR "a damaged file was taken for the right one: ${said}")
+endif()

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -644,6 +645,12 @@ class KvCache {
     return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
   }
 
+  /// Does a slot of an image hold a token?
+  bool is_live(const SequenceImage::Head& head, std::size_t slot) const {
+    const auto page_tokens = static_cast<std::size_t>(page_tokens_);
+    return head.pages[slot / page_tokens].live >> slot % page_tokens & 1u;
+  }
+
   /// Throws unless an image of a layer is one this cache could have made.
   void check_image(const SequenceImage::Layer& from, Index layer) const;
 
@@ -1044,10 +1051,7 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
         drop_dead(page.values, g.value_row_bytes, page.live);
       }
       for (std::size_t slot = 0; slot < head.running.size(); ++slot)
-        if ((head.pages[slot / static_cast<std::size_t>(page_tokens_)].live >>
-                 (slot % static_cast<std::size_t>(page_tokens_)) &
-             1u) == 0)
-          head.running[slot] = 0;
+        if (!is_live(head, slot)) head.running[slot] = 0;
     }
   }
   return image;
@@ -1100,6 +1104,9 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
     require(static_cast<Index>(head.running.size()) <= (from.scorer.empty() ? 0 : slots), "restore: layer ", layer,
             " head ", h, " has ", head.running.size(), " running scores for ", slots, " slots of scorer '", from.scorer,
             "'");
+    for (std::size_t slot = 0; slot < head.running.size(); ++slot)
+      require(is_live(head, slot) || std::bit_cast<std::uint32_t>(head.running[slot]) == 0, "restore: layer ", layer,
+              " head ", h, " has a running score in slot ", slot, ", which holds no token");
   }
 }
 

@@ -173,7 +173,7 @@ TEST(SnapshotRefusal, SectionsInAnotherOrder) {
     if (gone + 1 == sections.size()) continue;
     more.insert(more.begin() + static_cast<std::ptrdiff_t>(gone), sections[gone]);
     const std::string said = refusal_of(s, snapshot_bytes(more));
-    EXPECT_TRUE(contains(said, sections[gone].tag == "LAYR" ? "snapshot: a page of format" : "should be")) << said;
+    EXPECT_TRUE(contains(said, gone == 2 ? "snapshot: a page of format" : "should be")) << said;
   }
   auto swapped = sections;  // layers 0 and 1
   std::swap(swapped[2], swapped[3]);

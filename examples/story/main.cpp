@@ -13,6 +13,7 @@
 #include "support/bad_file.hpp"
 #include "support/picture.hpp"
 #include "support/policies.hpp"
+#include "support/program.hpp"
 
 namespace {
 
@@ -203,7 +204,7 @@ void declare(CLI::App& app, Arguments& a) {
       ->needs(nll);
 }
 
-int run(const Arguments& a) {
+int run(Arguments& a) {
   if (a.list) {
     example::print_policies(std::cout);
     return 0;
@@ -231,16 +232,7 @@ int run(const Arguments& a) {
 }  // namespace
 
 int main(int count, char** words) {
-  CLI::App app("Writes stories with a llama2.c model, and measures what eviction costs its predictions.");
-  Arguments arguments;
-  declare(app, arguments);
-  try {
-    app.parse(count, words);
-    return run(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  } catch (const std::exception& error) {
-    std::cerr << "kvpare_story: " << error.what() << '\n';
-    return 1;
-  }
+  return example::run_program("kvpare_story",
+                              "Writes stories with a llama2.c model, and measures what eviction costs its predictions.",
+                              count, words, declare, run);
 }

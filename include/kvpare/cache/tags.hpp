@@ -80,12 +80,21 @@ struct TagSpan {
 /// Non-overlapping spans, ascending. What no span covers is unprotected text.
 class Tags {
  public:
-  /// Later spans win over what they cover. Cost: the number of spans. Throws on an empty or negative span.
+  Tags() = default;
+  /// Throws on spans that `spans()` could not have given.
+  explicit Tags(std::vector<TagSpan> spans) {
+    for (std::size_t i = 0; i < spans.size(); ++i) {
+      check(spans[i]);
+      require(i == 0 || spans[i].begin >= spans[i - 1].end, "tag: span [", spans[i].begin, ", ", spans[i].end,
+              ") follows one that ends at ", i == 0 ? 0 : spans[i - 1].end, ", spans must ascend and not overlap");
+    }
+    spans_ = std::move(spans);
+  }
+
+  /// Later spans win over what they cover. Cost: the number of spans. Throws on an empty or negative span, on classes and
+  /// images out of range.
   void add(const TagSpan& span) {
-    require(0 <= span.begin && span.begin < span.end, "tag: span [", span.begin, ", ", span.end,
-            "), must be non-empty and not negative");
-    require(static_cast<int>(span.token_class) < token_classes, "tag: class ", static_cast<int>(span.token_class),
-            ", must be below ", token_classes);
+    check(span);
     std::vector<TagSpan> next;
     next.reserve(spans_.size() + 2);
     for (const TagSpan& old : spans_) {
@@ -121,6 +130,15 @@ class Tags {
   friend bool operator==(const Tags&, const Tags&) = default;
 
  private:
+  static void check(const TagSpan& span) {
+    require(0 <= span.begin && span.begin < span.end, "tag: span [", span.begin, ", ", span.end,
+            "), must be non-empty and not negative");
+    require(static_cast<int>(span.token_class) < token_classes, "tag: class ", static_cast<int>(span.token_class),
+            ", must be below ", token_classes);
+    require(span.image >= -1, "tag: image = ", span.image, ", must be -1 (none) or a number of an image");
+    require(span.grid_rows >= 0 && span.grid_cols >= 0, "tag: grid of ", span.grid_rows, " rows and ", span.grid_cols,
+            " columns, must not be negative");
+  }
   static TagSpan with_range(TagSpan s, Position begin, Position end) {
     s.begin = begin, s.end = end;
     return s;

@@ -60,12 +60,13 @@ class DecodeBudget {
                 : static_cast<Index>(method.keep.amount);
       const std::vector<Index> available(static_cast<std::size_t>(layers), ratio ? given : Index{1} << 40);
       std::vector<double> scratch(static_cast<std::size_t>(layers));
-      tokens_.resize(static_cast<std::size_t>(layers));
+      std::vector<Index> tokens(static_cast<std::size_t>(layers));
       with_policy(method.budget, [&](const auto& allocator) {
-        allocator.allocate(nullptr, available.data(), layers, total, scratch.data(), tokens_.data());
+        allocator.allocate(nullptr, available.data(), layers, total, scratch.data(), tokens.data());
       });
-      given_ = given;
       if (before == nullptr || !(*before == method)) method_ = method;
+      given_ = given;
+      tokens_ = std::move(tokens);
     }
     return tokens_[static_cast<std::size_t>(layer)];
   }

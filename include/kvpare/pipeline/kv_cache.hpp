@@ -264,6 +264,8 @@ class KvCache {
     std::span<const Position> fresh = positions;
     if (at.running.is_of(policy_name(compressor.scorer))) {
       take_running(sums, compressor.scorer, at, lists.heads, columns);
+      require(std::is_sorted(positions.begin(), positions.end()), "observe: layer ", layer,
+              ": positions of the rows must ascend");
       const auto first = std::upper_bound(positions.begin(), positions.end(), at.running.last_row());
       fresh = positions.subspan(static_cast<std::size_t>(first - positions.begin()));
     }
@@ -350,8 +352,9 @@ class KvCache {
         source.push_back(detail::slots_before(left, after, page_tokens_));
         detail::cut_unscored(source.back(), before.filled(static_cast<Index>(h)));
       }
-      running[static_cast<std::size_t>(l)].start(*be_, before.scorer(), before.data(), before.slots(), source,
-                                                 page_tokens_);
+      RunningScores<B>& after = running[static_cast<std::size_t>(l)];
+      after.start(*be_, before.scorer(), before.data(), before.slots(), source, page_tokens_);
+      after.count_rows_up_to(before.last_row());
     }
     for (const Change& c : changes) {
       if (c.list.moves.empty()) continue;
@@ -416,7 +419,8 @@ class KvCache {
   /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 17/16 of the pages it needs and
   /// two, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
   /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 16 rows moved per evicted token on average.
-  /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode).
+  /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode). When host memory runs
+  /// out in the middle nothing is evicted, but the step may have been counted by a scorer that adds up.
   template <class C>
   EvictReport decode(Index layer, std::span<const AttendRequest> batch, const C& method);
   template <class C>
@@ -463,21 +467,23 @@ class KvCache {
       Layer& layer = s.layers[static_cast<std::size_t>(l)];
       layer.observed.forget();
       layer.cut_given(n);
-      for (Head& head : layer.heads) {
+      for (std::size_t h = 0; h < layer.heads.size(); ++h) {
+        Head& head = layer.heads[h];
         const auto drop_last = [&] {
           pool_->release(head.entries.back().page);
           head.drop_last(page_tokens_);
         };
         while (!head.entries.empty() && head.entries.back().first >= n) drop_last();
-        if (head.entries.empty() || head.entries.back().last < n) continue;
-        const HeadPages list = list_of(head, l);
-        Entry& e = head.entries.back();
-        while (list.position(e, e.used - 1) >= n) --e.used;
-        e.live &= low_bits(e.used);
-        e.last = list.position(e, e.used - 1);
-        if (e.live == 0) drop_last();
+        if (!head.entries.empty() && head.entries.back().last >= n) {
+          const HeadPages list = list_of(head, l);
+          Entry& e = head.entries.back();
+          while (list.position(e, e.used - 1) >= n) --e.used;
+          e.live &= low_bits(e.used);
+          e.last = list.position(e, e.used - 1);
+          if (e.live == 0) drop_last();
+        }
+        layer.running.truncate(static_cast<Index>(h), list_of(head, l), n);
       }
-      layer.running.truncate(LayerLists(*this, s, l).heads, n);
     }
     ++s.epoch;
   }
@@ -785,10 +791,13 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
     Sequence* sequence;
     Layer* at;
     LayerLists lists;
+    typename RunningScores<B>::Admission admission = {};
     std::vector<float*> mass = {};
-    ObservedLayer<B> made = {};     // scores of a scorer that reads no rows, over columns
-    RunningScores<B> by_slot = {};  // these over slots, where the two differ
-    Buffer<B, float> mean = {};     // over heads that choose together
+    ObservedLayer<B> made = {};           // scores of a scorer that reads no rows, over columns
+    RunningScores<B> by_slot = {};        // these over slots, where the two differ
+    Buffer<B, float> mean = {};           // over heads that choose together
+    Buffer<B, std::int32_t> slides = {};  // memory for running scores to follow their tokens
+    bool evicts = false;
   };
   std::vector<Step> steps;
   for (const AttendRequest& r : batch) {  // everything that can be wrong
@@ -813,26 +822,6 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
     steps.push_back(std::move(step));
   }
 
-  // Attend; what the rows look at goes straight into the running scores.
-  std::vector<AttendRequest> requests(batch.begin(), batch.end());
-  const bool watches = reads.attention && sh.compress;
-  for (std::size_t i = 0; i < steps.size() && watches; ++i) {
-    Step& step = steps[i];
-    RunningScores<B>& running = step.at->running;
-    if (!running.is_of(scorer)) {
-      running.forget();
-      running.start(*be_, scorer, nullptr, 0, std::vector<std::vector<std::int32_t>>(step.lists.heads.size()),
-                    page_tokens_);
-    }
-    running.admit(*be_, step.lists.heads, !reads.streams);
-    for (std::size_t h = 0; h < step.lists.heads.size(); ++h) step.mass.push_back(running.row(static_cast<Index>(h)));
-    running.count_rows_up_to(requests[i].positions.back());
-    requests[i].mass = step.mass;
-  }
-  attend(layer, requests, watches ? MassKind::mean : MassKind::none);
-  EvictReport report;
-  if (!sh.compress) return report;
-
   // Which lists are over their budget, and what of them is up for choice.
   struct Choice {
     Step* step;
@@ -848,109 +837,144 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
   for (Index l = 0; l < layers(); ++l)
     if (shape(l).compress) place += l < layer, ++sharing;
   for (Step& step : steps) {
+    if (!sh.compress) break;
     const Index budget =
         step.sequence->decode_budget.of(method, place, sharing, step.at->given(step.sequence->tags, selector.among));
     for (Index h = 0; h < (together ? 1 : static_cast<Index>(step.lists.heads.size())); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
                                 row))
         continue;
+      step.evicts = true;
       keep.push_back(row.keep);
       choices.push_back({&step, h, row, candidates.size()});
       candidates.insert(candidates.end(), row.candidates.begin(), row.candidates.end());
     }
   }
-  if (choices.empty()) return report;
 
+  // All backend memory that the step takes, so that it cannot run out half-way.
+  const bool watches = reads.attention && sh.compress;
   const Buffer<B, std::uint64_t> candidate_bits(*be_, candidates), chosen(*be_, static_cast<Index>(candidates.size()));
   const Buffer<B, Index> k(*be_, keep), nan_counts(*be_, static_cast<Index>(keep.size()));
-  std::vector<TopRow> tops;
-  for (std::size_t c = 0; c < choices.size(); ++c) {
-    Step& step = *choices[c].step;
+  for (Step& step : steps) {
     const std::span<const HeadPages> heads = step.lists.heads;
-    if (reads.rows == Reads::Rows::none && !step.made.scored()) {
+    if (watches) step.admission = step.at->running.to_admit(*be_, scorer, heads, !reads.streams);
+    if (!step.evicts) continue;
+    if (reads.rows == Reads::Rows::none) {
       const Columns columns = columns_of(heads, step.sequence->tags);
       step.made.score_unobserved(*be_, method.scorer, observation(layer, step.lists, columns, method));
       if (!columns.aligned)
         step.by_slot.start(*be_, scorer, step.made.scores(), step.made.columns(), columns_of_slots(heads, columns), 0);
     }
+    const RunningScores<B>& running = step.admission.other.empty() ? step.at->running : step.admission.other;
+    step.slides = Buffer<B, std::int32_t>(*be_, running.most_slides(heads));
+    if (together) {
+      const bool over_columns = step.made.scored() && step.by_slot.empty();
+      step.mean = Buffer<B, float>(
+          *be_, over_columns ? step.made.columns() : (step.by_slot.empty() ? running : step.by_slot).slots());
+    }
+  }
+
+  // Attend; what the rows look at goes straight into the running scores.
+  std::vector<AttendRequest> requests(batch.begin(), batch.end());
+  for (std::size_t i = 0; i < steps.size() && watches; ++i)
+    requests[i].mass = steps[i].mass = steps[i].at->running.rows_to_fill(*be_, steps[i].admission);
+  attend(layer, requests, watches ? MassKind::mean : MassKind::none);
+  for (std::size_t i = 0; i < steps.size() && watches; ++i)
+    steps[i].at->running.admit(std::move(steps[i].admission), std::ranges::max(requests[i].positions));
+  EvictReport report;
+  if (choices.empty()) return report;
+
+  std::vector<TopRow> tops;
+  for (std::size_t c = 0; c < choices.size(); ++c) {
+    Step& step = *choices[c].step;
+    const std::span<const HeadPages> heads = step.lists.heads;
     const bool over_columns = step.made.scored() && step.by_slot.empty();
     const RunningScores<B>& by_slot = step.by_slot.empty() ? step.at->running : step.by_slot;
     const float* scores = over_columns ? step.made.scores() : by_slot.data();
     const Index stride = over_columns ? step.made.columns() : by_slot.slots();
-    if (together && step.mean.size() == 0) {
-      step.mean = Buffer<B, float>(*be_, stride);
-      reduce_heads(*be_, scores, static_cast<Index>(heads.size()), stride, step.mean.data());
-    }
+    if (together) reduce_heads(*be_, scores, static_cast<Index>(heads.size()), stride, step.mean.data());
     tops.push_back(
         {together ? step.mean.data() : scores + choices[c].head * stride, candidate_bits.data() + choices[c].at,
          k.data() + c, chosen.data() + choices[c].at, nan_counts.data() + c,
          detail::used_slots(heads[static_cast<std::size_t>(choices[c].head)].entries, page_tokens_), page_tokens_});
   }
+  std::vector<std::uint64_t> stay(candidates.size());
+  std::vector<Index> nans(keep.size());
   be_->select_top(tops);
-  std::vector<std::uint64_t> stay;
-  std::vector<Index> nans;
   nan_counts.to_host(nans);
   be_->wait(chosen.to_host(stay));
 
-  // Clear bits; pack lists that have holes enough; give pages back.
-  struct Packed {
+  // How the lists look without what goes; those that have holes enough are packed.
+  struct Change {
     Step* step;
     Index head;
-    CompactedList list;
+    std::vector<Entry> left;  // the list with fewer live bits
+    bool packs = false;
+    CompactedList packed = {};
   };
-  std::vector<Packed> packed;
+  std::vector<Change> changes;
   std::vector<CompactList> moves;
   for (std::size_t c = 0; c < choices.size(); ++c) {
     const Choice& choice = choices[c];
-    Layer& at = *choice.step->at;
-    const Index heads = together ? static_cast<Index>(at.heads.size()) : 1;
+    const Index heads = together ? static_cast<Index>(choice.step->at->heads.size()) : 1;
     report.nan_scores += nans[c] * heads;
     for (Index h = choice.head; h < choice.head + heads; ++h) {
-      std::vector<Entry>& entries = at.heads[static_cast<std::size_t>(h)].entries;
+      const HeadPages& list = choice.step->lists.heads[static_cast<std::size_t>(h)];
+      Change change{choice.step, h, {list.entries.begin(), list.entries.end()}};
       std::vector<std::uint64_t> live;
       Index tokens = 0;
-      bool has_empty = false;
-      for (std::size_t e = 0; e < entries.size(); ++e) {
-        const std::uint64_t before = entries[e].live;
-        entries[e].live &= ~choice.row.candidates[e] | stay[choice.at + e];
-        report.evicted += std::popcount(before) - std::popcount(entries[e].live);
-        tokens += std::popcount(entries[e].live);
-        has_empty = has_empty || entries[e].live == 0;
-        live.push_back(entries[e].live);
+      for (std::size_t e = 0; e < change.left.size(); ++e) {
+        std::uint64_t& word = change.left[e].live;
+        const Index before = std::popcount(word);
+        word &= ~choice.row.candidates[e] | stay[choice.at + e];
+        report.evicted += before - std::popcount(word);
+        tokens += std::popcount(word);
+        change.packs = change.packs || word == 0;
+        live.push_back(word);
       }
-      const bool sparse = static_cast<Index>(entries.size()) > detail::most_pages_at_decode(tokens, page_tokens_);
-      if (!has_empty && !sparse) continue;
-      const HeadPages& list = choice.step->lists.heads[static_cast<std::size_t>(h)];
-      packed.push_back({choice.step, h, compact_list(list, live, is_private(), sparse)});
+      const bool sparse = static_cast<Index>(live.size()) > detail::most_pages_at_decode(tokens, page_tokens_);
+      change.packs = change.packs || sparse;
+      if (change.packs) change.packed = compact_list(list, live, is_private(), sparse);
+      changes.push_back(std::move(change));
     }
   }
-  for (const Packed& p : packed) {
-    if (p.list.moves.empty()) continue;
-    moves.push_back({geometry_[static_cast<std::size_t>(layer)], p.list.moves, sh.key_dim, sh.value_dim});
-    for (const Move& m : p.list.moves) report.rows_moved += m.count;
+  for (const Change& change : changes) {
+    if (change.packed.moves.empty()) continue;
+    moves.push_back({geometry_[static_cast<std::size_t>(layer)], change.packed.moves, sh.key_dim, sh.value_dim});
+    for (const Move& m : change.packed.moves) report.rows_moved += m.count;
   }
-  be_->compact(moves);
-  for (Step& step : steps) {
+  std::vector<detail::ScoreSlide> slides;
+  for (const Step& step : steps) {
     std::vector<Index> heads;
     std::vector<std::vector<std::int32_t>> sources;
-    for (Packed& p : packed) {
-      if (p.step != &step) continue;
-      Head& head = step.at->heads[static_cast<std::size_t>(p.head)];
-      heads.push_back(p.head);
-      sources.push_back(detail::slots_before(head.entries, p.list.entries, page_tokens_));
-      head.entries = std::move(p.list.entries);
-      head.offsets = std::move(p.list.offsets);
-      for (const Entry& e : p.list.released) {
-        if (!pool_->release(e.page)) continue;
-        ++report.pages_freed;
-        report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
-      }
+    for (const Change& change : changes) {
+      if (change.step != &step || !change.packs) continue;
+      heads.push_back(change.head);
+      sources.push_back(detail::slots_before(change.left, change.packed.entries, page_tokens_));
     }
-    step.at->running.slide(*be_, heads, std::move(sources));
+    slides.push_back(step.at->running.to_slide(std::move(heads), std::move(sources)));
   }
-  for (const Choice& choice : choices) {
-    choice.step->at->observed.forget();
-    ++choice.step->sequence->epoch;
+
+  be_->compact(moves);  // from here on nothing can fail
+  for (std::size_t i = 0; i < steps.size(); ++i) steps[i].at->running.slide(*be_, slides[i], steps[i].slides);
+  for (Change& change : changes) {
+    Head& head = change.step->at->heads[static_cast<std::size_t>(change.head)];
+    if (!change.packs) {
+      std::copy(change.left.begin(), change.left.end(), head.entries.begin());
+      continue;
+    }
+    head.entries = std::move(change.packed.entries);
+    head.offsets = std::move(change.packed.offsets);
+    for (const Entry& e : change.packed.released) {
+      if (!pool_->release(e.page)) continue;
+      ++report.pages_freed;
+      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+    }
+  }
+  for (Step& step : steps) {
+    if (!step.evicts) continue;
+    step.at->observed.forget();
+    ++step.sequence->epoch;
   }
   return report;
 }
@@ -967,10 +991,6 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
     to.given = layer.given_spans;
     to.scorer = layer.running.scorer();
     to.last_row = layer.running.last_row();
-    std::optional<typename B::Ticket> last;
-    const auto fetch = [&](auto& host, const void* from) {
-      if (!host.empty()) last = be_->to_host(host.data(), from, static_cast<Index>(host.size() * sizeof(host[0])));
-    };
     const LayerLists lists(*this, s, l);
     for (std::size_t h = 0; h < lists.heads.size(); ++h) {
       const HeadPages& list = lists.heads[h];
@@ -981,18 +1001,33 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
         const PageGeometry& g = list.formats[entry.format];
         SequenceImage::Page& page = head.pages[e];
         page.format = entry.format, page.first = entry.first, page.live = entry.live;
+        page.offsets.resize(entry.used);
         for (Index slot = 0; slot < entry.used; ++slot)
-          page.offsets.push_back(static_cast<std::uint16_t>(list.position(entry, slot) - entry.first));
+          page.offsets[static_cast<std::size_t>(slot)] =
+              static_cast<std::uint16_t>(list.position(entry, slot) - entry.first);
         page.keys.resize(static_cast<std::size_t>(entry.used * g.key_row_bytes));
         page.values.resize(static_cast<std::size_t>(entry.used * g.value_row_bytes));
-        fetch(page.keys, g.key_row(entry.page, 0));
-        fetch(page.values, g.value_row(entry.page, 0));
       }
-      if (layer.running.empty()) continue;
-      head.running.resize(static_cast<std::size_t>(layer.running.filled(static_cast<Index>(h))));
-      fetch(head.running, layer.running.row(static_cast<Index>(h)));
+      if (!layer.running.empty())
+        head.running.resize(static_cast<std::size_t>(layer.running.filled(static_cast<Index>(h))));
+    }
+
+    // All host memory is there: nothing can fail between these copies and the wait for them.
+    std::optional<typename B::Ticket> last;
+    const auto fetch = [&](auto& host, const void* from) {
+      if (!host.empty()) last = be_->to_host(host.data(), from, static_cast<Index>(host.size() * sizeof(host[0])));
+    };
+    for (std::size_t h = 0; h < lists.heads.size(); ++h) {
+      const HeadPages& list = lists.heads[h];
+      for (std::size_t e = 0; e < list.entries.size(); ++e) {
+        const PageGeometry& g = list.formats[list.entries[e].format];
+        fetch(to.heads[h].pages[e].keys, g.key_row(list.entries[e].page, 0));
+        fetch(to.heads[h].pages[e].values, g.value_row(list.entries[e].page, 0));
+      }
+      fetch(to.heads[h].running, layer.running.row(static_cast<Index>(h)));
     }
     if (last) be_->wait(*last);
+
     // What was evicted is nobody's business any more.
     const auto drop_dead = [](std::vector<std::byte>& rows, Index row_bytes, std::uint64_t live) {
       std::byte* end = rows.data();
@@ -1002,12 +1037,18 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
       });
       rows.resize(static_cast<std::size_t>(end - rows.data()));
     };
-    for (SequenceImage::Head& head : to.heads)
+    for (SequenceImage::Head& head : to.heads) {
       for (SequenceImage::Page& page : head.pages) {
         const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
         drop_dead(page.keys, g.key_row_bytes, page.live);
         drop_dead(page.values, g.value_row_bytes, page.live);
       }
+      for (std::size_t slot = 0; slot < head.running.size(); ++slot)
+        if ((head.pages[slot / static_cast<std::size_t>(page_tokens_)].live >>
+                 (slot % static_cast<std::size_t>(page_tokens_)) &
+             1u) == 0)
+          head.running[slot] = 0;
+    }
   }
   return image;
 }
@@ -1017,17 +1058,19 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
   const LayerShape& sh = shape(layer);
   require(static_cast<Index>(from.heads.size()) == sh.kv_heads, "restore: layer ", layer, " has ", from.heads.size(),
           " kv heads, must be ", sh.kv_heads);
-  Index end = 0;  // of what was given
+  Index end = -1;  // of what was given so far
   for (const auto& [first, past] : from.given) {
-    require(first >= (end == 0 ? 0 : end + 1) && past > first, "restore: layer ", layer, " was given positions [",
-            first, ", ", past, ") after ", end, ", spans must ascend and not touch");
+    require(first > end && first >= 0 && past > first, "restore: layer ", layer, " was given positions [", first, ", ",
+            past, ") after those below ", std::max<Index>(end, 0), ", spans must ascend and not touch");
     end = past;
   }
-  require(from.last_row >= -1 && from.last_row < std::numeric_limits<Position>::max(), "restore: layer ", layer,
-          ": last row = ", from.last_row, ", must be a position or -1");
+  require(from.last_row >= -1, "restore: layer ", layer, ": last row = ", from.last_row, ", must be a position or -1");
+  require(!from.scorer.empty() || from.last_row == -1, "restore: layer ", layer, ": last row = ", from.last_row,
+          ", but no scorer has counted any");
   for (std::size_t h = 0; h < from.heads.size(); ++h) {
     const SequenceImage::Head& head = from.heads[h];
     Index before = -1, slots = 0;
+    auto given = from.given.begin();
     for (std::size_t p = 0; p < head.pages.size(); ++p) {
       const SequenceImage::Page& page = head.pages[p];
       const auto wrong = [&](const auto&... what) {
@@ -1040,8 +1083,12 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
       if (page.offsets[0] != 0 || page.first <= before) wrong("starts at position ", page.first, " after ", before);
       for (std::size_t i = 1; i < page.offsets.size(); ++i)
         if (page.offsets[i] <= page.offsets[i - 1]) wrong("positions do not ascend at slot ", i);
-      before = Index{page.first} + page.offsets.back();
-      if (before >= end) wrong("holds position ", before, ", but the layer was given none from ", end, " on");
+      for (const std::uint16_t offset : page.offsets) {
+        before = Index{page.first} + offset;
+        while (given != from.given.end() && given->second <= before) ++given;
+        if (given == from.given.end() || before < given->first)
+          wrong("holds position ", before, ", which the layer was not given");
+      }
       const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][page.format];
       const Index rows = std::popcount(page.live);
       if (static_cast<Index>(page.keys.size()) != rows * g.key_row_bytes ||
@@ -1061,12 +1108,19 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
   require(image.page_tokens == page_tokens_, "restore: page_tokens = ", image.page_tokens, ", must be ", page_tokens_);
   require(static_cast<Index>(image.layers.size()) == layers(), "restore: ", image.layers.size(), " layers, must be ",
           layers());
+  auto fresh = std::make_unique<Sequence>();
+  fresh->tags = Tags(image.tags);
   for (Index l = 0; l < layers(); ++l) check_image(image.layers[static_cast<std::size_t>(l)], l);
 
-  auto fresh = std::make_unique<Sequence>();
-  for (const TagSpan& span : image.tags) fresh->tags.add(span);
+  std::vector<Index> wanted(static_cast<std::size_t>(pool_->formats()), 0);  // [size class] pages
+  for (Index l = 0; l < layers(); ++l)
+    for (const SequenceImage::Head& head : image.layers[static_cast<std::size_t>(l)].heads)
+      for (const SequenceImage::Page& page : head.pages) ++wanted[static_cast<std::size_t>(size_class(l, page.format))];
+  std::deque<FreshPages> taken;  // [size class]
+  for (std::size_t size = 0; size < wanted.size(); ++size)
+    if (!taken.emplace_back(*pool_, wanted[size]).take(static_cast<int>(size))) return std::nullopt;
+
   fresh->layers.resize(image.layers.size());
-  std::deque<FreshPages> pages;
   for (Index l = 0; l < layers(); ++l) {
     const SequenceImage::Layer& from = image.layers[static_cast<std::size_t>(l)];
     Layer& to = fresh->layers[static_cast<std::size_t>(l)];
@@ -1076,9 +1130,10 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
       Head& list = to.heads.emplace_back();
       running.push_back(head.running);
       for (const SequenceImage::Page& page : head.pages) {
-        if (!pages.emplace_back(*pool_, 1).take(size_class(l, page.format))) return std::nullopt;
+        const auto size = static_cast<std::size_t>(size_class(l, page.format));
         Entry e;
-        e.page = pages.back().pages()[0], e.format = page.format, e.first = page.first;
+        e.page = taken[size].pages()[static_cast<std::size_t>(--wanted[size])];
+        e.format = page.format, e.first = page.first;
         list.entries.push_back(e);
         for (const std::uint16_t offset : page.offsets)
           list.put(list.entries.back(), page.first + offset, page_tokens_);
@@ -1086,6 +1141,10 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
 
         const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
         const auto write = [&](const std::vector<std::byte>& rows, std::byte* tile, Index row_bytes) {
+          if (page.live == low_bits(static_cast<Index>(page.offsets.size()))) {
+            be_->to_backend(tile, rows.data(), static_cast<Index>(rows.size()));
+            return;
+          }
           std::vector<std::byte> dense(page.offsets.size() * static_cast<std::size_t>(row_bytes));
           const std::byte* row = rows.data();
           for_each_bit(page.live, [&](Index slot) {
@@ -1103,7 +1162,7 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
 
   const std::unique_lock lock(table_);
   sequences_.emplace(next_id_, std::move(fresh));
-  for (FreshPages& taken : pages) taken.keep();
+  for (FreshPages& pages : taken) pages.keep();
   return next_id_++;
 }
 

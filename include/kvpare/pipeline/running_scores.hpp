@@ -29,11 +29,12 @@ struct TakeScores {
 struct SlideScores {
   float* rows;
   Index stride;
-  const Index* heads;          // which
-  const Index* begin;          // [calls + 1] into `source`
-  const std::int32_t* source;  // new slot -> old slot, never lower than the new one; -1 = none
+  const std::int32_t* slides;  // which heads · where each one's sources begin, and their end · sources: new slot -> old
+                               // slot, never lower than the new one; -1 = none
+  Index heads;
   KVPARE_HD void operator()(Index i) const {
-    float* row = rows + heads[i] * stride;
+    const std::int32_t *begin = slides + heads, *source = slides + 2 * heads + 1;
+    float* row = rows + slides[i] * stride;
     for (Index s = begin[i]; s < begin[i + 1]; ++s) row[s - begin[i]] = source[s] < 0 ? 0.0f : row[source[s]];
   }
 };
@@ -76,6 +77,12 @@ inline Index used_slots(std::span<const Entry> list, Index page_tokens) {
   return list.empty() ? 0 : (static_cast<Index>(list.size()) - 1) * page_tokens + list.back().used;
 }
 
+/// Scores that follow their tokens to lower slots, all of it known before any list changes.
+struct ScoreSlide {
+  std::vector<std::int32_t> slides;  // as SlideScores takes them
+  std::vector<Index> heads, filled;  // which heads, and how many slots of each have scores afterwards
+};
+
 }  // namespace detail
 
 /// A float per kv head and slot, in backend memory: accumulated attention, for example. Belongs to one scorer. A fork
@@ -94,13 +101,12 @@ class RunningScores {
   /// Slots below this one have scores; those from it on belong to tokens that came since.
   Index filled(Index head) const { return filled_[static_cast<std::size_t>(head)]; }
 
-  void forget() { *this = RunningScores(); }
-
   /// Position of the newest query row that has been counted, -1 = none.
   Position last_row() const { return last_row_; }
   void count_rows_up_to(Position p) { last_row_ = p; }
 
   /// Starts with scores taken from `from` [heads, stride]: source[h][slot] says which, -1 = none (0). `room` slots more.
+  /// Rows that this scorer has counted stay counted. Whatever throws, nothing has changed.
   void start(B& be, std::string_view scorer, const float* from, Index stride,
              const std::vector<std::vector<std::int32_t>>& source, Index room) {
     const Index heads = static_cast<Index>(source.size());
@@ -121,7 +127,7 @@ class RunningScores {
       be.each(heads * next.slots_, detail::TakeScores{from, stride, map.data(), next.scores_.data(), next.slots_});
     }
     for (const auto& s : source) next.filled_.push_back(static_cast<Index>(s.size()));
-    next.last_row_ = last_row_;
+    if (is_of(scorer)) next.last_row_ = last_row_;
     *this = std::move(next);
   }
 
@@ -157,56 +163,98 @@ class RunningScores {
     last_row_ = last_row;
   }
 
-  /// Tokens that came since have score 0, and every head has room for its list; with `all`, every score becomes 0.
-  void admit(B& be, std::span<const HeadPages> lists, bool all) {
+  /// What `admit` takes, with all the memory it needs.
+  struct Admission {
+    RunningScores other;       // takes the place of these where they are another scorer's or short of room; else empty
+    std::vector<Index> used;   // slots per head once admitted
+    Buffer<B, Index> cleared;  // [heads][2] slots that become 0
+  };
+
+  /// For the tokens that came since to have score 0, and every head room for its list; with `all`, every score becomes 0.
+  Admission to_admit(B& be, std::string_view scorer, std::span<const HeadPages> lists, bool all) const {
     const Index page_tokens = lists[0].page_tokens;
-    Index longest = 0, filled = 0;
-    for (const HeadPages& list : lists) longest = std::max(longest, list.slots());
-    for (const Index n : filled_) filled = std::max(filled, n);
-    if (longest > slots_) {
-      std::vector<std::vector<std::int32_t>> same;
-      for (const Index n : filled_) {
-        same.emplace_back(static_cast<std::size_t>(n));
-        std::iota(same.back().begin(), same.back().end(), 0);
-      }
-      const Buffer<B, float> before = std::move(scores_);
-      start(be, std::string(scorer_), before.data(), slots_, same, longest + longest / 2 + page_tokens - filled);
-    }
+    const bool mine = is_of(scorer);
+    Admission a;
+    Index longest = 0;
+    std::vector<std::vector<std::int32_t>> same(lists.size());
     std::vector<Index> ranges;
     for (std::size_t h = 0; h < lists.size(); ++h) {
-      const Index used = detail::used_slots(lists[h].entries, page_tokens);
-      ranges.push_back(all ? 0 : std::min(filled_[h], used));
+      const Index used = detail::used_slots(lists[h].entries, page_tokens), scored = mine ? filled_[h] : 0;
+      longest = std::max(longest, lists[h].slots());
+      a.used.push_back(used);
+      ranges.push_back(all ? 0 : std::min(scored, used));
       ranges.push_back(used);
-      filled_[h] = used;
+      same[h].resize(static_cast<std::size_t>(scored));
+      std::iota(same[h].begin(), same[h].end(), 0);
     }
-    const Buffer<B, Index> range(be, ranges);
-    be.each(static_cast<Index>(lists.size()), detail::ClearScores{scores_.data(), slots_, range.data()});
+    if (!mine) {
+      a.other.start(be, scorer, nullptr, 0, same, longest + page_tokens);
+    } else if (longest > slots_) {
+      const Index filled = *std::max_element(filled_.begin(), filled_.end());
+      a.other.start(be, scorer, scores_.data(), slots_, same, longest + longest / 2 + page_tokens - filled);
+      a.other.last_row_ = last_row_;
+    }
+    a.cleared = Buffer<B, Index>(be, ranges);
+    return a;
   }
 
-  /// Tokens at positions >= n are gone from the lists.
-  void truncate(std::span<const HeadPages> lists, Position n) {
+  /// The scores that attention is to be added to, cleared where `a` says so. Until `admit`, nothing of these has changed
+  /// but slots without a score (and all scores, where `all` was asked).
+  std::vector<float*> rows_to_fill(B& be, Admission& a) {
+    RunningScores& to = a.other.empty() ? *this : a.other;
+    std::vector<float*> rows;
+    for (Index h = 0; h < static_cast<Index>(a.used.size()); ++h) rows.push_back(to.row(h));
+    be.each(static_cast<Index>(a.used.size()), detail::ClearScores{to.data(), to.slots(), a.cleared.data()});
+    return rows;
+  }
+
+  /// The tokens of `a` have scores now, and query rows up to this position are counted. Cannot fail.
+  void admit(Admission a, Position last_row) {
+    if (!a.other.empty()) *this = std::move(a.other);
+    filled_ = std::move(a.used);
+    last_row_ = std::max(last_row_, last_row);
+  }
+
+  /// Tokens of one head at positions >= n are gone from its list. Needs no memory.
+  void truncate(Index head, const HeadPages& list, Position n) {
     if (empty()) return;
-    for (std::size_t h = 0; h < lists.size(); ++h)
-      filled_[h] = std::min(filled_[h], detail::used_slots(lists[h].entries, lists[h].page_tokens));
+    Index& filled = filled_[static_cast<std::size_t>(head)];
+    filled = std::min(filled, detail::used_slots(list.entries, list.page_tokens));
     last_row_ = std::min(last_row_, n - 1);
   }
 
-  /// Scores of some heads follow their tokens to lower slots. `source` as slots_before gives it.
-  void slide(B& be, const std::vector<Index>& heads, std::vector<std::vector<std::int32_t>> source) {
-    if (empty() || heads.empty()) return;
-    std::vector<Index> begin{0};
-    std::vector<std::int32_t> all;
+  /// For scores of some heads to follow their tokens: `source` as slots_before gives it.
+  detail::ScoreSlide to_slide(std::vector<Index> heads, std::vector<std::vector<std::int32_t>> source) const {
+    detail::ScoreSlide slide;
+    if (empty() || heads.empty()) return slide;
+    for (const Index h : heads) slide.slides.push_back(static_cast<std::int32_t>(h));
+    slide.slides.push_back(0);
     for (std::size_t i = 0; i < heads.size(); ++i) {
-      Index& filled = filled_[static_cast<std::size_t>(heads[i])];
-      detail::cut_unscored(source[i], filled);  // another method's steps may have brought tokens since
-      all.insert(all.end(), source[i].begin(), source[i].end());
-      begin.push_back(static_cast<Index>(all.size()));
-      filled = static_cast<Index>(source[i].size());
+      detail::cut_unscored(source[i], filled(heads[i]));  // another method's steps may have brought tokens since
+      slide.filled.push_back(static_cast<Index>(source[i].size()));
+      slide.slides.push_back(slide.slides.back() + static_cast<std::int32_t>(source[i].size()));
     }
-    const Buffer<B, Index> which(be, heads), ranges(be, begin);
-    const Buffer<B, std::int32_t> map(be, all);
-    be.each(static_cast<Index>(heads.size()),
-            detail::SlideScores{scores_.data(), slots_, which.data(), ranges.data(), map.data()});
+    for (const auto& of_head : source) slide.slides.insert(slide.slides.end(), of_head.begin(), of_head.end());
+    slide.heads = std::move(heads);
+    return slide;
+  }
+
+  /// Most numbers that the slides of a layer with these lists take: memory for `slide`.
+  Index most_slides(std::span<const HeadPages> lists) const {
+    Index n = 2 * static_cast<Index>(lists.size()) + 1;
+    for (const HeadPages& list : lists) n += list.slots();
+    return empty() ? 0 : n;
+  }
+
+  /// `memory`: most_slides numbers. Cannot fail.
+  void slide(B& be, const detail::ScoreSlide& slide, const Buffer<B, std::int32_t>& memory) {
+    if (slide.heads.empty()) return;
+    be.to_backend(memory.data(), slide.slides.data(),
+                  static_cast<Index>(slide.slides.size() * sizeof(slide.slides[0])));
+    const Index heads = static_cast<Index>(slide.heads.size());
+    be.each(heads, detail::SlideScores{scores_.data(), slots_, memory.data(), heads});
+    for (std::size_t i = 0; i < slide.heads.size(); ++i)
+      filled_[static_cast<std::size_t>(slide.heads[i])] = slide.filled[i];
   }
 
  private:

@@ -264,6 +264,7 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
     write_section(out, "LAYR", c.bytes());
   }
   write_section(out, "END ", {});
+  out.flush();
   require(static_cast<bool>(out), "snapshot: the stream did not take all bytes");
 }
 
@@ -289,7 +290,9 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
   for (TagSpan& t : image.tags) {
     t.begin = tags.get<Position>(), t.end = tags.get<Position>();
     t.token_class = static_cast<TokenClass>(tags.get<std::uint8_t>());
-    t.is_protected = tags.get<std::uint8_t>() != 0;
+    const auto is_protected = tags.get<std::uint8_t>();
+    require(is_protected <= 1, "snapshot: protected = ", int{is_protected}, ", must be 0 or 1");
+    t.is_protected = is_protected == 1;
     t.image = tags.get<Index>(), t.grid_rows = tags.get<Index>(), t.grid_cols = tags.get<Index>();
   }
   tags.expect_end();
@@ -306,6 +309,7 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
       head.pages.resize(c.get_count(16));
       for (SequenceImage::Page& page : head.pages) {
         page.format = c.get<std::uint16_t>();
+        require(page.format < F::count, "snapshot: a page of format ", page.format, ", must be below ", F::count);
         const auto slots = c.get<std::uint16_t>();
         page.first = c.get<Position>();
         page.live = c.get<std::uint64_t>();

@@ -417,7 +417,7 @@ class KvCache {
   /// A scorer that adds up attention (H2O) goes on from what it has observed of the prompt; one that wants the last row
   /// (TOVA) takes one row at a time; one that reads none scores the tokens anew. Newest and protected tokens, classes and
   /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 17/16 of the pages it needs and
-  /// two, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
+  /// one, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
   /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 16 rows moved per evicted token on average.
   /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode). When host memory runs
   /// out in the middle nothing is evicted, but the step may have been counted by a scorer that adds up.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -642,6 +643,12 @@ class KvCache {
 
   HeadPages list_of(const Head& head, Index layer) const {
     return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
+  }
+
+  /// Does a slot of an image hold a token?
+  bool is_live(const SequenceImage::Head& head, std::size_t slot) const {
+    const auto page_tokens = static_cast<std::size_t>(page_tokens_);
+    return head.pages[slot / page_tokens].live >> slot % page_tokens & 1u;
   }
 
   /// Throws unless an image of a layer is one this cache could have made.

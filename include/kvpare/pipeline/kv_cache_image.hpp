@@ -70,10 +70,7 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
         drop_dead(page.values, g.value_row_bytes, page.live);
       }
       for (std::size_t slot = 0; slot < head.running.size(); ++slot)
-        if ((head.pages[slot / static_cast<std::size_t>(page_tokens_)].live >>
-                 (slot % static_cast<std::size_t>(page_tokens_)) &
-             1u) == 0)
-          head.running[slot] = 0;
+        if (!is_live(head, slot)) head.running[slot] = 0;
     }
   }
   return image;
@@ -126,6 +123,9 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
     require(static_cast<Index>(head.running.size()) <= (from.scorer.empty() ? 0 : slots), "restore: layer ", layer,
             " head ", h, " has ", head.running.size(), " running scores for ", slots, " slots of scorer '", from.scorer,
             "'");
+    for (std::size_t slot = 0; slot < head.running.size(); ++slot)
+      require(is_live(head, slot) || std::bit_cast<std::uint32_t>(head.running[slot]) == 0, "restore: layer ", layer,
+              " head ", h, " has a running score in slot ", slot, ", which holds no token");
   }
 }
 

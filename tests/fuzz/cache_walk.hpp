@@ -64,6 +64,8 @@ class Walk {
       c_.release(id);
     else if (kind < 98)
       stale_plan(id);
+    else if (c_.held.size() < options_.most_sequences)
+      full_ = !c_.reload(id, options_.alone);
 
     if (!c_.held.contains(id)) return;
     c_.verify(id);

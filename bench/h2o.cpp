@@ -3,6 +3,6 @@
 
 namespace bench {
 namespace {
-const bool added = add_recipe("h2o", kvpare::h2o(), {.layers = 1});
+const bool added = add_recipe("h2o", kvpare::h2o(), {.layers = 1, .most_tokens = 16384});
 }  // namespace
 }  // namespace bench

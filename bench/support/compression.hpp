@@ -77,22 +77,25 @@ double compress(benchmark::State& state, Prompt<T>& prompt, const C& compressor,
   return seconds;
 }
 
-/// Adds a recipe of the library at 2k, 4k and 16k tokens of a Llama-3.1-8B shape, the last 256 of them text.
+/// Adds a recipe of the library at 1k to 128k tokens of a Llama-3.1-8B shape, the last 256 of them text.
 struct RecipeRun {
-  Index layers = 8;
-  Index query_rows = 0;  // that the recipe looks at, from the end; 0 = all
+  Index layers = 8;            // up to 16k; beyond, one is enough to fill more memory than any cache holds
+  Index query_rows = 0;        // that the recipe looks at, from the end; 0 = all
+  Index most_tokens = 131072;  // where the recipe reads all rows, its time grows with the square
 };
 
 template <class C>
 bool add_recipe(std::string_view name, const C& compressor, const RecipeRun& recipe) {
-  for (Index tokens : {2048, 4096, 16384}) {
-    const std::string text = label(kvpare::message("compress/", name), DType::f16, llama_8b(), tokens,
-                                   {{"L", recipe.layers}, {"threads", 1}});
+  for (Index tokens : {1024, 4096, 16384, 131072}) {
+    if (tokens > recipe.most_tokens) continue;
+    const Index layers = tokens > 16384 ? 1 : recipe.layers;
+    const std::string text =
+        label(kvpare::message("compress/", name), DType::f16, llama_8b(), tokens, {{"L", layers}, {"threads", 1}});
     add(text, [=](benchmark::State& state) {
       const LayerShape shape = llama_8b();
       auto& prompt = kept(text, [&] {
         return std::make_unique<Prompt<kvpare::half>>(
-            shape, recipe.layers, Prompt<kvpare::half>::Tokens{tokens - 256, 256},
+            shape, layers, Prompt<kvpare::half>::Tokens{tokens - 256, 256},
             recipe.query_rows > 0 ? recipe.query_rows : tokens,
             random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim), 1);
       });

@@ -1,6 +1,5 @@
 // kvpare_inspect: what a compression policy does to the KV cache of a recorded prompt.
 #include <CLI/CLI.hpp>
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -10,6 +9,7 @@
 #include "report.hpp"
 #include "support/picture.hpp"
 #include "support/policies.hpp"
+#include "support/program.hpp"
 
 namespace {
 
@@ -38,7 +38,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_flag("--list", a.list, "show the policies with their settings and sources");
 }
 
-int run(const Arguments& arguments) {
+int run(Arguments& arguments) {
   if (arguments.list) {
     example::print_policies(std::cout);
     return 0;
@@ -69,16 +69,6 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** words) {
-  CLI::App app("What a compression policy does to the KV cache of a recorded prompt.");
-  Arguments arguments;
-  declare(app, arguments);
-  try {
-    app.parse(count, words);
-    return run(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  } catch (const std::exception& error) {
-    std::cerr << "kvpare_inspect: " << error.what() << '\n';
-    return 1;
-  }
+  return example::run_program("kvpare_inspect", "What a compression policy does to the KV cache of a recorded prompt.",
+                              count, words, declare, run);
 }

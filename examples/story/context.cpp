@@ -1,6 +1,8 @@
 #include "context.hpp"
 
 #include <algorithm>
+#include <kvpare/runtime/snapshot.hpp>
+#include <sstream>
 #include <stdexcept>
 
 namespace story {
@@ -45,6 +47,32 @@ Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method m
     : decoder_(decoder), method_(std::move(method)),
       cache_(backend, decoder.attention_shapes(), cache_options(decoder.shape(), options)), sequence_(cache_.create()) {
   kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
+}
+
+Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options,
+                 const Image& image)
+    : Context(decoder, backend, std::move(method), options) {
+  std::istringstream in(image.bytes);
+  const std::optional<kvpare::SequenceId> loaded = kvpare::load(in, cache_);
+  if (!loaded) throw std::runtime_error("the cache has no pages for the saved text");
+  cache_.release(sequence_);
+  sequence_ = *loaded;
+  length_ = image.tokens;
+}
+
+Context::Image Context::image() {
+  const kvpare::Reads reads = method_.compressor.scorer.reads();
+  const bool keeps_queries =
+      method_.acts == Acts::each_block && reads.rows != kvpare::Reads::Rows::none && !reads.streams;
+  Image image{.tokens = keeps_queries ? length_ - length_ % static_cast<Position>(method_.block) : length_,
+              .bytes = {}};
+  const kvpare::SequenceId copy = cache_.fork(sequence_);
+  cache_.truncate(copy, image.tokens);
+  std::ostringstream out;
+  kvpare::save(out, cache_, copy);
+  cache_.release(copy);
+  image.bytes = out.str();
+  return image;
 }
 
 Matrix Context::read(std::span<const int> tokens, const Attention& watch) {

@@ -52,6 +52,22 @@ class Context {
   /// The decoder and the backend must outlive the context.
   Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options);
 
+  struct Image;
+
+  /// Goes on with a text that was put aside. The method must be the same. Throws what kvpare::load throws, and
+  /// std::runtime_error when the text does not fit.
+  Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options,
+          const Image& image);
+
+  /// The text put aside: what the cache holds after the first `tokens` of them, as bytes. That is all that have been read,
+  /// or those before the block that has begun, where a policy waits for the rest of the block with queries that no
+  /// image holds; they have to be read again.
+  struct Image {
+    Position tokens = 0;
+    std::string bytes = {};
+  };
+  Image image();
+
   /// The tokens become the next of the text: hidden rows [tokens, width], for Decoder::logits. `watch`, where there is
   /// one, sees the rows of every layer before they are attended to.
   /// Throws std::runtime_error when the cache has no pages left.

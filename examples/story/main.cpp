@@ -4,14 +4,16 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <thread>
 
 #include "plot.hpp"
 #include "record.hpp"
+#include "saved.hpp"
 #include "support/bad_file.hpp"
 #include "support/picture.hpp"
 #include "support/policies.hpp"
-#include "writer.hpp"
+#include "support/program.hpp"
 
 namespace {
 
@@ -28,7 +30,7 @@ struct Arguments {
   TextRule rule;
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
-  std::string json, plot, dump;
+  std::string json, plot, dump, save, load;
   bool list = false;
 };
 
@@ -42,17 +44,14 @@ std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
   return budgets;
 }
 
-AtDecode at_decode_of(const Arguments& a) { return a.all_in_blocks ? AtDecode::each_block : AtDecode::each_token; }
-
 /// The one policy with the one budget that a text is written under.
-Method method_of(const Arguments& a, Index layers) {
-  const std::vector<std::string> policies = a.policies.empty() ? std::vector<std::string>{"full"} : a.policies;
-  const std::vector<Setting> settings =
-      make_settings(policies, budgets_of(a.budgets), layers, a.block, at_decode_of(a));
-  if (policies.size() == 1 && settings.empty())
-    throw CLI::ValidationError("--policy", policies[0] + " needs a budget, e.g. --keep 32t");
-  if (settings.size() > 1) throw CLI::ValidationError("--policy", "a text is written under one policy and one budget");
-  return settings[0].method;
+Terms terms_of(const Arguments& a) {
+  if (a.policies.size() > 1 || a.budgets.size() > 1)
+    throw CLI::ValidationError("--policy", "a text is written under one policy and one budget");
+  Terms terms{.block = a.block, .all_in_blocks = a.all_in_blocks, .page_tokens = a.page_tokens};
+  if (!a.policies.empty()) terms.policy = a.policies[0];
+  if (!a.budgets.empty()) terms.budget = a.budgets[0];
+  return terms;
 }
 
 /// Tokens of the prompt, no more than the model can read.
@@ -67,33 +66,45 @@ std::vector<int> prompt_of(const Arguments& a, const Tokenizer& tokenizer, const
   return tokens;
 }
 
-int dump_text(const Decoder& decoder, const Tokenizer& tokenizer, const Arguments& a) {
+int dump_text(const Decoder& decoder, const std::vector<int>& prompt, const Arguments& a) {
   if (!a.policies.empty()) throw CLI::ValidationError("--policy", "--dump records the full cache");
-  const example::Trace trace = record_text(decoder, prompt_of(a, tokenizer, decoder.shape()));
+  const example::Trace trace = record_text(decoder, prompt);
   example::write_trace(a.dump, trace);
   std::cout << "wrote " << a.dump << ": " << trace.layers.size() << " layers, " << trace.tokens() << " tokens\n";
   return 0;
 }
 
-int write_text(const Decoder& decoder, const Tokenizer& tokenizer, const Arguments& a) {
+/// Writes a text on, from where it is, and puts it aside where that is asked for.
+int write_text(const Decoder& decoder, const Tokenizer& tokenizer, Saved saved, const Arguments& a) {
   const Shape& shape = decoder.shape();
+  const ContextOptions options{.most_tokens = shape.longest, .page_tokens = saved.terms.page_tokens};
+  const Method method = method_of(saved.terms, shape.layers);
   kvpare::cpu::Backend backend({.threads = 1});
-  Draft draft{.tokens = prompt_of(a, tokenizer, shape), .sampling = a.sampling};
-  Context context(decoder, backend, method_of(a, shape.layers),
-                  {.most_tokens = shape.longest, .page_tokens = a.page_tokens});
+  std::optional<Context> context;
+  if (saved.image.tokens > 0)
+    context.emplace(decoder, backend, method, options, saved.image);
+  else
+    context.emplace(decoder, backend, method, options);
 
-  const auto start = std::chrono::steady_clock::now();
+  Draft& draft = saved.draft;
   const auto say = [&](int previous, int token) { std::cout << tokenizer.decode(previous, token) << std::flush; };
   for (std::size_t i = 1; i < draft.tokens.size(); ++i) say(draft.tokens[i - 1], draft.tokens[i]);
-  const Index written = write(decoder, context, draft, a.steps, say);
-  std::cout << '\n';
+  const auto start = std::chrono::steady_clock::now();
+  const Index written = write(decoder, *context, draft, a.steps, say), read = context->length() - saved.image.tokens;
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::cout << '\n';
 
-  const kvpare::SequenceStats stats = context.stats();
-  std::cerr << "read " << context.length() << " tokens, wrote " << written << ", "
-            << std::llround(static_cast<double>(context.length()) / seconds) << " tokens/s; in the cache "
+  const kvpare::SequenceStats stats = context->stats();
+  std::cerr << "read " << read << " tokens, wrote " << written << ", "
+            << std::llround(static_cast<double>(read) / std::max(seconds, 1e-9)) << " tokens/s; in the cache "
             << static_cast<double>(stats.live_tokens) / static_cast<double>(shape.layers * shape.kv_heads)
             << " tokens per kv head, " << stats.pages << " pages, " << stats.page_bytes << " bytes\n";
+  if (!a.save.empty()) {
+    saved.image = context->image();
+    const std::string bytes = print_saved(saved);
+    example::write_bytes(a.save, bytes);
+    std::cerr << "wrote " << a.save << ": " << bytes.size() << " bytes, go on with --load\n";
+  }
   return 0;
 }
 
@@ -110,8 +121,9 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
 
   const std::vector<kvpare::Keep> budgets = budgets_of(a.budgets.empty() ? measured_budgets : a.budgets);
   if (!a.plot.empty()) check_one_axis(budgets);
-  const std::vector<Setting> settings = make_settings(a.policies.empty() ? measured_policies : a.policies, budgets,
-                                                      shape.layers, a.block, at_decode_of(a));
+  const std::vector<Setting> settings =
+      make_settings(a.policies.empty() ? measured_policies : a.policies, budgets, shape.layers, a.block,
+                    a.all_in_blocks ? AtDecode::each_block : AtDecode::each_token);
   const std::vector<Result> results = evaluate(decoder, stories, settings, measured.options);
   print_table(std::cout, measured, settings, results);
   if (!a.json.empty()) {
@@ -132,32 +144,44 @@ void declare(CLI::App& app, Arguments& a) {
   task->add_option("--prompt", a.prompt, "write this text on (\"\" for a new one)");
   task->add_option("--text", a.text, "write the text of this file on");
   auto* nll = task->add_option("--nll", a.nll, "measure how well the text of this file is predicted");
+  auto* load = task->add_option("--load", a.load, "write on what --save put aside, on the same terms");
   task->add_flag("--list", a.list, "show the policies with their settings and sources");
   task->require_option(1);
 
   app.add_option("--policy", a.policies,
                  "a policy with its settings, e.g. \"h2o(recent_share=0.25)\"; may be repeated with --nll")
+      ->excludes(load)
       ->allow_extra_args(false);
   app.add_option("--keep", a.budgets,
                  "budgets: tokens per kv head of each layer (32t), or a share of the tokens read so far (0.25, 25%)")
+      ->excludes(load)
       ->delimiter(',');
   app.add_option("--every", a.block, "tokens per block, for policies that evict after a block of tokens")
+      ->excludes(load)
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  app.add_flag("--all-in-blocks", a.all_in_blocks,
-               "let policies that could evict after each token do so in blocks too");
+  app.add_flag("--all-in-blocks", a.all_in_blocks, "let policies that could evict after each token do so in blocks too")
+      ->excludes(load);
   app.add_option("--steps", a.steps, "tokens to write, at most")
       ->excludes(nll)
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--temperature", a.sampling.temperature, "0 = the likeliest token, 1 = as the model says")
       ->excludes(nll)
+      ->excludes(load)
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  app.add_option("--seed", a.sampling.seed, "of the choice of tokens")->excludes(nll)->capture_default_str();
-  app.add_option("--dump", a.dump,
-                 "write no text on, but what attention is given for it into this file, for kvpare_inspect")
-      ->excludes(nll);
+  app.add_option("--seed", a.sampling.seed, "of the choice of tokens")
+      ->excludes(nll)
+      ->excludes(load)
+      ->capture_default_str();
+  auto* dump = app.add_option("--dump", a.dump,
+                              "write no text on, but what attention is given for it into this file, for kvpare_inspect")
+                   ->excludes(nll)
+                   ->excludes(load);
+  app.add_option("--save", a.save, "put the text and its cache aside into this file, for --load")
+      ->excludes(nll)
+      ->excludes(dump);
 
   app.add_option("--story-tokens", a.rule.most_tokens, "with --nll: tokens of each story, at most")
       ->needs(nll)
@@ -172,6 +196,7 @@ void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--page-tokens", a.page_tokens, "tokens per page of the cache")
+      ->excludes(load)
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();
   app.add_option("--json", a.json, "with --nll: write the results to this file")->needs(nll);
@@ -179,7 +204,7 @@ void declare(CLI::App& app, Arguments& a) {
       ->needs(nll);
 }
 
-int run(const Arguments& a) {
+int run(Arguments& a) {
   if (a.list) {
     example::print_policies(std::cout);
     return 0;
@@ -187,28 +212,27 @@ int run(const Arguments& a) {
   for (const auto& [option, file] : {std::pair("--model", &a.model), std::pair("--tokenizer", &a.tokenizer)})
     if (file->empty()) throw CLI::RequiredError(option);
   if (!a.plot.empty()) example::check_plot(a.plot);
-  for (const std::string& path : {a.json, a.plot, a.dump})
+  for (const std::string& path : {a.json, a.plot, a.dump, a.save})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
-  const Decoder decoder(parse_model(example::read_bytes(a.model), a.model));
-  const Tokenizer tokenizer =
-      Tokenizer::parse(example::read_bytes(a.tokenizer), a.tokenizer, decoder.shape().vocabulary);
-  if (!a.dump.empty()) return dump_text(decoder, tokenizer, a);
-  return a.nll.empty() ? write_text(decoder, tokenizer, a) : measure_text(decoder, tokenizer, a);
+  const std::string model = example::read_bytes(a.model);
+  const Decoder decoder(parse_model(model, a.model));
+  const Shape& shape = decoder.shape();
+  const Tokenizer tokenizer = Tokenizer::parse(example::read_bytes(a.tokenizer), a.tokenizer, shape.vocabulary);
+  if (!a.nll.empty()) return measure_text(decoder, tokenizer, a);
+  if (!a.load.empty())
+    return write_text(decoder, tokenizer, parse_saved(example::read_bytes(a.load), a.load, shape, fingerprint(model)),
+                      a);
+  const std::vector<int> prompt = prompt_of(a, tokenizer, shape);
+  if (!a.dump.empty()) return dump_text(decoder, prompt, a);
+  return write_text(
+      decoder, tokenizer,
+      {.draft = {.tokens = prompt, .sampling = a.sampling}, .terms = terms_of(a), .model = fingerprint(model)}, a);
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  CLI::App app("Writes stories with a llama2.c model, and measures what eviction costs its predictions.");
-  Arguments arguments;
-  declare(app, arguments);
-  try {
-    app.parse(count, words);
-    return run(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  } catch (const std::exception& error) {
-    std::cerr << "kvpare_story: " << error.what() << '\n';
-    return 1;
-  }
+  return example::run_program("kvpare_story",
+                              "Writes stories with a llama2.c model, and measures what eviction costs its predictions.",
+                              count, words, declare, run);
 }

@@ -15,6 +15,7 @@
 #include "report.hpp"
 #include "support/picture.hpp"
 #include "support/policies.hpp"
+#include "support/program.hpp"
 
 namespace {
 
@@ -245,7 +246,7 @@ void fill_in_demo(Arguments& arguments) {
     std::cout << "There will be no picture: gnuplot was not found (Debian, Ubuntu: apt install gnuplot-nox).\n";
 }
 
-int run(Arguments arguments) {
+int run(Arguments& arguments) {
   if (arguments.list) {
     example::print_policies(std::cout);
     return 0;
@@ -266,16 +267,8 @@ int run(Arguments arguments) {
 }  // namespace
 
 int main(int count, char** words) {
-  CLI::App app("How many right answers a vision-language model keeps when the visual part of its KV cache shrinks.");
-  Arguments arguments;
-  declare(app, arguments);
-  try {
-    app.parse(count, words);
-    return run(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  } catch (const std::exception& error) {
-    std::cerr << "kvpare_vlm: " << error.what() << '\n';
-    return 1;
-  }
+  return example::run_program(
+      "kvpare_vlm",
+      "How many right answers a vision-language model keeps when the visual part of its KV cache shrinks.", count,
+      words, declare, run);
 }

@@ -35,6 +35,7 @@ void walk(Index page_tokens, Index pool_bytes, std::uint64_t seed, Index operati
       FAIL() << "operation " << i << " of KVPARE_SEED=" << seed << ", page_tokens " << page_tokens;
   }
   checked.verify_all();
+  EXPECT_GT(walk.steps_that_evicted, operations / 100) << "decode is to evict often";
   while (!checked.held.empty()) checked.release(checked.held.begin()->first);
   ASSERT_EQ(checked.cache.pool().stats().pages_in_use, 0) << "leaked by KVPARE_SEED=" << seed;
   EXPECT_EQ(checked.cache.pool().stats().refusals > 0, pool_bytes < never_full)

@@ -37,6 +37,8 @@ class Walk {
  public:
   Walk(WalkedCache& checked, Choices& choices, WalkOptions options) : c_(checked), dice_(choices), options_(options) {}
 
+  Index steps_that_evicted = 0;  // of decode
+
   void step(Index number) {
     if (c_.held.empty() || (c_.held.size() < options_.most_sequences && dice_.chance(0.02))) c_.create();
     const SequenceId id = any_sequence();
@@ -62,6 +64,8 @@ class Walk {
       c_.release(id);
     else if (kind < 98)
       stale_plan(id);
+    else if (c_.held.size() < options_.most_sequences)
+      full_ = !c_.reload(id, options_.alone);
 
     if (!c_.held.contains(id)) return;
     c_.verify(id);
@@ -163,10 +167,11 @@ class Walk {
     return method;
   }
 
-  /// Some tokens and their rows, with a method that may or may not act here.
+  /// Some tokens and their rows, mostly with a method that acts here.
   void decode(SequenceId id) {
     const Index l = dice_.below(c_.cache.layers());
-    const AnyCompressor method = any_method();
+    AnyCompressor method = any_method();
+    for (int tries = 0; tries < 5 && !acts_at_decode(method); ++tries) method = any_method();
     if (method.scorer.reads().streams && dice_.chance(0.7))
       c_.observe(id, l, method, std::numeric_limits<Index>::max());  // else it may find tokens it has not seen
     Positions positions(static_cast<std::size_t>(dice_.chance(0.7) ? 1 : dice_.within(1, 4)));
@@ -175,8 +180,10 @@ class Walk {
     if (full_) return;
 
     const oracle::CachedLayer before = c_.model(id, l);
+    const Index held = before.tokens();
     const std::string refusal = c_.decode(id, l, method, positions, options_.alone);
     if (refusal.empty()) {
+      steps_that_evicted += c_.model(id, l).tokens() < held;
       verify_evicted(id, l, method, before);
       return;
     }

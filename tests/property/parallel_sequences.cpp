@@ -14,6 +14,7 @@ namespace kvpare::test {
 namespace {
 
 constexpr std::size_t threads = 8;
+constexpr Index never_full = 8 << 20;
 
 /// One cache, its common prefix, and a part of it for each thread.
 struct Shared {
@@ -71,15 +72,17 @@ void everybody_walks(Index pool_bytes, Index backend_threads, Index operations) 
       walk.step(i);
     }
   });
+  EXPECT_EQ(shared.all.cache.pool().stats().refusals > 0, pool_bytes < never_full)
+      << "small pools, and only these, are to be full at times";
 }
 
-TEST(ParallelSequences, AgreeWithTheirModels) { everybody_walks(8 << 20, 1, 500); }
-TEST(ParallelSequences, AgreeWithTheirModelsWhenThePoolIsOftenFull) { everybody_walks(200 << 10, 1, 500); }
-TEST(ParallelSequences, AgreeWithTheirModelsOnABackendWithThreads) { everybody_walks(8 << 20, 2, 150); }
+TEST(ParallelSequences, AgreeWithTheirModels) { everybody_walks(never_full, 1, 2000); }
+TEST(ParallelSequences, AgreeWithTheirModelsWhenThePoolIsOftenFull) { everybody_walks(200 << 10, 1, 2000); }
+TEST(ParallelSequences, AgreeWithTheirModelsOnABackendWithThreads) { everybody_walks(never_full, 2, 500); }
 
 /// Short lives: the table of sequences changes all the time, and pages go from hand to hand.
 TEST(ParallelSequences, ComeAndGo) {
-  Shared shared(8 << 20, 40);
+  Shared shared(never_full, 40);
   std::atomic<Index> lives = 0;
   shared.run([&](WalkedCache& mine, std::size_t) {
     for (Index i = 0; i < 300 && !::testing::Test::HasFailure(); ++i) {
@@ -101,7 +104,7 @@ TEST(ParallelSequences, ComeAndGo) {
 
 /// A batch is the caller's: threads decode theirs while others append, with every head at its budget all the time.
 TEST(ParallelSequences, DecodeSideBySide) {
-  Shared shared(8 << 20, 60);
+  Shared shared(never_full, 60);
   shared.run([&](WalkedCache& mine, std::size_t t) {
     const SequenceId id = shared.fork_prefix(mine);
     AnyCompressor method = make_compressor(t % 2 == 0 ? "tova(keep=90t)" : "streaming_llm(keep=90t)");

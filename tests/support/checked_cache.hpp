@@ -7,7 +7,9 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
+#include <sstream>
 #include <vector>
 
 #include "oracle/cached_sequence.hpp"
@@ -74,6 +76,19 @@ class CheckedCache {
   SequenceId fork(SequenceId id) {
     const SequenceId copy = cache.fork(id);
     held[copy] = held.at(id);
+    return copy;
+  }
+
+  /// A second sequence by way of a snapshot; none when the pool has no room for it, and then nothing has changed.
+  std::optional<SequenceId> reload(SequenceId id, bool alone = true) {
+    std::stringstream stream;
+    save(stream, cache, id);
+    const PoolStats before = cache.pool().stats();
+    const std::optional<SequenceId> copy = load(stream, cache);
+    if (copy) held[*copy] = held.at(id);
+    if (!copy && alone) {
+      EXPECT_EQ(cache.pool().stats().pages_in_use, before.pages_in_use);
+    }
     return copy;
   }
 
@@ -237,6 +252,18 @@ class CheckedCache {
     cache.observe(id, layer, compressor,
                   q.tensor().part(static_cast<Index>(half), std::ssize(all) - static_cast<Index>(half)),
                   all.subspan(half), true);
+  }
+
+  /// The model of a sequence that came from elsewhere: its tokens as the cache holds them, without their rows.
+  void adopt(SequenceId id) {
+    auto& sequence = held[id];
+    for (Index l = 0; l < cache.layers(); ++l) {
+      oracle::CachedLayer& layer = sequence.emplace_back();
+      for (Index h = 0; h < shape(l).kv_heads; ++h) {
+        layer.heads.emplace_back();
+        for (const Position p : cache.kept(id, l, h)) layer.heads.back().push_back({p, {}, {}});
+      }
+    }
   }
 
   // ---- what must hold

@@ -223,6 +223,33 @@ TEST_F(CacheTest, ALayerWhoseFirstHeadIsEmptyMayBeObserved) {
   c.verify_all();
 }
 
+/// H2O has seen the prompt; then StreamingLLM decodes, whose tokens H2O has not seen. What it knows follows its tokens.
+TEST_F(CacheTest, RunningScoresOutliveTheStepsOfAnotherMethod) {
+  const auto heavy = make_compressor("h2o"), streaming = make_compressor("streaming_llm(keep=60t)");
+  fill(40);
+  for (const Index l : {0, 1}) c.observe(id, l, heavy, 40);
+  const LayerScores before = c.cache.scores(id, 0, heavy);
+  for (Position t = 40; t < 100; ++t) {
+    ASSERT_EQ(c.append(id, 0, Positions{t}), Outcome::done);
+    ASSERT_EQ(c.decode(id, 0, streaming, {t}), "");
+    c.verify(id);
+    const LayerScores after = c.cache.scores(id, 0, heavy);
+    ASSERT_EQ(after.positions.size(), 30u);
+    for (std::size_t h = 0; h < 2; ++h)
+      for (std::size_t i = 0; i < 30; ++i) {
+        const Position p = after.positions[i];
+        if (p < 40) {
+          ASSERT_EQ(after.values[h][i], before.values[h][static_cast<std::size_t>(p)])
+              << "step " << t << " position " << p;
+        } else {
+          ASSERT_TRUE(std::isnan(after.values[h][i])) << "step " << t << " position " << p;
+        }
+      }
+  }
+  c.commit(plan("h2o(keep=0.1)"));
+  c.verify_all();
+}
+
 TEST_F(CacheTest, PlanChangesNothing) {
   fill(40);
   for (Index l = 0; l < 2; ++l) c.observe(id, l, snap_kv(), 20);

@@ -1,5 +1,5 @@
 # Runs PROGRAM with the trained model and the ;-list ARGUMENTS, in which <data> and <work> stand for the folder of the
-# model and texts (DATA, unless KVPARE_DATA names another) and one of our own. Its output must match WANTED.
+# model and texts (DATA, unless KVPARE_DATA names another) and one of our own. Its output must match WANTED. Below: THEN, SAME.
 if(DEFINED ENV{KVPARE_DATA})
   set(DATA $ENV{KVPARE_DATA})
 endif()
@@ -21,9 +21,16 @@ if(NOT code EQUAL 0 OR NOT said MATCHES "${WANTED}")
 endif()
 message(STATUS "${said}")
 if(THEN)  # another program, on what the first has written
+  string(REPLACE "<data>" "${DATA}" THEN "${THEN}")
   string(REPLACE "<work>" "${WORK}" THEN "${THEN}")
-  execute_process(COMMAND ${THEN} RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE said)
+  execute_process(COMMAND ${THEN} RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE complaint)
   if(NOT code EQUAL 0 OR NOT said MATCHES "${THEN_WANTED}")
-    message(FATAL_ERROR "${code}: ${said}\nwanted: ${THEN_WANTED}")
+    message(FATAL_ERROR "${code}: ${said}${complaint}\nwanted: ${THEN_WANTED}")
+  endif()
+endif()
+if(SAME)  # its output is that of the first program with these arguments
+  execute_process(COMMAND ${PROGRAM} ${model} ${SAME} RESULT_VARIABLE code OUTPUT_VARIABLE wanted ERROR_VARIABLE complaint)
+  if(NOT code EQUAL 0 OR NOT said STREQUAL wanted)
+    message(FATAL_ERROR "${code}: ${said}\nwanted: ${wanted}${complaint}")
   endif()
 endif()

@@ -32,11 +32,11 @@ namespace detail {
 /// number, and one.
 constexpr Index most_pages(Index live, Index page_tokens) { return ceil_div(live * 4, 3 * page_tokens) + 1; }
 
-/// The same between decode steps, where every step reads the list and a hole costs nearly as much as a row: at most two
-/// pages and 1/16 more than the dense number. It takes at least a page and 1/16 of the list in
-/// evicted tokens to get there from a packed list, so that packing moves at most 16 rows for each of them.
+/// The same between decode steps, where every step reads the list and a hole costs nearly as much as a row: one page and
+/// 1/16 more than the dense number. A packed list gets there by at least a page and 1/16 of itself in evicted tokens, so
+/// that packing moves at most 16 rows for each of them.
 constexpr Index most_pages_at_decode(Index live, Index page_tokens) {
-  return std::min(most_pages(live, page_tokens), ceil_div(live, page_tokens) + 2 + live / (16 * page_tokens));
+  return std::min(most_pages(live, page_tokens), ceil_div(live, page_tokens) + 1 + live / (16 * page_tokens));
 }
 
 class ListBuilder {

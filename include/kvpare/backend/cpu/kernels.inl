@@ -35,7 +35,8 @@ struct Pointers {
 //
 // Two whole rows at a time, in rising order, every line by an instruction of its own: each instruction then moves by
 // the same distance every time. The hardware's stride prefetcher follows instructions; one instruction that walks along
-// a row makes it run on into what lies behind, and with every second row dead that doubles the traffic.
+// a row makes it run on into what lies behind, and with every second row dead that doubles the traffic. Into the second
+// level cache: more lines may be under way to it than to the first.
 class Ahead {
  public:
   Ahead(const RowSet& rows, Index row_bytes, Index steps) : rows_(&rows), row_bytes_(row_bytes), steps_(steps) {}
@@ -62,7 +63,7 @@ class Ahead {
 
   KVPARE_INLINE void four_lines(const std::byte* row, Index from) {
     KVPARE_UNROLL for (Index at = 0; at < 4 * line; at += line)
-      if (from + at < row_bytes_) __builtin_prefetch(row + from + at);
+      if (from + at < row_bytes_) __builtin_prefetch(row + from + at, 0, 2);
   }
 
   const RowSet* rows_;

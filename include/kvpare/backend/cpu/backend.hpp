@@ -54,6 +54,7 @@ class Backend {
   /// Large blocks ask for huge pages where the system has them: attention walks the whole pool at every step, and
   /// address translation in 4 KiB pages costs it time.
   void* allocate(Index bytes) {
+    if (bytes < 0) return nullptr;  // so that g++ does not see sizes that cannot be
     constexpr Index huge_page = 2 << 20;
     const Index alignment = bytes >= huge_page ? huge_page : 64;
     void* memory =

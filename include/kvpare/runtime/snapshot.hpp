@@ -37,17 +37,19 @@ static_assert(std::endian::native == std::endian::little, "snapshots are written
 inline constexpr std::string_view magic = "kvpareSQ";
 inline constexpr std::uint32_t version = 1;
 
-/// CRC-32 (IEEE 802.3), eight bytes at a time.
+/// CRC-32 (IEEE 802.3), sixteen bytes at a time.
 class Crc32 {
  public:
   void add(const void* data, std::size_t size) {
     const auto* p = static_cast<const unsigned char*>(data);
-    for (; size >= 8; size -= 8, p += 8) {
-      std::uint32_t low, high;
-      std::memcpy(&low, p, 4), std::memcpy(&high, p + 4, 4);
-      low ^= state_;
-      state_ = table[7][low & 255] ^ table[6][low >> 8 & 255] ^ table[5][low >> 16 & 255] ^ table[4][low >> 24] ^
-               table[3][high & 255] ^ table[2][high >> 8 & 255] ^ table[1][high >> 16 & 255] ^ table[0][high >> 24];
+    for (; size >= 16; size -= 16, p += 16) {
+      std::uint32_t words[4], next = 0;
+      std::memcpy(words, p, 16);
+      words[0] ^= state_;
+      for (std::size_t w = 0; w < 4; ++w)
+        next ^= table[15 - 4 * w][words[w] & 255] ^ table[14 - 4 * w][words[w] >> 8 & 255] ^
+                table[13 - 4 * w][words[w] >> 16 & 255] ^ table[12 - 4 * w][words[w] >> 24];
+      state_ = next;
     }
     for (; size > 0; --size) state_ = state_ >> 8 ^ table[0][(state_ ^ *p++) & 255];
   }
@@ -55,13 +57,13 @@ class Crc32 {
 
  private:
   static constexpr auto table = [] {
-    std::array<std::array<std::uint32_t, 256>, 8> t{};
+    std::array<std::array<std::uint32_t, 256>, 16> t{};
     for (std::uint32_t i = 0; i < 256; ++i) {
       std::uint32_t c = i;
       for (int bit = 0; bit < 8; ++bit) c = c >> 1 ^ (c & 1u ? 0xedb88320u : 0u);
       t[0][i] = c;
     }
-    for (std::size_t k = 1; k < 8; ++k)
+    for (std::size_t k = 1; k < 16; ++k)
       for (std::size_t i = 0; i < 256; ++i) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
     return t;
   }();
@@ -80,6 +82,7 @@ class Content {
     put_bytes(name.data(), name.size());
   }
   std::string_view bytes() const { return bytes_; }
+  void clear() { bytes_.clear(); }
 
  private:
   std::string bytes_;
@@ -99,8 +102,7 @@ inline void write_section(std::ostream& out, std::string_view tag, std::string_v
 /// Reads a section's content; every read is within it.
 class Reader {
  public:
-  explicit Reader(std::string content, std::string section)
-      : content_(std::move(content)), section_(std::move(section)) {}
+  Reader(std::string_view content, std::string_view section) : content_(content), section_(section) {}
 
   template <class T>
     requires std::is_arithmetic_v<T> T get() {
@@ -139,7 +141,7 @@ class Reader {
     at_ += size;
     return content_.data() + at_ - size;
   }
-  std::string content_, section_;
+  std::string_view content_, section_;
   std::size_t at_ = 0;
 };
 
@@ -148,15 +150,15 @@ inline void read_exactly(std::istream& in, char* to, std::size_t size, const cha
   require(static_cast<std::size_t>(in.gcount()) == size, "snapshot: the stream ends in ", what);
 }
 
-/// The next section, which must have this tag. Memory grows with what the stream has, not with what it announces.
-inline Reader read_section(std::istream& in, std::string_view tag) {
+/// The next section, which must have this tag; its content lies in `content`. Memory grows with what the stream has, not with what it announces.
+inline Reader read_section(std::istream& in, std::string_view tag, std::string& content) {
   char found[4];
   std::uint64_t length = 0;
   read_exactly(in, found, 4, "the tag of a section");
   read_exactly(in, reinterpret_cast<char*>(&length), 8, "the length of a section");
   Crc32 crc;
   crc.add(found, 4), crc.add(&length, 8);
-  std::string content;
+  content.clear();
   constexpr std::uint64_t piece = 1 << 20;
   for (std::uint64_t left = length; left > 0;) {
     const std::size_t now = static_cast<std::size_t>(std::min(left, piece)), at = content.size();
@@ -171,7 +173,7 @@ inline Reader read_section(std::istream& in, std::string_view tag) {
           crc.value());
   require(std::string_view(found, 4) == tag, "snapshot: section '", std::string_view(found, 4), "' where '", tag,
           "' should be");
-  return Reader(std::move(content), std::string(tag));
+  return Reader(content, tag);
 }
 
 /// What a snapshot must agree on with the cache it is read into, as text: equal texts, equal bytes of attention.
@@ -244,8 +246,9 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
   }
   write_section(out, "TAGS", tags.bytes());
 
+  Content c;  // one for all layers: its memory is asked for once
   for (const SequenceImage::Layer& layer : image.layers) {
-    Content c;
+    c.clear();
     c.put(static_cast<std::uint32_t>(layer.given.size()));
     for (const auto& [begin, end] : layer.given) c.put(begin), c.put(end);
     c.put_name(layer.scorer);
@@ -282,12 +285,13 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
   std::uint32_t of_version = 0;
   read_exactly(in, reinterpret_cast<char*>(&of_version), 4, "the version");
   require(of_version == version, "snapshot: version ", of_version, ", this library reads ", version);
-  Reader model = read_section(in, "MODL");
+  std::string content;  // one for all sections: its memory is asked for once
+  Reader model = read_section(in, "MODL", content);
   require_same_shape(model, cache);
 
   SequenceImage image;
   image.page_tokens = cache.page_tokens();
-  Reader tags = read_section(in, "TAGS");
+  Reader tags = read_section(in, "TAGS", content);
   image.tags.resize(tags.get_count(34));
   for (TagSpan& t : image.tags) {
     t.begin = tags.get<Position>(), t.end = tags.get<Position>();
@@ -300,7 +304,7 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
   tags.expect_end();
 
   for (Index l = 0; l < cache.layers(); ++l) {
-    Reader c = read_section(in, "LAYR");
+    Reader c = read_section(in, "LAYR", content);
     SequenceImage::Layer& layer = image.layers.emplace_back();
     layer.given.resize(c.get_count(8));
     for (auto& [begin, end] : layer.given) begin = c.get<Position>(), end = c.get<Position>();
@@ -325,7 +329,7 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
     }
     c.expect_end();
   }
-  read_section(in, "END ").expect_end();
+  read_section(in, "END ", content).expect_end();
   return cache.restore(image);
 }
 

@@ -209,10 +209,36 @@ class DecodeRun {
         compare_kept(ids[i], l, budget(ids[i], l), "step " + std::to_string(steps));
       }
     }
+    if (steps % 8 == 0) expect_running_scores();
     ++steps;
   }
   void step(Index budget, Index rows_each = 1) {
     step([=](SequenceId, Index) { return budget; }, rows_each);
+  }
+
+  /// What H2O remembers of each token. Which token goes seldom depends on more than the newest of them.
+  void expect_running_scores() const {
+    if constexpr (std::same_as<decltype(method.scorer), AccumulatedAttention>)
+      for (const auto& [id, sim] : held)
+        for (Index l = 0; l < cache.layers(); ++l) {
+          const LayerScores scores = cache.scores(id, l, method);
+          const oracle::DecodeLayer& wanted = sim.layers[static_cast<std::size_t>(l)];
+          for (Index h = 0; h < wanted.kv_heads(); ++h) {
+            const std::vector<Index> at = wanted.positions(h);
+            for (Index i = 0; i < oracle::count_of(at); ++i) {
+              const auto found =
+                  std::lower_bound(scores.positions.begin(), scores.positions.end(), oracle::item(at, i));
+              ASSERT_TRUE(found != scores.positions.end() && *found == oracle::item(at, i));
+              const float got =
+                  scores
+                      .values[static_cast<std::size_t>(h)][static_cast<std::size_t>(found - scores.positions.begin())];
+              ASSERT_TRUE(close(static_cast<double>(got), oracle::item(wanted.gathered(h), i),
+                                score_tolerance<AccumulatedAttention>()))
+                  << "step " << steps << ", sequence " << id << " layer " << l << " head " << h << " position "
+                  << *found;
+            }
+          }
+        }
   }
 
   /// A shrunken list may not hold more pages than this while all of its tokens count.
@@ -335,7 +361,7 @@ void decode_from_nothing(B& be, const M& method) {
       }
       run.expect_few_ties();
       EXPECT_EQ(run.evicted, 2 * 150);
-      EXPECT_LE(run.moved, 3 * run.evicted) << "rows moved for each token evicted";
+      EXPECT_LE(run.moved, 16 * run.evicted) << "rows moved for each token evicted";
     }
 }
 
@@ -531,7 +557,7 @@ TYPED_TEST(Decode, NothingGrowsOverTenThousandSteps) {
         ASSERT_LE(stats.observation_bytes, observation) << "step " << t;
       }
     }
-    EXPECT_LE(run.moved, 3 * run.evicted);
+    EXPECT_LE(run.moved, 16 * run.evicted);
     run.expect_few_ties();
   };
   walk(h2o()), walk(tova()), walk(streaming());

@@ -7,21 +7,28 @@ namespace {
 
 constexpr Index warm_up = 640;  // steps per layer, until the lists have as many holes as they ever will
 
-/// A sequence that has been decoding under its budget for a while, and one that is as long but has no holes.
+/// A sequence that has been decoding under its budget for a while, and two that are as long but have no holes: one whose
+/// pages were taken at once, so that those of a head follow each other in memory, and one that took them as it grew, page
+/// by page for all heads in turn, as the first has to.
 struct Steady {
   Steady(const LayerShape& shape, Index tokens, Index threads, const kvpare::AnyCompressor& per_layer)
       : filled(shape, std::max<Index>(8, FilledCache<kvpare::half>::enough_layers(shape, tokens) / 4),
-               random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim), {.threads = threads, .room = 2 * tokens}),
+               random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim),
+               {.threads = threads, .room = 3 * tokens}),
         method(per_layer), next(static_cast<std::size_t>(filled.layers), tokens),
         fresh(random_rows<kvpare::half>(64, shape.kv_heads, shape.key_dim)), queries(shape, 64, 0) {
     method.keep = kvpare::Keep::tokens(tokens * filled.layers);
     auto& cache = filled.cache;
-    dense = cache.create();  // pages of its own
     const auto rows = random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim);
     const kvpare::ConstTensor source(rows.data(), tokens, shape.kv_heads, shape.key_dim);
-    for (Index layer = 0; layer < filled.layers; ++layer)
-      kvpare::require(cache.append(dense, layer, source, source, positions(0, tokens)) == kvpare::Outcome::done,
-                      "bench: the pool is full");
+    for (const auto& [sequence, chunk] : {std::pair{&at_once, tokens}, {&grown, Index{64}}}) {
+      *sequence = cache.create();
+      for (Index layer = 0; layer < filled.layers; ++layer)
+        for (Index first = 0; first < tokens; first += chunk)
+          kvpare::require(cache.append(*sequence, layer, source.part(first, chunk), source.part(first, chunk),
+                                       positions(first, chunk)) == kvpare::Outcome::done,
+                          "bench: the pool is full");
+    }
     const Queries<kvpare::half> last(shape, 8, tokens - 8);
     for (Index layer = 0; layer < filled.layers; ++layer)
       cache.observe(filled.sequence, layer, method, last.tensor, last.at);
@@ -50,9 +57,9 @@ struct Steady {
     const Position at[] = {static_cast<Position>(next[static_cast<std::size_t>(layer)] - 1)};
     return filled.cache.decode(layer, {request(i, filled.sequence, at)}, method);
   }
-  void plain(Index i) {
+  double plain(Index i, SequenceId sequence) {
     const Position at[] = {static_cast<Position>(filled.tokens)};
-    filled.cache.attend(i % filled.layers, {request(i, dense, at)});
+    return seconds_of([&] { filled.cache.attend(i % filled.layers, {request(i, sequence, at)}); });
   }
 
   FilledCache<kvpare::half> filled;
@@ -60,15 +67,14 @@ struct Steady {
   std::vector<Index> next;  // [layer] position
   std::vector<kvpare::half> fresh;
   Queries<kvpare::half> queries;
-  SequenceId dense = 0;
+  SequenceId at_once = 0, grown = 0;
 };
 
 void decode(benchmark::State& state, const std::string& method, Index tokens, Index threads) {
   const LayerShape shape = llama_8b();
-  auto& rig = kept(kvpare::message("decode ", method, " ", tokens, " ", threads), [&] {
-    return std::make_unique<Steady>(shape, tokens, threads, kvpare::make_compressor(method));
-  });
-  std::vector<double> plain;
+  auto& rig = kept(kvpare::message("decode ", method, " ", tokens, " ", threads),
+                   [&] { return std::make_unique<Steady>(shape, tokens, threads, kvpare::make_compressor(method)); });
+  std::vector<double> at_once, grown;
   kvpare::EvictReport all;
   Index steps = 0;
   static Index at = 0;  // goes on where the last round ended
@@ -79,10 +85,12 @@ void decode(benchmark::State& state, const std::string& method, Index tokens, In
         all.evicted += r.evicted, all.rows_moved += r.rows_moved, ++steps;
       },
       [&](Index) {
-        plain.push_back(seconds_of([&] { rig.plain(at + rig.filled.layers / 2); }));
+        at_once.push_back(rig.plain(at + rig.filled.layers / 3, rig.at_once));
+        grown.push_back(rig.plain(at + 2 * rig.filled.layers / 3, rig.grown));
         rig.append(at);
       });
-  state.counters["of_plain_attend"] = seconds / median(plain);
+  state.counters["of_attend"] = seconds / median(grown);
+  state.counters["of_attend_at_once"] = seconds / median(at_once);
   state.counters["rows_moved_per_evicted"] =
       static_cast<double>(all.rows_moved) / static_cast<double>(std::max<Index>(1, all.evicted));
   state.counters["pages_per_list"] = static_cast<double>(rig.filled.cache.stats(rig.filled.sequence).pages) /

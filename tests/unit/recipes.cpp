@@ -23,7 +23,7 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
   EXPECT_EQ(EliteWindow{}.reads(), (Reads{.rows = Reads::Rows::all, .of = ClassSet(~visual.bits)}))
       << "every text row: elite ones may be anywhere";
   EXPECT_EQ(ObservationWindow{.window = 7}.reads(), (Reads{.rows = Reads::Rows::last, .count = 7}));
-  EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true}));
+  EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true, .attention = true}));
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
 }

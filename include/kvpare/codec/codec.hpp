@@ -1,0 +1,183 @@
+// What a codec is: the form of a tile, the keys or the values of up to 64 tokens of one head.
+//
+// | expression                                             | gives    | promises                                           |
+// |--------------------------------------------------------|----------|----------------------------------------------------|
+// | `C::name`                                              | text     | unique among the codecs of a cache; stable: snapshots hold it |
+// | `C::rows_move`                                         | `bool`   | each token is coded by itself: rows may be written one by one |
+// |                                                        |          | and move to other slots and pages without a second rounding   |
+// | `C::fits(shape)`                                       | `bool`   | whether there is such a tile; nothing below is called otherwise |
+// | `C::tile_bytes(shape)`                                 | `Index`  | constexpr, exact: bytes of a whole tile              |
+// | `C::encode(shape, rows, first, count, state, tile)`    | –        | codes `count` rows of floats [count, width] into slots |
+// |                                                        |          | [first, first + count); where rows do not move, `first` is 0 and the |
+// |                                                        |          | call writes the whole tile, empty slots included    |
+// | `C::decode(shape, tile, slot, state, row)`             | –        | one row back; any bytes at all give some floats     |
+// | `C::state_floats(width)`                               | `Index`  | optional, 0 without: floats of state, see below      |
+//
+// Neither throws, allocates, or touches a byte outside of the tile and the rows. NaN and infinities: said at each codec.
+//
+// State    What tokens of one (sequence, layer, kv head) share and no page holds: a channel balancer, channel ranges, a
+//          calibrated scale. Null stands for the neutral state (factors 1, shifts 0). Made before the first page that uses
+//          it, then constant.
+// Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
+//          codes and scales in another order inside its pages, in just as many bytes.
+//
+// Some codecs say more, so that a backend can attend to the codes as they are:
+//
+// | what                | says                                                                          | where      |
+// |---------------------|-------------------------------------------------------------------------------|------------|
+// | `C::form`           | x' = scale * level(code) + zero, scale and zero per group: see GroupForm      | GroupCodec |
+// | `C::Inner`, folds   | a linear transform around another codec, folded into q and the output         | FoldedCodec |
+//
+// The smallest codec, which keeps the sign and nothing else:
+//
+//   struct Signs {
+//     static constexpr std::string_view name = "signs";
+//     static constexpr bool rows_move = true;
+//     static constexpr bool fits(TileShape s) { return s.width % 8 == 0; }
+//     static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width / 8; }
+//     static void encode(TileShape s, const float* rows, Index first, Index count, const float*, std::byte* tile) {
+//       for (Index i = 0; i < count * s.width; ++i) {
+//         const Index bit = first * s.width + i;
+//         const std::byte mask{static_cast<unsigned char>(1u << bit % 8)};
+//         tile[bit / 8] = rows[i] < 0 ? tile[bit / 8] | mask : tile[bit / 8] & ~mask;
+//       }
+//     }
+//     static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
+//       for (Index c = 0, bit = slot * s.width; c < s.width; ++c, ++bit)
+//         row[c] = (tile[bit / 8] >> bit % 8 & std::byte{1}) != std::byte{0} ? -1.0f : 1.0f;
+//     }
+//   };
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "../core/config.hpp"
+
+namespace kvpare {
+
+/// Slots of a page (16, 32 or 64) and channels of a head.
+struct TileShape {
+  Index tokens = 0, width = 0;
+  friend bool operator==(const TileShape&, const TileShape&) = default;
+};
+
+template <class C>
+concept Codec = requires(TileShape shape, const float* rows, Index n, const float* state, std::byte* tile,
+                         const std::byte* coded, float* row) {
+  { C::name } -> std::convertible_to<std::string_view>;
+  { C::rows_move } -> std::convertible_to<bool>;
+  { C::fits(shape) } -> std::same_as<bool>;
+  { C::tile_bytes(shape) } -> std::same_as<Index>;
+  { C::encode(shape, rows, n, n, state, tile) } -> std::same_as<void>;
+  { C::decode(shape, coded, n, state, row) } -> std::same_as<void>;
+};
+
+/// Floats of state that a codec takes; 0 for most.
+template <Codec C>
+constexpr Index state_floats(Index width) {
+  if constexpr (requires { C::state_floats(width); })
+    return C::state_floats(width);
+  else
+    return 0;
+}
+
+/// What the numbers of one group have in common: a token, or a channel.
+enum class Along : std::uint8_t {
+  channels,  // a group is some channels of one token
+  tokens     // a group is some tokens of one channel
+};
+
+/// How a group's scale is stored.
+enum class ScaleType : std::uint8_t { one, f16, f32, e8m0, e4m3 };
+
+/// What is added to scale * level.
+enum class ZeroType : std::uint8_t {
+  none,
+  minimum,  // a number of the scale's type: the group's least value
+  integer   // an int16 z: x' = scale * (level + z)
+};
+
+/// Group quantisation in one value: every number has a code, every group of numbers a scale and perhaps a zero.
+///
+///   x' = scale * level(code) + zero,   level(code) = code - offset, or levels[code] where there is a table
+struct GroupForm {
+  int bits = 8;          // 8, 5, 4, 3, 2 or 1: codes 0 … 2^bits - 1
+  bool ternary = false;  // codes 0, 1, 2, five to a byte; `bits` is 2 then
+  bool table = false;    // levels come from C::levels, a constexpr array of 2^bits floats
+  int offset = 0;
+  Along along = Along::channels;
+  Index group = 0;  // numbers per group; 0 = all channels of the token, or all slots of the page
+  ScaleType scale = ScaleType::f16;
+  ZeroType zero = ZeroType::none;
+
+  constexpr int codes() const { return ternary ? 3 : 1 << bits; }
+  /// Numbers per group of a tile.
+  constexpr Index group_of(TileShape s) const { return group > 0 ? group : along == Along::channels ? s.width : s.tokens; }
+  /// Groups of a tile: [tokens][width / group], or [tokens / group][width].
+  constexpr Index groups(TileShape s) const { return s.tokens * s.width / group_of(s); }
+  friend bool operator==(const GroupForm&, const GroupForm&) = default;
+};
+
+/// What one group's scale and zero look like in memory: the low bytes of the stored type.
+struct GroupBits {
+  std::uint32_t scale = 0;
+  std::uint16_t zero = 0;  // minimum: the bits of a half; integer: those of an int16
+  friend bool operator==(const GroupBits&, const GroupBits&) = default;
+};
+
+/// A codec that is nothing but group quantisation. `state`, where it takes one, is a single float: a global factor on all
+/// scales (null = 1).
+///
+/// | expression                                            | gives       |                                               |
+/// |-------------------------------------------------------|-------------|-----------------------------------------------|
+/// | `C::form`                                             | `GroupForm` |                                               |
+/// | `C::quantize(x, stride, n, state, codes, code_stride)`| `GroupBits` | codes of the n numbers x[i * stride]          |
+/// | `C::scale_of(bits, state)`                            | `float`     |                                               |
+/// | `C::zero_of(bits, state)`                             | `float`     | 0 where there is none                         |
+/// | `C::level(code)`                                      | `float`     |                                               |
+template <class C>
+concept GroupCodec = Codec<C> && requires(const float* x, Index n, const float* state, std::uint8_t* codes, GroupBits bits) {
+  { C::form } -> std::convertible_to<GroupForm>;
+  { C::quantize(x, n, n, state, codes, n) } -> std::same_as<GroupBits>;
+  { C::scale_of(bits, state) } -> std::same_as<float>;
+  { C::zero_of(bits, state) } -> std::same_as<float>;
+  { C::level(std::uint8_t{}) } -> std::same_as<float>;
+};
+
+/// A linear transform around another codec: what is stored is T x (+ shift), by `Inner`. Attention needs no transform per token:
+///
+///   keys     q·k' = fold_query(q)·(what Inner stores) + the bias it returns
+///   values   Σ p v' = fold_output(Σ p (what Inner stores), Σ p)
+///
+/// | expression                                | promises                                                            |
+/// |-------------------------------------------|---------------------------------------------------------------------|
+/// | `C::Inner`                                | a codec, which may be folded itself; its state follows C's own      |
+/// | `C::own_state_floats(width)`              | the first floats of the state are C's, the rest is Inner's          |
+/// | `C::forward(width, state, x)`             | one row, in place, before Inner codes it                            |
+/// | `C::backward(width, state, x)`            | one row, in place, after Inner has decoded it                       |
+/// | `C::fold_query(width, state, q)`          | one query, in place; gives the bias (0 without shift)               |
+/// | `C::fold_output(width, state, sum, out)`  | one accumulator, in place; `sum` is the sum of its probabilities    |
+template <class C>
+concept FoldedCodec = Codec<C> && Codec<typename C::Inner> &&
+    requires(Index width, const float* state, float* x, float sum) {
+  { C::own_state_floats(width) } -> std::same_as<Index>;
+  { C::forward(width, state, x) } -> std::same_as<void>;
+  { C::backward(width, state, x) } -> std::same_as<void>;
+  { C::fold_query(width, state, x) } -> std::same_as<float>;
+  { C::fold_output(width, state, sum, x) } -> std::same_as<void>;
+};
+
+/// How well a backend runs a codec for one side (keys or values) of a shape.
+enum class Support : std::uint8_t {
+  unsupported,  // no such tile: a block is larger than the head, …
+  generic,      // right, at the cost of decoding every row to floats
+  fused         // attention on the codes as they lie
+};
+constexpr std::string_view name_of(Support s) {
+  return s == Support::fused ? "fused" : s == Support::generic ? "generic" : "unsupported";
+}
+
+}  // namespace kvpare

@@ -108,6 +108,18 @@ inline TaggedBits tagged_bits(const HeadPages& list, const Entry& e, const Tags&
   return bits;
 }
 
+/// Takes the newest of a list's candidates off, where positions interleave.
+inline void reserve_newest(const HeadPages& list, Index count, std::vector<std::uint64_t>& candidates) {
+  std::vector<Position> at = positions_of(list, Selection(candidates));
+  if (count <= 0 || at.empty()) return;
+  const auto first = at.end() - std::min<Index>(count, static_cast<Index>(at.size()));
+  std::nth_element(at.begin(), first, at.end());
+  for (std::size_t e = 0; e < candidates.size(); ++e)
+    for_each_bit(candidates[e], [&](Index slot) {
+      if (list.position(list.entries[e], slot) >= *first) candidates[e] &= ~(std::uint64_t{1} << slot);
+    });
+}
+
 /// What of a list is up for eviction: tokens of the selector's classes, less the protected, less the newest share of the
 /// budget. False when the list is within its budget.
 inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& selector, Index budget,
@@ -124,6 +136,10 @@ inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& se
   row.keep = std::max<Index>(0, budget - reserved);
   Index newest = static_cast<Index>(std::floor(selector.recent_share * static_cast<double>(row.keep) + 1e-9));
   row.keep -= newest;
+  if (!list.ascends()) {
+    reserve_newest(list, newest, row.candidates);
+    return true;
+  }
   for (std::size_t e = row.candidates.size(); e-- > 0 && newest > 0;) {
     std::uint64_t& word = row.candidates[e];
     if (const Index here = std::popcount(word); here <= newest) {

@@ -1,6 +1,6 @@
 // Group quantisation: one family of codecs. Numbers share a scale, and perhaps a zero, with their group.
 //
-// Names    int<bits>[_channel][_g<group>|_p<parts>][_min|_zero|_extreme][_f32][_away|_up][_exact][_halves]
+// Names    int<bits>[_channel][_g<group>|_p<parts>][_min|_zero|_extreme][_f32][_away|_down|_up][_exact][_halves]
 //
 //   _channel   groups go along the tokens of a channel; else along the channels of a token
 //   _g<group>  numbers in a group; without: all channels of the head, or all slots of the page
@@ -10,12 +10,11 @@
 //   _extreme   symmetric, reaching one end of the codes   (Fit::extreme)
 //   neither    symmetric: scale = max|x| / top            (Fit::amax; 1 bit: Fit::mean)
 //   _f32       scale and least number are floats; else halves
-//   _away, _up, _exact, _halves   Ties, CodesFrom and Packing that are not the usual ones
+//   _away, _down, _up, _exact, _halves   Ties, CodesFrom and Packing that are not the usual ones
 //
 // e.g. int4_g32, int8, int2_min, int2_channel_g32_min (KIVI's keys).
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -23,8 +22,7 @@
 
 #include "../core/dtype.hpp"
 #include "../core/text.hpp"
-#include "codec.hpp"
-#include "packing.hpp"
+#include "group_tiles.hpp"
 
 namespace kvpare {
 
@@ -41,6 +39,7 @@ enum class Fit : std::uint8_t {
 enum class Ties : std::uint8_t {
   even,
   away,  // from zero
+  down,  // towards zero
   up     // trunc(x / scale + offset + 0.5), the sum rounded to float first, as ggml says it
 };
 
@@ -94,6 +93,13 @@ inline float round_away(float x) {
   return rest >= 0.5f ? whole + 1.0f : rest <= -0.5f ? whole - 1.0f : whole;
 }
 
+/// |x| < 2^22, to the nearest integer, ties towards zero.
+inline float round_down(float x) {
+  const float whole = static_cast<float>(static_cast<int>(x));
+  const float rest = x - whole;
+  return rest > 0.5f ? whole + 1.0f : rest < -0.5f ? whole - 1.0f : whole;
+}
+
 constexpr ShortText name_of(GroupSpec s) {
   ShortText t("int");
   t << s.bits;
@@ -105,10 +111,24 @@ constexpr ShortText name_of(GroupSpec s) {
   if (s.fit == Fit::extreme) t << "_extreme";
   if (s.scale == ScaleType::f32) t << "_f32";
   if (s.ties == Ties::away) t << "_away";
+  if (s.ties == Ties::down) t << "_down";
   if (s.ties == Ties::up) t << "_up";
   if (s.from == CodesFrom::exact) t << "_exact";
   if (s.packing == Packing::halves) t << "_halves";
   return t;
+}
+
+constexpr GroupForm form_of(GroupSpec s) {
+  return {.bits = s.bits,
+          .table = s.fit == Fit::mean,
+          .offset = s.fit == Fit::mean || s.fit == Fit::min_max ? 0 : 1 << (s.bits - 1),
+          .along = s.along,
+          .group = s.group,
+          .parts = s.parts,
+          .scale = s.scale,
+          .zero = s.fit == Fit::min_max   ? ZeroType::minimum
+                  : s.fit == Fit::integer ? ZeroType::integer
+                                          : ZeroType::none};
 }
 
 struct NoLevels {};
@@ -140,7 +160,8 @@ struct SignLevels {
 /// State   none
 /// Empty   slots of a tile along tokens have code 0 and take no part in their group
 template <GroupSpec s>
-struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail::NoLevels> {
+struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
+               std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail::NoLevels> {
   static_assert(s.bits == 8 || (s.bits >= 1 && s.bits <= 5), "bits are 8, 5, 4, 3, 2 or 1");
   static_assert(s.fit == Fit::mean ? s.bits == 1 : s.bits > 1 || s.fit == Fit::min_max,
                 "with 1 bit there is mean and min_max; mean is for 1 bit");
@@ -150,43 +171,12 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
 
  private:
   static constexpr ShortText text = detail::name_of(s);
-  static constexpr bool symmetric = s.fit == Fit::amax || s.fit == Fit::extreme || s.fit == Fit::mean;
   static constexpr int half_range = 1 << (s.bits - 1);
   static constexpr float top_code = static_cast<float>((1 << s.bits) - 1);
 
  public:
   static constexpr GroupSpec spec = s;
   static constexpr std::string_view name = text.view();
-  static constexpr bool rows_move = s.along == Along::channels;
-  static constexpr GroupForm form = {
-      .bits = s.bits,
-      .table = s.fit == Fit::mean,
-      .offset = s.fit == Fit::mean || s.fit == Fit::min_max ? 0 : half_range,
-      .along = s.along,
-      .group = s.group,
-      .parts = s.parts,
-      .scale = s.scale,
-      .zero = s.fit == Fit::min_max   ? ZeroType::minimum
-              : s.fit == Fit::integer ? ZeroType::integer
-                                      : ZeroType::none,
-  };
-  static constexpr Index scale_bytes = s.scale == ScaleType::f16 ? 2 : 4;
-  static constexpr Index zero_bytes = symmetric ? 0 : s.fit == Fit::integer ? 2 : scale_bytes;
-
-  static constexpr bool fits(TileShape t) {
-    const Index all = s.along == Along::channels ? t.width : t.tokens;
-    if (t.width < 1 || t.width > detail::max_coded_width || t.tokens < 1 || t.tokens > detail::max_coded_width)
-      return false;
-    if (all % s.parts != 0 || all % form.group_of(t) != 0) return false;
-    const Index run = s.along == Along::channels && s.packing == Packing::neighbours ? t.width : form.group_of(t);
-    return run * s.bits % 8 == 0;
-  }
-  static constexpr Index row_bytes(Index width) {
-    return width * s.bits / 8 + form.groups({1, width}) * (scale_bytes + zero_bytes);
-  }
-  static constexpr Index tile_bytes(TileShape t) {
-    return t.tokens * t.width * s.bits / 8 + form.groups(t) * (scale_bytes + zero_bytes);
-  }
 
   static float scale_of(GroupBits bits, const float* = nullptr) { return number(bits.scale); }
   static float zero_of(GroupBits bits, const float* = nullptr) {
@@ -201,7 +191,7 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
     if constexpr (s.fit == Fit::mean)
       return detail::SignLevels::levels[code & 1u];
     else
-      return static_cast<float>(static_cast<int>(code) - form.offset);
+      return static_cast<float>(static_cast<int>(code) - Group::form.offset);
   }
 
   static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
@@ -212,61 +202,6 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
     float tame[detail::max_coded_width];
     for (Index i = 0; i < n; ++i) tame[i] = detail::as_coded(x[i * stride]);
     return plain(tame, 1, n, codes, code_stride);
-  }
-
-  static void encode(TileShape t, const float* rows, Index first, Index count, const float*, std::byte* tile) {
-    std::uint8_t codes[detail::max_coded_width];
-    const Index group = form.group_of(t);
-    if constexpr (s.along == Along::channels) {
-      const Index groups = t.width / group;
-      for (Index r = 0; r < count; ++r) {
-        std::byte* row = tile + (first + r) * row_bytes(t.width);
-        std::byte* scales = row + t.width * s.bits / 8;
-        for (Index g = 0; g < groups; ++g)
-          put(quantize(rows + r * t.width + g * group, 1, group, nullptr, codes + g * group, 1), scales,
-              scales + groups * scale_bytes, g);
-        pack(codes, t.width, group, row);
-      }
-    } else {
-      std::byte* scales = tile + t.tokens * t.width * s.bits / 8;
-      std::byte* zeros = scales + form.groups(t) * scale_bytes;
-      const Index run_bytes = group * s.bits / 8;
-      for (Index g = 0; g < t.tokens / group; ++g) {
-        const Index present = std::clamp<Index>(count - g * group, 0, group);
-        for (Index c = 0; c < t.width; ++c) {
-          std::fill_n(codes, group, std::uint8_t{0});
-          const GroupBits bits =
-              present > 0 ? quantize(rows + g * group * t.width + c, t.width, present, nullptr, codes, 1) : GroupBits{};
-          put(bits, scales, zeros, g * t.width + c);
-          pack(codes, group, group, tile + (g * t.width + c) * run_bytes);
-        }
-      }
-    }
-  }
-
-  static void decode(TileShape t, const std::byte* tile, Index slot, const float*, float* row) {
-    std::uint8_t codes[detail::max_coded_width];
-    const Index group = form.group_of(t);
-    if constexpr (s.along == Along::channels) {
-      const std::byte* bytes = tile + slot * row_bytes(t.width);
-      const std::byte* scales = bytes + t.width * s.bits / 8;
-      const Index groups = t.width / group;
-      unpack(bytes, t.width, group, codes);
-      for (Index g = 0; g < groups; ++g) {
-        const GroupBits bits = get(scales, scales + groups * scale_bytes, g);
-        const float scale = scale_of(bits), zero = zero_of(bits);
-        for (Index c = g * group; c < (g + 1) * group; ++c) row[c] = value(scale, codes[c], zero);
-      }
-    } else {
-      const std::byte* scales = tile + t.tokens * t.width * s.bits / 8;
-      const std::byte* zeros = scales + form.groups(t) * scale_bytes;
-      const Index run_bytes = group * s.bits / 8, g = slot / group, i = slot % group;
-      for (Index c = 0; c < t.width; ++c) {
-        const std::byte* run = tile + (g * t.width + c) * run_bytes;
-        const GroupBits bits = get(scales, zeros, g * t.width + c);
-        row[c] = value(scale_of(bits), code_of(run, i, run_bytes), zero_of(bits));
-      }
-    }
   }
 
  private:
@@ -282,12 +217,6 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
     else
       return std::bit_cast<std::uint32_t>(x);
   }
-  static float value(float scale, std::uint8_t code, float zero) {
-    if constexpr (symmetric)
-      return scale * level(code);
-    else
-      return scale * level(code) + zero;
-  }
 
   /// Codes are `offset` + v rounded and clamped to lowest … 2^bits - 1; v is a number over the scale.
   template <int offset, int lowest>
@@ -297,7 +226,9 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
       return static_cast<std::uint8_t>(static_cast<int>(v));
     } else {
       v = std::min(std::max(v, static_cast<float>(lowest - offset)), top_code - static_cast<float>(offset));
-      v = s.ties == Ties::even ? detail::round_even(v) : detail::round_away(v);
+      v = s.ties == Ties::even   ? detail::round_even(v)
+          : s.ties == Ties::away ? detail::round_away(v)
+                                 : detail::round_down(v);
       return static_cast<std::uint8_t>(static_cast<int>(v) + offset);
     }
   }
@@ -353,34 +284,6 @@ struct Group : std::conditional_t<s.fit == Fit::mean, detail::SignLevels, detail
     return bits;
   }
   static float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
-
-  static void put(GroupBits bits, std::byte* scales, std::byte* zeros, Index g) {
-    detail::put_bytes(scales + g * scale_bytes, bits.scale, scale_bytes);
-    if constexpr (zero_bytes > 0) detail::put_bytes(zeros + g * zero_bytes, bits.zero, zero_bytes);
-  }
-  static GroupBits get(const std::byte* scales, const std::byte* zeros, Index g) {
-    GroupBits bits{detail::get_bytes(scales + g * scale_bytes, scale_bytes), 0};
-    if constexpr (zero_bytes > 0) bits.zero = detail::get_bytes(zeros + g * zero_bytes, zero_bytes);
-    return bits;
-  }
-  static void pack(const std::uint8_t* codes, Index n, Index group, std::byte* bytes) {
-    if constexpr (s.packing == Packing::halves)
-      detail::pack_halves<s.bits>(codes, n, group, bytes);
-    else
-      detail::pack_codes<s.bits>(codes, n, bytes);
-  }
-  static void unpack(const std::byte* bytes, Index n, Index group, std::uint8_t* codes) {
-    if constexpr (s.packing == Packing::halves)
-      detail::unpack_halves<s.bits>(bytes, n, group, codes);
-    else
-      detail::unpack_codes<s.bits>(bytes, n, codes);
-  }
-  static std::uint8_t code_of(const std::byte* run, Index i, Index run_bytes) {
-    if constexpr (s.packing == Packing::halves)
-      return detail::code_at<s.bits>(run + i % run_bytes, i / run_bytes);
-    else
-      return detail::code_at<s.bits>(run, i);
-  }
 };
 
 /// Symmetric, per token and head, or per `group` channels of it: b + 16 / group bits per number.

@@ -78,6 +78,23 @@ constexpr void unpack_halves(const std::byte* bytes, Index n, Index run, std::ui
             static_cast<std::uint8_t>(std::to_integer<unsigned>(bytes[j]) >> k * bits & ((1u << bits) - 1u));
 }
 
+/// Codes 0, 1, 2, five to a byte: the first one counts once, the next ones 3, 9, 27 and 81 times. A last byte that holds
+/// fewer is filled up with 0. Bytes above 242 are never written and read as 0, 1 or 2 all the same.
+constexpr void pack_ternary(const std::uint8_t* codes, Index n, std::byte* bytes) {
+  for (Index i = 0; i < n; i += 5) {
+    unsigned byte = 0;
+    for (Index k = i + 5 < n ? i + 5 : n; k-- > i;) byte = byte * 3 + codes[k];
+    *bytes++ = static_cast<std::byte>(byte);
+  }
+}
+constexpr std::uint8_t ternary_at(const std::byte* bytes, Index i) {
+  constexpr unsigned powers[] = {1, 3, 9, 27, 81};
+  return static_cast<std::uint8_t>(std::to_integer<unsigned>(bytes[i / 5]) / powers[i % 5] % 3);
+}
+constexpr void unpack_ternary(const std::byte* bytes, Index n, std::uint8_t* codes) {
+  for (Index i = 0; i < n; ++i) codes[i] = ternary_at(bytes, i);
+}
+
 /// The low `size` bytes of a number, least significant first, and back.
 inline void put_bytes(std::byte* to, std::uint32_t bits, Index size) {
   for (Index k = 0; k < size; ++k) to[k] = static_cast<std::byte>(bits >> 8 * k & 0xffu);

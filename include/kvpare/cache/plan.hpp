@@ -32,7 +32,7 @@ struct Aging {
 /// Tokens of a layer that take another form.
 struct Tier {
   int format = 0;
-  std::vector<Selection> tokens;  // per kv head; tokens that do not stay are left out
+  std::vector<Selection> tokens = {};  // per kv head; tokens that do not stay are left out
   bool fresh_state = false;       // the codec's state is made of these tokens, even if the layer has one for the format
   friend bool operator==(const Tier&, const Tier&) = default;
 };

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "pages.hpp"
@@ -34,6 +34,9 @@ struct FormChange {
   std::uint16_t format = 0;
   std::uint32_t state = 0;           // as Entry::state
   std::vector<std::uint64_t> words;  // per entry
+
+  FormChange(std::uint16_t f, std::uint32_t s, std::vector<std::uint64_t> w)
+      : format(f), state(s), words(std::move(w)) {}
 };
 
 /// A list after some tokens have changed their form.
@@ -45,7 +48,7 @@ struct ReformedList {
   std::vector<EncodePiece> pieces;
   std::vector<Entry> released;        // as they were: the list no longer needs their pages
   std::vector<std::int32_t> source;   // slot -> slot of the list before, -1 = none
-  Index changed = 0, left = 0;        // tokens that have the new form, and that keep the old for want of room
+  Index changed = 0;                  // tokens that have the new form
 
   /// Gives the n-th fresh entry its page.
   void place(std::size_t n, PageId page) { entries[fresh[n]].page = pages[n].page = page; }
@@ -55,8 +58,7 @@ namespace detail {
 
 class Reformer {
  public:
-  Reformer(const HeadPages& list, int append_format, Index most_fresh)
-      : list_(list), append_format_(append_format), room_(most_fresh) {
+  Reformer(const HeadPages& list, int append_format) : list_(list), append_format_(append_format) {
     for (const Entry& e : list.entries) {
       const Index at = std::ssize(old_);
       old_.push_back({.entry = e, .live = e.live});
@@ -73,11 +75,6 @@ class Reformer {
       const std::uint64_t word = change.words[static_cast<std::size_t>(at)] & old.live;
       if (word == 0 || old.becomes >= 0 || (old.entry.format == change.format && old.entry.state == change.state)) continue;
       if (word == low_bits(list_.page_tokens)) {
-        if (room_ == 0) {
-          out_.left += list_.page_tokens;
-          continue;
-        }
-        --room_;
         old.becomes = change.format, old.state = change.state;  // a whole page: it keeps its place and its slots
         out_.changed += list_.page_tokens;
         continue;
@@ -91,14 +88,10 @@ class Reformer {
     if (rows_move) next = fill_open_page(change, scattered, is_private);
     while (next < scattered.size()) {
       const std::size_t count = reach(scattered, next, scattered[next].position, list_.page_tokens);
-      const bool whole = static_cast<Index>(count) == list_.page_tokens;
-      if (room_ == 0 || (!rows_move && !whole)) {
-        // A page that cannot take more rows later would waste what is missing.
-        const std::size_t skipped = room_ == 0 ? scattered.size() - next : count;
-        out_.left += static_cast<Index>(skipped), next += skipped;
+      if (!rows_move && static_cast<Index>(count) < list_.page_tokens) {
+        next += count;  // a page that cannot take more rows later would waste what is missing
         continue;
       }
-      --room_;
       New fresh{.format = change.format, .state = change.state};
       take(scattered, next, count, fresh.tokens);
       next += count;
@@ -274,7 +267,6 @@ class Reformer {
 
   const HeadPages& list_;
   int append_format_;
-  Index room_;
   std::vector<Old> old_;
   std::vector<Place> body_, tail_;
   std::vector<New> gathered_;
@@ -286,15 +278,14 @@ class Reformer {
 /// Carries out changes of form, in order. A page whose live tokens all change together, and which is full, is converted
 /// whole: it keeps its slots and its place in the list. Other tokens are gathered, ascending, into pages of the new form:
 /// first into the open page of that form, if this sequence alone holds it. Forms whose rows do not move take whole pages
-/// only; what is over stays as it is, and is counted in `left`, as is what would need more than `most_fresh` pages.
+/// only; what is over stays as it is.
 ///
 /// Pages of the append form stand last, so that appending goes on behind them. Nothing that others share is written.
 /// Cost: entries + tokens that are gathered (sorted by position).
 template <class IsPrivate>
 ReformedList reform_list(const HeadPages& list, std::span<const FormChange> changes, int append_format,
-                         const IsPrivate& is_private,
-                         Index most_fresh = std::numeric_limits<std::int32_t>::max()) {
-  detail::Reformer reformer(list, append_format, most_fresh);
+                         const IsPrivate& is_private) {
+  detail::Reformer reformer(list, append_format);
   for (const FormChange& change : changes) reformer.carry_out(change, is_private);
   return reformer.finish();
 }

@@ -236,7 +236,10 @@ class KvCache {
     require(positions.back() < std::numeric_limits<Position>::max(), "append: position ", positions.back(),
             ", must be below ", std::numeric_limits<Position>::max());
 
-    if (at.aging.format >= 0) age(s, layer, nullptr);  // what is here already has been attended to as it was
+    if (FormChanges aged = aged_changes(s, layer); !aged.empty()) {  // what is here has been attended to as it was
+      CompressReport unread;
+      reform(s, {{layer, std::move(aged)}}, unread);
+    }
 
     // Lay out, take pages, write rows where nobody looks yet; what changes the lists comes last and cannot fail.
     constexpr int format = append_format;
@@ -367,14 +370,16 @@ class KvCache {
     count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
     evict_and_pack(s, plan, report);
     report.nan_scores = plan.nan_scores;
-    bool scattered = false;
+    std::map<Index, FormChanges> moved;
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
       report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
-      change_forms(s, l, lp, tiers, report);
-      scattered = scattered || !lp.tiers.empty();
+      if (lp.aging) s.layers[static_cast<std::size_t>(l)].aging = *lp.aging;
+      if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
     }
-    if (scattered) pack(s, report);  // tokens that went to other pages have left holes
+    reform(s, moved, report);
+    for (const auto& [layer, changes] : moved) pack(s, layer, report);  // tokens that moved have left holes
+    age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     return report;
   }
@@ -406,8 +411,7 @@ class KvCache {
     Sequence& s = get(id);
     CompressReport report;
     count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
-    for (Index l = 0; l < layers(); ++l)
-      if (s.layers[static_cast<std::size_t>(l)].aging.format >= 0) age(s, l, &report);
+    age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     return report;
   }
@@ -739,16 +743,22 @@ class KvCache {
     ++s.epoch;
   }
 
-  /// Joins pages that tokens have left.
-  void pack(Sequence& s, CompressReport& report) {
+  /// Tokens of all layers that are old enough change their form.
+  void age(Sequence& s, CompressReport& report) {
+    std::map<Index, FormChanges> work;
+    for (Index l = 0; l < layers(); ++l)
+      if (FormChanges changes = aged_changes(s, l); !changes.empty()) work[l] = std::move(changes);
+    reform(s, work, report);
+  }
+
+  /// Joins pages that tokens of a layer have left.
+  void pack(Sequence& s, Index layer, CompressReport& report) {
     Plan all;
     all.layers.resize(model_.layers.size());
-    for (Index l = 0; l < layers(); ++l) {
-      LayerPlan& lp = all.layers[static_cast<std::size_t>(l)];
-      lp.touched = true;
-      for (const Head& head : s.layers[static_cast<std::size_t>(l)].heads)
-        lp.keep.push_back(Selection::live(head.entries));
-    }
+    LayerPlan& lp = all.layers[static_cast<std::size_t>(layer)];
+    lp.touched = true;
+    for (const Head& head : s.layers[static_cast<std::size_t>(layer)].heads)
+      lp.keep.push_back(Selection::live(head.entries));
     evict_and_pack(s, all, report);
   }
 
@@ -759,17 +769,17 @@ class KvCache {
   void check_image(const SequenceImage::Layer& from, Index layer) const;
 
   // Changes of form, see kv_cache_forms.hpp.
+  using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
   void check_aging(const Aging& aging, Index layer) const;
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
-  void change_forms(Sequence& s, Index layer, const LayerPlan& lp, TierTokens& tiers, CompressReport& report);
-  bool reform(Sequence& s, Index layer, std::vector<std::vector<FormChange>>& changes, CompressReport* report);
-  bool reform_some(Sequence& s, Index layer, std::vector<std::vector<FormChange>>& changes, Index most_fresh,
-                   CompressReport* report);
-  void age(Sequence& s, Index layer, CompressReport* report);
+  FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
+  FormChanges aged_changes(Sequence& s, Index layer);
+  void reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report);
+  bool reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report);
   std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,
                           bool fresh);
   std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format) const;

@@ -113,6 +113,16 @@ void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index
               " head ", h, ": a tier has ", tier.tokens[h].entries(), " entries, the list ",
               at.heads[h].entries.size());
   }
+  for (std::size_t h = 0; h < at.heads.size(); ++h)
+    for (std::size_t e = 0; e < at.heads[h].entries.size() && lp.tiers.size() > 1; ++e) {
+      std::uint64_t taken = 0;
+      for (const Tier& tier : lp.tiers) {
+        const std::uint64_t word = tier.tokens[h].word(static_cast<Index>(e));
+        require((taken & word) == 0, "commit: layer ", layer, " head ", h, ": tiers share tokens of entry ", e,
+                ", must be disjoint");
+        taken |= word;
+      }
+    }
   // State is made of what was observed: find out now whether it can be.
   FormatList::for_each([&](int format, auto pair) {
     using K = typename decltype(pair)::Key;
@@ -144,14 +154,14 @@ auto KvCache<B, Listed>::tiers_after_eviction(const Plan& plan, const Sequence& 
   return tokens;
 }
 
+/// The tiers of one layer, on its lists as they are after eviction.
 template <Backend B, class Listed>
-void KvCache<B, Listed>::change_forms(Sequence& s, Index layer, const LayerPlan& lp, TierTokens& tiers,
-                                      CompressReport& report) {
+auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers)
+    -> FormChanges {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
-  if (lp.aging) at.aging = *lp.aging;
-  std::vector<std::vector<FormChange>> changes(at.heads.size());
+  FormChanges changes(at.heads.size());
   for (std::size_t t = 0; t < lp.tiers.size(); ++t) {
-    const std::vector<std::vector<Position>>& chosen = tiers[{layer, t}];
+    const std::vector<std::vector<Position>>& chosen = tiers.at({layer, t});
     std::vector<std::vector<std::uint64_t>> words;
     bool any = false;
     for (std::size_t h = 0; h < at.heads.size(); ++h) {
@@ -169,48 +179,69 @@ void KvCache<B, Listed>::change_forms(Sequence& s, Index layer, const LayerPlan&
     for (std::size_t h = 0; h < at.heads.size(); ++h)
       changes[h].push_back({static_cast<std::uint16_t>(format), state, std::move(words[h])});
   }
-  reform(s, layer, changes, &report);
-  if (at.aging.format >= 0) age(s, layer, &report);
+  return changes;
 }
 
-/// All at once where the pool has the pages; else a few at a time, so that pages that come back make room for more. What
-/// finds no room keeps its form. False: something was left.
+/// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by
+/// turns, with the rest of the lists packed behind them: pages taken at the same time share chunks, and a chunk serves
+/// another form once all of its pages are back. What finds no room, or fills no page, keeps its form.
 template <Backend B, class Listed>
-bool KvCache<B, Listed>::reform(Sequence& s, Index layer, std::vector<std::vector<FormChange>>& changes,
-                                CompressReport* report) {
-  const bool any = std::any_of(changes.begin(), changes.end(), [](const auto& of_head) {
-    return std::any_of(of_head.begin(), of_head.end(), [](const FormChange& c) {
-      return std::any_of(c.words.begin(), c.words.end(), [](std::uint64_t w) { return w != 0; });
-    });
-  });
-  if (!any) return true;
-  constexpr Index all = std::numeric_limits<std::int32_t>::max(), few = 4;
-  if (!reform_some(s, layer, changes, all, report)) {
-    for (std::size_t h = 0; h < changes.size(); ++h) {
-      std::vector<std::vector<FormChange>> one(changes.size());
-      one[h] = std::move(changes[h]);
-      while (reform_some(s, layer, one, few, report)) {
+void KvCache<B, Listed>::reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report) {
+  struct Pending {
+    Index layer;
+    std::size_t head;
+    std::uint16_t format;
+    std::uint32_t state;
+    std::vector<Position> positions;  // ascending
+  };
+  std::vector<Pending> pending;
+  const auto form_pending = [&](Index layer, Index most_pages, FormChanges& words) {
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    words.assign(at.heads.size(), {});
+    Index left = 0;
+    for (const Pending& p : pending) {
+      if (p.layer != layer) continue;
+      const HeadPages list = list_of(at.heads[p.head], layer);
+      FormChange& change = words[p.head].emplace_back(p.format, p.state, std::vector<std::uint64_t>(list.entries.size(), 0));
+      Index pages = 0;
+      for (std::size_t e = 0; e < list.entries.size() && pages < most_pages; ++e) {
+        if (list.entries[e].format == p.format && list.entries[e].state == p.state) continue;
+        for_each_bit(list.entries[e].live, [&](Index slot) {
+          if (std::binary_search(p.positions.begin(), p.positions.end(), list.position(list.entries[e], slot)))
+            change.words[e] |= std::uint64_t{1} << slot;
+        });
+        left += std::popcount(change.words[e]);
+        pages += change.words[e] != 0;
       }
-      changes[h] = std::move(one[h]);
+    }
+    return left;
+  };
+
+  std::vector<Index> tight;  // layers that the pool has no room for at once
+  for (const auto& [layer, changes] : work) {
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    for (std::size_t h = 0; h < changes.size(); ++h)
+      for (const FormChange& c : changes[h])
+        pending.push_back({layer, h, c.format, c.state, positions_of(list_of(at.heads[h], layer), Selection(c.words))});
+    if (!reform_some(s, layer, changes, report)) tight.push_back(layer);
+  }
+  constexpr Index few = 4;
+  FormChanges words;
+  for (bool progress = !tight.empty(); progress;) {
+    progress = false;
+    for (const Index layer : tight) {
+      if (form_pending(layer, few, words) == 0 || !reform_some(s, layer, words, report)) continue;
+      pack(s, layer, report);
+      progress = true;
     }
   }
-  if (report == nullptr) return true;
-  const Layer& at = s.layers[static_cast<std::size_t>(layer)];
-  Index waiting = 0;
-  for (std::size_t h = 0; h < changes.size(); ++h)
-    for (const FormChange& c : changes[h])
-      for (std::size_t e = 0; e < c.words.size(); ++e) {
-        const Entry& entry = at.heads[h].entries[e];
-        if (entry.format != c.format || entry.state != c.state) waiting += std::popcount(c.words[e] & entry.live);
-      }
-  report->tokens_waiting += waiting;
-  return waiting == 0;
+  for (const auto& [layer, changes] : work)
+    report.tokens_waiting += form_pending(layer, std::numeric_limits<Index>::max(), words);
 }
 
-/// One transaction; `changes` speak of the new lists afterwards. False, and nothing changed: no room, or nothing to do.
+/// One transaction. False, and nothing changed: no room, or nothing to do.
 template <Backend B, class Listed>
-bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, std::vector<std::vector<FormChange>>& changes,
-                                     Index most_fresh, CompressReport* report) {
+bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report) {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   const auto& formats = geometry_[static_cast<std::size_t>(layer)];
   std::vector<ReformedList> lists;
@@ -218,7 +249,7 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, std::vector<std::
       static_cast<std::size_t>(pool_->formats()));
   Index changed = 0;
   for (std::size_t h = 0; h < at.heads.size(); ++h) {
-    lists.push_back(reform_list(list_of(at.heads[h], layer), changes[h], append_format, is_private(), most_fresh));
+    lists.push_back(reform_list(list_of(at.heads[h], layer), changes[h], append_format, is_private()));
     changed += lists.back().changed;
     for (std::size_t n = 0; n < lists[h].fresh.size(); ++n)
       wanted[static_cast<std::size_t>(size_class(layer, lists[h].entries[lists[h].fresh[n]].format))].emplace_back(h, n);
@@ -246,17 +277,6 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, std::vector<std::
     running.start(*be_, at.running.scorer(), at.running.data(), at.running.slots(), source, page_tokens_);
     running.count_rows_up_to(at.running.last_row());
   }
-  std::vector<std::vector<std::vector<std::uint64_t>>> words(changes.size());
-  for (std::size_t h = 0; h < changes.size(); ++h)
-    for (const FormChange& c : changes[h]) {
-      auto& after = words[h].emplace_back(lists[h].entries.size(), 0);
-      for (std::size_t slot = 0; slot < lists[h].source.size(); ++slot) {
-        const std::int32_t before = lists[h].source[slot];
-        const auto page = static_cast<std::int32_t>(page_tokens_);
-        if (before >= 0 && (c.words[static_cast<std::size_t>(before / page)] >> before % page & 1u) != 0)
-          after[slot / static_cast<std::size_t>(page)] |= std::uint64_t{1} << slot % static_cast<std::size_t>(page);
-      }
-    }
   std::vector<EncodeList> encodes;
   for (std::size_t h = 0; h < lists.size(); ++h)
     if (!lists[h].pages.empty())
@@ -270,23 +290,24 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, std::vector<std::
     head.entries = std::move(lists[h].entries);
     head.offsets = std::move(lists[h].offsets);
     for (const Entry& e : lists[h].released) {
-      if (!pool_->release(e.page) || report == nullptr) continue;
-      ++report->pages_freed;
-      report->bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+      if (!pool_->release(e.page)) continue;
+      ++report.pages_freed;
+      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
     }
-    for (std::size_t c = 0; c < changes[h].size(); ++c) changes[h][c].words = std::move(words[h][c]);
   }
   if (!running.empty()) at.running = std::move(running);
   at.observed.forget();
   ++s.epoch;
-  if (report != nullptr) report->tokens_changed += changed;
+  report.tokens_changed += changed;
   return true;
 }
 
+/// Which tokens of a layer are old enough for another form.
 template <Backend B, class Listed>
-void KvCache<B, Listed>::age(Sequence& s, Index layer, CompressReport* report) {
+auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   const Aging rule = at.aging;
+  if (rule.format < 0) return {};
   const auto eligible = [&](const HeadPages& list, const Entry& e) {
     std::uint64_t word = e.live;
     if (e.first < rule.sinks)
@@ -332,8 +353,8 @@ void KvCache<B, Listed>::age(Sequence& s, Index layer, CompressReport* report) {
       });
     }
   }
-  if (!first_any && !last_any) return;
-  std::vector<std::vector<FormChange>> changes(at.heads.size());
+  if (!first_any && !last_any) return {};
+  FormChanges changes(at.heads.size());
   const auto add = [&](int format, std::vector<std::vector<std::uint64_t>>& words) {
     const std::uint32_t state = state_for(at, layer, format, words, false);
     for (std::size_t h = 0; h < at.heads.size(); ++h)
@@ -341,7 +362,7 @@ void KvCache<B, Listed>::age(Sequence& s, Index layer, CompressReport* report) {
   };
   if (last_any) add(rule.format, to_last);
   if (first_any) add(rule.keys_first, to_first);
-  reform(s, layer, changes, report);
+  return changes;
 }
 
 template <Backend B, class Listed>

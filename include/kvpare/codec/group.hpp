@@ -23,6 +23,7 @@
 #include "../core/dtype.hpp"
 #include "../core/text.hpp"
 #include "group_tiles.hpp"
+#include "rounding.hpp"
 
 namespace kvpare {
 
@@ -33,14 +34,6 @@ enum class Fit : std::uint8_t {
   mean,     // 1 bit: scale = mean|x|, levels -1 and 1; code 1 for x >= 0
   min_max,  // zero = min x, scale = (max x - zero) / (2^b - 1), levels 0 … 2^b - 1
   integer   // scale = max(max - min, 1e-5) / (2^b - 1), z = round(min / scale) + 2^(b-1), levels ±2^(b-1) (KVTuner)
-};
-
-/// Where a number goes that lies midway between two codes.
-enum class Ties : std::uint8_t {
-  even,
-  away,  // from zero
-  down,  // towards zero
-  up     // trunc(x / scale + offset + 0.5), the sum rounded to float first, as ggml says it
 };
 
 /// Which scale and zero the codes are made with.
@@ -64,41 +57,6 @@ struct GroupSpec {
 };
 
 namespace detail {
-
-/// A number whose magnitude is more than this counts as this; then no difference of two numbers overflows.
-inline constexpr float largest_coded = 0x1p126f;
-/// Scales below this count as 0: their inverse would overflow.
-inline constexpr float least_scale = 0x1p-126f;
-
-constexpr float as_coded(float x) {
-  if (x != x) return 0.0f;
-  return x > largest_coded ? largest_coded : x < -largest_coded ? -largest_coded : x;
-}
-
-constexpr std::uint16_t saturated_half(float x) {
-  const std::uint16_t h = float_to_half(x);
-  return (h & 0x7fffu) >= 0x7c00u ? static_cast<std::uint16_t>((h & 0x8000u) | 0x7bffu) : h;
-}
-
-/// |x| < 2^22, to the nearest integer, ties to even.
-inline float round_even(float x) {
-  constexpr float shift = 0x1.8p23f;
-  return (x + shift) - shift;
-}
-
-/// |x| < 2^22, to the nearest integer, ties away from zero.
-inline float round_away(float x) {
-  const float whole = static_cast<float>(static_cast<int>(x));
-  const float rest = x - whole;
-  return rest >= 0.5f ? whole + 1.0f : rest <= -0.5f ? whole - 1.0f : whole;
-}
-
-/// |x| < 2^22, to the nearest integer, ties towards zero.
-inline float round_down(float x) {
-  const float whole = static_cast<float>(static_cast<int>(x));
-  const float rest = x - whole;
-  return rest > 0.5f ? whole + 1.0f : rest < -0.5f ? whole - 1.0f : whole;
-}
 
 constexpr ShortText name_of(GroupSpec s) {
   ShortText t("int");
@@ -256,7 +214,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
       }
       if (std::abs(scale) < detail::least_scale) scale = 0;
       bits.scale = stored(scale);
-      const float inverse = inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
+      const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
       for (Index i = 0; i < n; ++i)
         codes[i * code_stride] = code < half_range, s.fit == Fit::amax ? 1 : 0 > (x[i * stride] * inverse);
     } else {
@@ -266,7 +224,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
         float scale = (high - low) / top_code;
         if (scale < detail::least_scale) scale = 0;
         bits.scale = stored(scale), bits.zero = stored(low);
-        const float inverse = inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
+        const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
         const float zero = s.from == CodesFrom::exact ? low : number(bits.zero);
         for (Index i = 0; i < n; ++i) codes[i * code_stride] = code<0, 0>((x[i * stride] - zero) * inverse);
       } else {
@@ -274,7 +232,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
         const float farthest = std::max(std::abs(low), std::abs(high)) * 0x1p-14f;
         const float scale = std::max(std::max(high - low, 1e-5f) / top_code, farthest);
         bits.scale = stored(scale);
-        const float inverse = inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
+        const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
         const float least = std::min(std::max(low * inverse, -32000.0f), 32000.0f);
         const float zero = detail::round_even(least) + static_cast<float>(half_range);
         bits.zero = static_cast<std::uint16_t>(static_cast<std::int16_t>(zero));
@@ -283,7 +241,6 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
     }
     return bits;
   }
-  static float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
 };
 
 /// Symmetric, per token and head, or per `group` channels of it: b + 16 / group bits per number.

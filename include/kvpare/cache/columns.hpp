@@ -49,6 +49,8 @@ struct Columns {
     return bitmap;
   }
 
+  std::vector<std::uint64_t> from_slots(const HeadPages& list, Index head, std::span<const std::uint64_t> words) const;
+
   /// A bitmap of columns as a bitmap of slots of one head.
   std::vector<std::uint64_t> to_slots(const HeadPages& list, Index head, std::span<const std::uint64_t> bitmap) const {
     if (aligned) return {bitmap.begin(), bitmap.end()};
@@ -62,6 +64,20 @@ struct Columns {
     return words;
   }
 };
+
+/// A bitmap of slots of one head as a bitmap of columns; the inverse of to_slots.
+inline std::vector<std::uint64_t> Columns::from_slots(const HeadPages& list, Index head,
+                                                      std::span<const std::uint64_t> words) const {
+  if (aligned) return {words.begin(), words.end()};
+  std::vector<std::uint64_t> bitmap(static_cast<std::size_t>(this->words()), 0);
+  for (std::size_t e = 0; e < list.entries.size(); ++e)
+    for_each_bit(words[e] & list.entries[e].live, [&](Index s) {
+      const Index column = of_slot[static_cast<std::size_t>(head)]
+                                  [e * static_cast<std::size_t>(list.page_tokens) + static_cast<std::size_t>(s)];
+      bitmap[static_cast<std::size_t>(column / word_tokens)] |= std::uint64_t{1} << (column % word_tokens);
+    });
+  return bitmap;
+}
 
 namespace detail {
 

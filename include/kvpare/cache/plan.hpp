@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "selection.hpp"
@@ -56,6 +57,7 @@ struct Plan {
   Index chosen = 0;      // of these, how many stay
   bool dense = false;    // pack survivors without holes: the budget was said in pages or bytes
   Index nan_scores = 0;  // candidates whose score was NaN; they rank last
+  std::vector<std::string> notes;  // what a guard found, for people
   friend bool operator==(const Plan&, const Plan&) = default;
 };
 

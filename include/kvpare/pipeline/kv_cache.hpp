@@ -74,6 +74,7 @@ struct CompressReport {
   Index page_bytes_before = 0, page_bytes_after = 0;
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
+  std::vector<std::string> notes;  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
   Index nan_scores = 0;
@@ -131,8 +132,12 @@ class KvCache {
       memory = owned_memory_.data();
     }
     pool_ = std::make_unique<PagePool>(memory, options.pool_bytes, sizes);
-    for (std::size_t size = 1; size < sizes.size() && pool_->stats().chunks >= 4 * std::ssize(sizes); ++size)
-      (void)pool_->reserve(static_cast<int>(size), 1);  // so that forms can change in a full pool
+    for (int size = 0; size < static_cast<int>(sizes.size()); ++size) {
+      const bool appended = std::any_of(size_class_.begin(), size_class_.end(),
+                                        [&](const auto& of_layer) { return of_layer[append_format] == size; });
+      if (!appended && pool_->stats().chunks >= 4 * std::ssize(sizes))
+        (void)pool_->reserve(size, 1);  // so that forms can change in a full pool; few chunks are too dear for that
+    }
     for (const LayerShape& shape : model_.layers) {
       auto& geometry = geometry_.emplace_back();
       FormatList::for_each([&](int, auto pair) {
@@ -325,6 +330,8 @@ class KvCache {
     Plan plan;
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
+    const std::vector<LayerForms> forms = layer_forms(compressor.precision);
+    const KeyRanges key_ranges(*this, s, compressor.precision);
     if (compressor.keep != Keep::ratio(1)) {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
@@ -342,11 +349,13 @@ class KvCache {
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
         out.scores = observed.scores(), out.scored_columns = observed.columns();
         out.given = layer.given(s.tags, compressor.selector.among);
-        out.page_bytes = pool_->page_bytes(size_class(l, 0));
+        out.page_bytes = pool_->page_bytes(size_class(l, append_format));
+        out.settled = forms[static_cast<std::size_t>(l)].rest;
         scored.push_back(out);
       }
       plan_layers(*be_, compressor, scored, PlanScope{}, plan);
     }
+    plan_forms(s, compressor.precision, forms, key_ranges, plan);
     plan.epoch = s.epoch;
     return plan;
   }
@@ -355,8 +364,8 @@ class KvCache {
   /// pool. That needs no memory from the pool, so it succeeds in a full one. Then tiers take their forms, and what is old
   /// enough that of its age: new pages are taken before old ones go back, a few at a time where the pool has no room for
   /// all; what finds none keeps its form and is counted in `tokens_waiting`. Payload of shared pages is never written.
-  /// Throws on a plan that is stale, of another sequence, or does not fit the lists. Cost: the survivors moved, and tokens
-  /// coded.
+  /// Throws on a plan that is stale, of another sequence, or does not fit the lists; nothing has changed then. When host
+  /// memory runs out after eviction, some tokens keep their form. Cost: the survivors moved, and tokens coded.
   CompressReport commit(const Plan& plan) {
     Sequence& s = get(plan.sequence);
     require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ",
@@ -368,12 +377,14 @@ class KvCache {
 
     CompressReport report;
     count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
-    evict_and_pack(s, plan, report);
     report.nan_scores = plan.nan_scores;
+    report.notes = plan.notes;
+    for (const LayerPlan& lp : plan.layers) report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
+    evict_and_pack(s, plan, report);
+
     std::map<Index, FormChanges> moved;
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
-      report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
       if (lp.aging) s.layers[static_cast<std::size_t>(l)].aging = *lp.aging;
       if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
     }
@@ -456,6 +467,7 @@ class KvCache {
   /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 17/16 of the pages it needs and
   /// one, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
   /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 16 rows moved per evicted token on average.
+  /// A method whose Precision has a form for the rest moves tokens there instead, once a head has `block` of them.
   /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode). When host memory runs
   /// out in the middle nothing is evicted, but the step may have been counted by a scorer that adds up.
   template <class C>
@@ -770,6 +782,11 @@ class KvCache {
 
   // Changes of form, see kv_cache_forms.hpp.
   using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
+  struct LayerForms;  // what a Precision means in one layer of this cache
+  class KeyRanges;    // of all layers, for a guard
+  std::vector<LayerForms> layer_forms(const Precision& precision) const;
+  void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
+                  const KeyRanges& key_ranges, Plan& plan) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
@@ -793,6 +810,8 @@ class KvCache {
   std::vector<DecodeChoice> decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method);
   template <class C>
   void prepare_decode(Index layer, DecodeStep& step, const C& method);
+  void demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
+              std::span<const std::uint64_t> stay, std::span<const Index> nans, EvictReport& report);
   EvictReport evict(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
                     std::span<const std::uint64_t> stay, std::span<const Index> nans);
 
@@ -930,4 +949,5 @@ class KvCache {
 
 #include "kv_cache_decode.hpp"
 #include "kv_cache_forms.hpp"
+#include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"

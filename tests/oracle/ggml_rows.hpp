@@ -54,13 +54,15 @@ inline float signed_extreme(const std::vector<float>& x) {
   return extreme;
 }
 
-/// Index of the level nearest to x; of two equally near ones the upper.
+/// Index of the level nearest to x; of two equally near ones the upper. The least distance is a number of its own on
+/// purpose: g++ 12.2 at -O3 vectorises a comparison with level[best] over the caller's elements to wrong codes.
 inline int nearest_level(float x) {
   int best = 0;
-  for (int i = 1; i < 16; ++i)
-    if (std::abs(x - static_cast<float>(iq4_nl_levels.at(static_cast<std::size_t>(i)))) <=
-        std::abs(x - static_cast<float>(iq4_nl_levels.at(static_cast<std::size_t>(best)))))
-      best = i;
+  float least = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < 16; ++i) {
+    const float distance = std::abs(x - static_cast<float>(iq4_nl_levels.at(static_cast<std::size_t>(i))));
+    if (distance <= least) best = i, least = distance;
+  }
   return best;
 }
 

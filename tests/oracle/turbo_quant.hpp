@@ -193,10 +193,11 @@ inline TurboRow turbo_encoded(const std::vector<double>& x, const TurboSettings&
   std::vector<double> chosen;
   for (const double v : y) {
     Index best = 0;
-    double tie = infinity;
-    for (Index k = 1; k < count_of(how.codebook); ++k) {
-      if (std::abs(v - item(how.codebook, k)) < std::abs(v - item(how.codebook, best))) best = k;
-      tie = std::min(tie, std::abs(v - (item(how.codebook, k - 1) + item(how.codebook, k)) / 2));
+    double least = infinity, tie = infinity;
+    for (Index k = 0; k < count_of(how.codebook); ++k) {
+      const double distance = std::abs(v - item(how.codebook, k));
+      if (distance < least) best = k, least = distance;
+      if (k > 0) tie = std::min(tie, std::abs(v - (item(how.codebook, k - 1) + item(how.codebook, k)) / 2));
     }
     row.indices.push_back(static_cast<int>(best));
     row.from_tie.push_back(tie);

@@ -116,6 +116,38 @@ inline Coded vanilla(const std::vector<double>& x, const QuantiserSettings& how)
   return coded;
 }
 
+/// Three levels -d, 0, d by codes 0, 1, 2: d = max|x|, c = clamp(round(x / d) + 1, 0, 2), x' = (c - 1) d. All zeros:
+/// codes 1.
+/// Uncertain  the specification prints this rule for ggml's q2_0, whose fourth level its encoder never writes, and none
+///            for a ternary format of a cache; another d (the mean of |x|, a refit) is as good a reading
+inline Coded ternary(const std::vector<double>& x, const QuantiserSettings& how) {
+  const double amax = largest_magnitude(x);
+  Coded coded;
+  coded.scale = stored(amax, how.scale);
+  coded.shift = -1;
+  const double scale = how.codes_from_stored ? coded.scale : amax;
+  for (const double v : x) {
+    const double steps = scale == 0 ? 0 : v / scale;
+    coded.codes.push_back(static_cast<int>(std::clamp(rounded(steps, how.rounding) + 1, 0.0, 2.0)));
+    coded.from_tie.push_back(distance_from_tie(steps));
+  }
+  return coded;
+}
+
+/// One bit: d = mean |x|, code 1 where x >= 0 (-0 is), x' = ±d. As ggml's q1_0; Coded's scale is 2 d, its zero -d.
+inline Coded signs_of(const std::vector<double>& x, const QuantiserSettings& how) {
+  double sum = 0;
+  for (const double v : x) sum += std::abs(v);
+  const double d = stored(sum / static_cast<double>(x.size()), how.scale);
+  Coded coded;
+  coded.scale = 2 * d, coded.zero = -d;
+  for (const double v : x) {
+    coded.codes.push_back(v >= 0 ? 1 : 0);
+    coded.from_tie.push_back(0.5);
+  }
+  return coded;
+}
+
 // ---- groups of a tile ---------------------------------------------------------------------------------------------
 
 /// Rows [tokens, width], number by number: its code, what it decodes to, its group's scale, and how far it is from a
@@ -187,6 +219,25 @@ inline std::vector<int> unpacked_bits(const Bytes& bytes, int bits, Index count)
       const Index at = i * bits + b;
       codes.back() |= (item(bytes, at / 8) >> at % 8 & 1) << b;
     }
+  }
+  return codes;
+}
+
+/// Five codes of three values to a byte, c_0 + 3 c_1 + 9 c_2 + 27 c_3 + 81 c_4 <= 242; a last byte of fewer has zeros
+/// above.
+/// Uncertain  the order of the five within a byte is not printed
+inline Bytes packed_trits(const std::vector<int>& codes) {
+  Bytes bytes((codes.size() + 4) / 5, 0);
+  for (Index i = count_of(codes) - 1; i >= 0; --i)
+    item(bytes, i / 5) = static_cast<std::uint8_t>(item(bytes, i / 5) * 3 + item(codes, i));
+  return bytes;
+}
+inline std::vector<int> unpacked_trits(const Bytes& bytes, Index count) {
+  std::vector<int> codes;
+  for (Index i = 0; i < count; ++i) {
+    int byte = item(bytes, i / 5);
+    for (Index k = 0; k < i % 5; ++k) byte /= 3;
+    codes.push_back(byte % 3);
   }
   return codes;
 }
@@ -303,11 +354,62 @@ inline std::vector<BitPair> pareto(const std::vector<PairError>& pairs) {
   return kept;
 }
 
+/// Layers whose surviving pairs are the same, in order of their first layer.
+inline std::vector<std::vector<Index>> layers_alike(const std::vector<std::vector<BitPair>>& survivors) {
+  std::vector<std::vector<Index>> groups;
+  for (Index l = 0; l < count_of(survivors); ++l) {
+    const auto same = [&](const std::vector<Index>& group) {
+      return item(survivors, group.front()) == item(survivors, l);
+    };
+    const auto found = std::find_if(groups.begin(), groups.end(), same);
+    if (found == groups.end())
+      groups.push_back({l});
+    else
+      found->push_back(l);
+  }
+  return groups;
+}
+
 /// f_m = Σ (K bits + V bits) / (2 L): payload only.
 inline double mean_bits(const std::vector<BitPair>& layers) {
   double sum = 0;
   for (const BitPair& pair : layers) sum += pair.mean();
   return sum / static_cast<double>(layers.size());
+}
+
+struct SearchPoint {
+  std::vector<BitPair> layers;
+  double bits = 0, loss = 0;
+};
+/// The front of (mean bits, loss) over one choice per group, by trying all of them: min (f_m, f_a) with f_m <=
+/// most_bits and f_a <= most_loss. Fewest bits first; of equal points the one whose first groups take their earlier
+/// choices.
+inline std::vector<SearchPoint> search_front(const std::vector<std::vector<Index>>& groups,
+                                             const std::vector<std::vector<BitPair>>& choices,
+                                             const std::function<double(const std::vector<BitPair>&)>& loss_of,
+                                             double most_bits, double most_loss) {
+  require(groups.size() == choices.size(), "oracle: choices for each group");
+  Index layers = 0;
+  for (const auto& group : groups) layers += count_of(group);
+  std::vector<SearchPoint> points;
+  std::vector<Index> at(groups.size(), 0);
+  for (bool more = true; more;) {
+    SearchPoint point{std::vector<BitPair>(static_cast<std::size_t>(layers)), 0, 0};
+    for (Index g = 0; g < count_of(groups); ++g)
+      for (const Index l : item(groups, g)) item(point.layers, l) = item(item(choices, g), item(at, g));
+    point.bits = mean_bits(point.layers), point.loss = loss_of(point.layers);
+    if (point.bits <= most_bits && point.loss <= most_loss) points.push_back(point);
+    Index g = count_of(groups) - 1;
+    while (g >= 0 && ++item(at, g) == count_of(item(choices, g))) item(at, g--) = 0;
+    more = g >= 0;
+  }
+  std::stable_sort(points.begin(), points.end(), [](const SearchPoint& a, const SearchPoint& b) {
+    return a.bits != b.bits ? a.bits < b.bits : a.loss < b.loss;
+  });
+  std::vector<SearchPoint> front;
+  for (const SearchPoint& point : points)
+    if (front.empty() || point.loss < front.back().loss) front.push_back(point);
+  return front;
 }
 
 /// "2/2 4/4 …", layer 0 first.

@@ -1228,6 +1228,41 @@ TEST(Quantisers, Packing) {
   }
 }
 
+TEST(Quantisers, ThreeLevelsAndTwo) {
+  const Coded three = ternary({-2, .9, 1.1, 0, -.5, 2}, exact(2));
+  EXPECT_EQ(three.codes, (Codes{0, 1, 2, 1, 1, 2}));
+  EXPECT_EQ(three.values(), (Numbers{-2, 0, 2, 0, 0, 2}));
+  EXPECT_EQ(ternary({0, 0}, exact(2)).values(), (Numbers{0, 0}));
+  const Coded two = signs_of({1, -2, 0, -.0, -3}, exact(1));
+  EXPECT_EQ(two.codes, (Codes{1, 0, 1, 1, 0}));
+  expect_near(two.values(), {1.2, -1.2, 1.2, 1.2, -1.2}, 1e-15);
+  EXPECT_EQ(packed_trits({2, 2, 2, 2, 2, 1, 2}), (Bytes{242, 7}));
+  EXPECT_EQ(packed_trits({0, 1, 0, 0, 2}), Bytes{3 + 2 * 81});
+  Codes codes;
+  for (int i = 0; i < 33; ++i) codes.push_back(i * i % 3);
+  EXPECT_EQ(unpacked_trits(packed_trits(codes), 33), codes);
+  EXPECT_EQ(count_of(packed_trits(Codes(128, 1))), 26);
+}
+
+TEST(Quantisers, KvTunerSearchTriesEverything) {
+  const std::vector<BitPair> all{{8, 8}, {4, 4}, {2, 2}}, few{{4, 4}, {2, 2}};
+  EXPECT_EQ(layers_alike({all, few, all, few, few}), (std::vector<Indices>{{0, 2}, {1, 3, 4}}));
+  // a layer loses 1 at 4 bits, 3 at 2 bits; layer 0 ten times as much
+  const auto loss = [](const std::vector<BitPair>& layers) {
+    double sum = 0;
+    for (Index l = 0; l < count_of(layers); ++l)
+      sum += (item(layers, l).key == 8 ? 0 : item(layers, l).key == 4 ? 1 : 3) * (l == 0 ? 10 : 1);
+    return sum;
+  };
+  // layer 0 at 8, 4, 2 and the others at 4, 2: bits 16/3 4, 4 8/3, 10/3 2; loss 2 6, 12 16, 32 36
+  const std::vector<SearchPoint> front = search_front({{0}, {1, 2}}, {all, few}, loss, 16, 100);
+  ASSERT_EQ(front.size(), 4u);
+  expect_near({front[0].bits, front[1].bits, front[2].bits, front[3].bits}, {2, 8.0 / 3, 4, 16.0 / 3}, 1e-12);
+  expect_near({front[0].loss, front[1].loss, front[2].loss, front[3].loss}, {36, 16, 6, 2}, 1e-12);
+  EXPECT_EQ(front[2].layers, (std::vector<BitPair>{{8, 8}, {2, 2}, {2, 2}}));
+  EXPECT_EQ(search_front({{0}, {1, 2}}, {all, few}, loss, 4, 20).size(), 2u);
+}
+
 TEST(Quantisers, BitsAndBytesOfTheSpecifications) {
   EXPECT_EQ(bits_per_number(2, 32, 32), 3);           // KIVI "2-bit"
   EXPECT_EQ(bits_per_number(4, 32, 32), 5);

@@ -1322,6 +1322,10 @@ TEST(Quantisers, MikvWorkedExample) {
   for (Index c = 0; c < 4; ++c) item(folded, c) /= b.at(0, c);
   EXPECT_NEAR(dot(folded, coded.decoded.row(1)), dot(q, met.row(1)), 1e-12);
 
+  Array3 grouped(1, 2, 1), one(1, 1, 1, 4.0);  // the query head that asks for more
+  grouped.values = {1, -16};
+  EXPECT_EQ(balancer(grouped, one).values, Numbers{2});
+
   keys.values = {0, 1, 0, 0, 0, 1e-12, 0, 0};
   queries.values = Numbers(8, 1e6);
   expect_near(balancer(queries, keys).values, {1, 1e3, 1, 1}, 1e-9);
@@ -1679,6 +1683,35 @@ TEST(MixedCache, MikvDemotesAndNeverPromotes) {
   }
 }
 
+TEST(MixedCache, MikvOfEqualsTheNewerGoes) {
+  MikvLayer layer({.ratio = .5, .recent_share = 0, .high = exact(8), .balance = false}, {}, 1);
+  const double no = -1e4;  // e^no is 0: each row sees itself alone, and all have gathered 1
+  layer.prefill(queries_of({{0}, {no, 0}, {no, no, 0}, {no, no, no, 0}}, 1, 8), leading(one_hot_keys(8, 1), 4),
+                Array3(4, 1, 2, 1.0));
+  ASSERT_EQ(layer.head(0).at(0).gathered, layer.head(0).at(3).gathered);
+  EXPECT_EQ(layer.important(0), (Indices{0, 1}));
+  // two query heads: what is gathered is their mean; without the newest protected, the newcomer is gone at once
+  MikvLayer even({.ratio = .5, .recent_share = 0, .high = exact(8), .balance = false}, {}, 1);
+  Array3 queries(4, 2, 8);
+  even.prefill(queries, leading(one_hot_keys(8, 1), 4), Array3(4, 1, 2, 1.0));
+  expect_near({even.head(0).at(0).gathered, even.head(0).at(3).gathered}, {1 + 1 / 2.0 + 1 / 3.0 + .25, .25}, 1e-12);
+  even.step({4}, Array3(1, 2, 8), one_hot_key(4, 8), Array3(1, 1, 2, 1.0));
+  EXPECT_EQ(even.important(0), (Indices{0, 1}));
+  EXPECT_EQ(even.head(0).keys_of(1), (Indices{0, 1}));
+  EXPECT_EQ(even.head(0).keys_of(2), (Indices{2, 3, 4}));
+}
+
+TEST(MixedCache, MikvDemotesFromTheCodedTierToo) {
+  const std::vector<Numbers> prompt{{1}, {.5, .5}, {.2, .3, .5}, {.1, .6, .2, .1}};
+  MikvLayer layer({.ratio = .5, .high = exact(8), .balance = false}, {}, 1);
+  layer.prefill(logs_of(prompt, 8), leading(one_hot_keys(8, 1), 4), Array3(4, 1, 2, 1.0));
+  EXPECT_EQ(layer.head(0).keys_of(1), (Indices{0, 3}));
+  layer.step({4}, logs_of({{.3, .1, .1, .3, .2}}, 8), one_hot_key(4, 8), Array3(1, 1, 2, 1.0));
+  EXPECT_EQ(layer.head(0).keys_of(1), (Indices{0, 4}));
+  EXPECT_EQ(layer.head(0).keys_of(2), (Indices{1, 2, 3}));
+  EXPECT_EQ(layer.head(0).keys_of(0), Indices{});
+}
+
 TEST(MixedCache, MikvTiersAreCodedOnceEach) {
   Random random;
   Array3 queries(5, 2, 8), keys(5, 1, 8), values(5, 1, 8);
@@ -1767,6 +1800,9 @@ TEST(ByteBudget, TriesEverything) {
   ASSERT_EQ(lists[0].size(), 5u);
   expect_near({lists[0][0].error, lists[0][1].error, lists[0][2].error, lists[0][3].error, lists[0][4].error},
               {14, 2, 3.2, 0, 1.4}, 1e-12);
+  const auto free = [](Index, Index) { return 0.0; };
+  EXPECT_EQ(budget_options({3}, {8, 2}, 2, free)[1].bytes, 4);  // two pages for three tokens
+  EXPECT_EQ(budget_options({4}, {8, 2}, 2, free)[0].bytes, 16);
   EXPECT_FALSE(least_error(lists, -1));
   EXPECT_EQ(least_error(lists, 0)->option, (Indices{0, 0}));
   EXPECT_EQ(least_error(lists, 3)->option, (Indices{2, 0}));   // 2 of the first, coded: 3.2 + 4

@@ -408,7 +408,7 @@ class KvCache {
   void set_aging(SequenceId id, Index layer, const Aging& aging) {
     Sequence& s = get(id);
     check_layer(layer, "set_aging");
-    check_aging(aging, layer);
+    check_aging(aging, layer, "set_aging");
     s.layers[static_cast<std::size_t>(layer)].aging = aging;
     ++s.epoch;
   }
@@ -791,7 +791,7 @@ class KvCache {
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
-  void check_aging(const Aging& aging, Index layer) const;
+  void check_aging(const Aging& aging, Index layer, const char* verb) const;
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
   FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
   FormChanges aged_changes(Sequence& s, Index layer);

@@ -74,15 +74,15 @@ void KvCache<B, Listed>::check_format(int format, Index layer, const char* what)
 }
 
 template <Backend B, class Listed>
-void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer) const {
+void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer, const char* verb) const {
   if (aging.format < 0) {
-    require(aging.format == -1 && aging.keys_first == -1, "aging: layer ", layer, ": format = ", aging.format,
+    require(aging.format == -1 && aging.keys_first == -1, verb, ": layer ", layer, ": aging: format = ", aging.format,
             ", keys_first = ", aging.keys_first, ", must be -1 (none) together");
     return;
   }
-  check_format(aging.format, layer, "aging");
-  if (aging.keys_first != -1) check_format(aging.keys_first, layer, "aging");
-  require(aging.format != append_format && aging.keys_first != append_format, "aging: layer ", layer,
+  check_format(aging.format, layer, verb);
+  if (aging.keys_first != -1) check_format(aging.keys_first, layer, verb);
+  require(aging.format != append_format && aging.keys_first != append_format, verb, ": layer ", layer,
           ": tokens have the form of format ", append_format, " already");
   if (aging.keys_first != -1) {
     const auto& formats = geometry_[static_cast<std::size_t>(layer)];
@@ -90,20 +90,20 @@ void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer) const {
                        &last = formats[static_cast<std::size_t>(aging.format)], &appended = formats[append_format];
     require(first.key_codec == last.key_codec && first.value_codec == appended.value_codec &&
                 first.value_type == appended.value_type,
-            "aging: layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
+            verb, ": layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
             aging.format, " and the values of format ", append_format, "; the formats are ",
             detail::format_names<FormatList>());
   }
   require(aging.keep_raw_keys >= 0 && aging.keep_raw_values >= 0 && aging.flush_keys >= 1 && aging.flush_values >= 1 &&
               aging.sinks >= 0,
-          "aging: layer ", layer, ": keep_raw_keys = ", aging.keep_raw_keys, ", keep_raw_values = ",
+          verb, ": layer ", layer, ": keep_raw_keys = ", aging.keep_raw_keys, ", keep_raw_values = ",
           aging.keep_raw_values, ", flush_keys = ", aging.flush_keys, ", flush_values = ", aging.flush_values,
           ", sinks = ", aging.sinks, "; counts must not be negative, flushes at least 1");
 }
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index layer) const {
-  if (lp.aging) check_aging(*lp.aging, layer);
+  if (lp.aging) check_aging(*lp.aging, layer, "commit");
   for (const Tier& tier : lp.tiers) {
     check_format(tier.format, layer, "commit");
     require(tier.tokens.size() == at.heads.size(), "commit: layer ", layer, ": a tier has ", tier.tokens.size(),

@@ -420,8 +420,12 @@ TYPED_TEST(Forms, WhatMakesNoSenseIsRefused) {
   EXPECT_EQ(this->counts()[raw], 40);
   using Coded = KvCache<TypeParam, Formats<Pair<KiviKeys<2, 16>, Half>>>;
   EXPECT_THROW(Coded(this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20}), InvalidArgument);
-  using Odd = KvCache<TypeParam, Formats<Pair<Half, Half>, Pair<Symmetric<4, 64>, Half>>>;
-  EXPECT_THROW(Odd(this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20}), InvalidArgument);
+  // A format without tiles of this shape may be listed, and is refused where it is asked for.
+  KvCache<TypeParam, Formats<Pair<Half, Half>, Pair<Symmetric<4, 64>, Half>>> odd(
+      this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20});
+  EXPECT_EQ(odd.support(0, 0), Support::fused);
+  EXPECT_EQ(odd.support(0, 1), Support::unsupported);
+  EXPECT_THROW(odd.set_aging(odd.create(), 0, {.format = 1}), InvalidArgument);
 }
 
 TYPED_TEST(Forms, TheFirstFormatMayBeCoded) {

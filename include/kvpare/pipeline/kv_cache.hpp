@@ -109,9 +109,14 @@ class KvCache {
       auto& sizes_of_layer = size_class_.emplace_back();
       FormatList::for_each([&](int format, auto pair) {
         using P = decltype(pair);
-        require(P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim), "cache: format ", format, " (",
-                P::Key::name, " keys, ", P::Value::name, " values) has no tiles of ", page_tokens_, " tokens with ",
+        const bool fits = P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim);
+        require(fits || format != append_format, "cache: format ", format, " (", P::Key::name, " keys, ",
+                P::Value::name, " values), which append writes, has no tiles of ", page_tokens_, " tokens with ",
                 shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
+        if (!fits) {  // of no use in this layer, see `support`
+          sizes_of_layer.push_back(-1);
+          return;
+        }
         const Index bytes = P::page_bytes(page_tokens_, shape(l).key_dim, shape(l).value_dim);
         auto at = std::find(sizes.begin(), sizes.end(), bytes);
         sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
@@ -143,6 +148,8 @@ class KvCache {
       FormatList::for_each([&](int, auto pair) {
         using P = decltype(pair);
         PageGeometry g;
+        geometry.push_back(g);
+        if (!P::fits(page_tokens_, shape.key_dim, shape.value_dim)) return;
         g.keys = memory;
         g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
         g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
@@ -159,7 +166,7 @@ class KvCache {
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
         g.rows_move = P::Key::rows_move && P::Value::rows_move;
-        geometry.push_back(g);
+        geometry.back() = g;
       });
     }
   }
@@ -330,8 +337,9 @@ class KvCache {
     Plan plan;
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
-    const std::vector<LayerForms> forms = layer_forms(compressor.precision);
-    const KeyRanges key_ranges(*this, s, compressor.precision);
+    const Precision precision = precision_of(compressor, layers());
+    const std::vector<LayerForms> forms = layer_forms(precision);
+    const KeyRanges key_ranges(*this, s, precision);
     if (compressor.keep != Keep::ratio(1)) {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
@@ -355,7 +363,7 @@ class KvCache {
       }
       plan_layers(*be_, compressor, scored, PlanScope{}, plan);
     }
-    plan_forms(s, compressor.precision, forms, key_ranges, plan);
+    plan_forms(s, precision, forms, key_ranges, plan);
     plan.epoch = s.epoch;
     return plan;
   }
@@ -427,10 +435,13 @@ class KvCache {
     return report;
   }
 
-  /// How well this cache's backend runs a format in one layer: the weaker of its two sides.
+  /// How well this cache's backend runs a format in one layer: the weaker of its two sides. A format that has no tiles of the
+  /// layer's shape is unsupported there; whoever asks for it gets an error.
   Support support(Index layer, int format) const {
     check_layer(layer, "support");
-    check_format(format, layer, "support");
+    require(format >= 0 && format < FormatList::count, "support: format = ", format, ", must be within [0, ",
+            FormatList::count, ")");
+    if (size_class(layer, format) < 0) return Support::unsupported;
     const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
     const Support keys = g.key_codec == nullptr ? Support::fused : be_->support(g.key_codec);
     return std::min(keys, g.value_codec == nullptr ? Support::fused : be_->support(g.value_codec));

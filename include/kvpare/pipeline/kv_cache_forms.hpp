@@ -71,6 +71,9 @@ void KvCache<B, Listed>::check_format(int format, Index layer, const char* what)
   require(format >= 0 && format < FormatList::count, what, ": layer ", layer, ": format ", format,
           ", must be within [0, ", FormatList::count, "), this cache's formats being ",
           detail::format_names<FormatList>());
+  require(size_class(layer, format) >= 0, what, ": layer ", layer, ": format ", format,
+          " has no tiles for its shape: ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
+          shape(layer).value_dim, " channels; the formats are ", detail::format_names<FormatList>());
 }
 
 template <Backend B, class Listed>
@@ -370,7 +373,7 @@ auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shar
   auto block = std::make_shared<detail::StateBlock<B>>();
   block->format = wanted;
   FormatList::for_each([&](int format, auto pair) {
-    if (format != wanted) return;
+    if (format != wanted || size_class(layer, format) < 0) return;
     block->key_floats = state_floats<typename decltype(pair)::Key>(shape(layer).key_dim);
     block->value_floats = state_floats<typename decltype(pair)::Value>(shape(layer).value_dim);
   });

@@ -85,11 +85,16 @@ auto KvCache<B, Listed>::layer_forms(const Precision& p) const -> std::vector<La
   std::vector<std::pair<std::string_view, std::string_view>> listed;
   FormatList::for_each(
       [&](int, auto pair) { listed.emplace_back(decltype(pair)::Key::name, decltype(pair)::Value::name); });
+  Index layer = 0;
   const auto find = [&](std::string_view keys, std::string_view values) {
     const auto at = std::find(listed.begin(), listed.end(), std::pair(keys, values));
     require(at != listed.end(), "precision ", p.said, ": form ", keys, "/", values,
             " is none of this cache's: ", detail::format_names<FormatList>());
-    return static_cast<int>(at - listed.begin());
+    const int format = static_cast<int>(at - listed.begin());
+    require(size_class(layer, format) >= 0, "precision ", p.said, ": form ", keys, "/", values,
+            " has no tiles in layer ", layer, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
+            shape(layer).value_dim, " channels");
+    return format;
   };
   const auto aging = [&](const Form& form) {
     Aging a;
@@ -106,6 +111,7 @@ auto KvCache<B, Listed>::layer_forms(const Precision& p) const -> std::vector<La
   require(p.layers.empty() || p.layers.size() == model_.layers.size(), "precision ", p.said, ": forms for ",
           p.layers.size(), " layers, the model has ", model_.layers.size());
   for (Index l = 0; l < layers(); ++l) {
+    layer = l;
     if (!shape(l).compress || l < p.first_layers || l >= layers() - p.last_layers) continue;
     LayerForms& of = forms[static_cast<std::size_t>(l)];
     of.aging = aging(p.layers.empty() ? p.kept : p.layers[static_cast<std::size_t>(l)]);

@@ -61,6 +61,8 @@ struct Precision {
   bool fresh_state = false;  // codec state is made anew of every lot of tokens that take the form `rest`
   Index block = 16;          // between decode steps tokens go over into `rest` so many at a time
 
+  /// A Precision is itself a policy.
+  Precision precision(Index) const { return *this; }
   bool changes_forms() const { return !kept.as_appended() || !rest.as_appended() || !layers.empty(); }
   friend bool operator==(const Precision&, const Precision&) = default;
 };

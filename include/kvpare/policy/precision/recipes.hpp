@@ -25,6 +25,14 @@ concept PrecisionPolicy = Policy<P> && requires(const P& p, Index layers) {
   { p.precision(layers) } -> std::same_as<Precision>;
 };
 
+/// Nothing changes its form.
+struct AsAppended {
+  static constexpr std::string_view name = "as_appended", base = "full";
+  static constexpr auto fields() { return std::tuple{}; }
+  Precision precision(Index) const { return {}; }
+  friend bool operator==(const AsAppended&, const AsAppended&) = default;
+};
+
 /// Everything in one form: the common 8- and 4-bit caches.
 ///
 /// Tokens change at the first append or commit after them, `residual` newest ones apart.
@@ -53,6 +61,7 @@ struct InForm {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form, p.only = only, p.sinks = sinks, p.first_layers = first_layers, p.last_layers = last_layers;
     p.keep_raw_keys = p.keep_raw_values = residual;
     p.guard = guard;
@@ -90,6 +99,7 @@ struct Kivi {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form(bits, bits, group);
     p.flush_keys = residual, p.keep_raw_values = residual;
     p.sinks = sinks;
@@ -116,6 +126,7 @@ struct Mikv {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.rest = low;
     // int2 alone stands for the paper's quantiser: two groups per head, keys balanced.
     for (const char* bits : {"int4", "int3", "int2"})
@@ -150,6 +161,7 @@ struct ZipCache {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form(high), p.rest = form(low);
     p.keep_raw_keys = p.keep_raw_values = 0;
     p.flush_keys = p.flush_values = residual, p.block = residual;

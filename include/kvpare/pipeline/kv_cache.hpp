@@ -22,6 +22,7 @@
 #include "../cache/page_pool.hpp"
 #include "../cache/sequence_image.hpp"
 #include "../codec/raw.hpp"
+#include "byte_budget.hpp"
 #include "planning.hpp"
 #include "sequence.hpp"
 
@@ -338,6 +339,11 @@ class KvCache {
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
     const Precision precision = precision_of(compressor, layers());
+    if (!precision.choice.empty()) {
+      plan_joint(s, compressor, precision, plan);
+      plan.epoch = s.epoch;
+      return plan;
+    }
     const std::vector<LayerForms> forms = layer_forms(precision);
     const KeyRanges key_ranges(*this, s, precision);
     if (compressor.keep != Keep::ratio(1)) {
@@ -397,7 +403,7 @@ class KvCache {
       if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
     }
     reform(s, moved, report);
-    for (const auto& [layer, changes] : moved) pack(s, layer, report);  // tokens that moved have left holes
+    for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
     age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     return report;
@@ -593,7 +599,7 @@ class KvCache {
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
       out.running_bytes += layer.running.bytes();
-      out.observation_bytes += layer.query_peaks.bytes();
+      out.observation_bytes += layer.query_peaks.bytes() + layer.query_squares.bytes();
       for (const auto& block : layer.states) out.state_bytes += block->memory.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
@@ -775,8 +781,9 @@ class KvCache {
   }
 
   /// Joins pages that tokens of a layer have left.
-  void pack(Sequence& s, Index layer, CompressReport& report) {
+  void pack(Sequence& s, Index layer, CompressReport& report, bool dense = false) {
     Plan all;
+    all.dense = dense;
     all.layers.resize(model_.layers.size());
     LayerPlan& lp = all.layers[static_cast<std::size_t>(layer)];
     lp.touched = true;
@@ -798,6 +805,11 @@ class KvCache {
   std::vector<LayerForms> layer_forms(const Precision& precision) const;
   void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
                   const KeyRanges& key_ranges, Plan& plan) const;
+  struct FormSample;  // rows to measure forms on
+  int find_form(const Precision& precision, const Form& form, Index layer) const;
+  template <class C>
+  void plan_joint(const Sequence& s, const C& compressor, const Precision& precision, Plan& plan) const;
+  double form_error(int format, Index layer, const FormSample& sample) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
@@ -962,3 +974,4 @@ class KvCache {
 #include "kv_cache_forms.hpp"
 #include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"
+#include "kv_cache_joint.hpp"

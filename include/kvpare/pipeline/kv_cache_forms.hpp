@@ -8,21 +8,23 @@ namespace kvpare {
 
 namespace detail {
 
-/// One query head group's channel per call: the largest |q| so far and in these rows.
-struct PeakOfQueries {
+/// One query head group's channel per call: the largest |q| and the sum of q^2, so far and in these rows.
+struct WatchQueries {
   ConstTensor queries;
   Index group;
-  float* peaks;  // [kv_heads, width]
+  float *peaks, *squares;  // [kv_heads, width]
   KVPARE_HD void operator()(Index i) const {
     const Index head = i / queries.width, channel = i % queries.width;
-    float peak = peaks[i];
+    float peak = peaks[i], sum = 0;
     for (Index r = 0; r < queries.rows; ++r)
       for (Index g = 0; g < group; ++g) {
         const float x = element(queries.at(r, head * group + g), channel);
         const float size = x < 0 ? -x : x;
         if (size > peak) peak = size;
+        sum += x * x;
       }
     peaks[i] = peak;
+    squares[i] += sum;
   }
   KVPARE_HD float element(const void* row, Index channel) const {
     switch (queries.dtype) {
@@ -457,16 +459,21 @@ void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
-  bool wanted = false;
-  FormatList::for_each([&](int, auto pair) { wanted = wanted || needs_query_peak<typename decltype(pair)::Key>(); });
-  if (!wanted || queries.rows == 0) return;
+  bool coded = false;
+  FormatList::for_each([&](int, auto pair) {
+    coded = coded || !is_raw<typename decltype(pair)::Key> || !is_raw<typename decltype(pair)::Value>;
+  });
+  if (!coded || queries.rows == 0) return;
   const Index heads = shape(layer).kv_heads, width = shape(layer).key_dim;
   if (at.query_peaks.size() == 0) {
-    Buffer<B, float> peaks(*be_, heads * width);
+    Buffer<B, float> peaks(*be_, heads * width), squares(*be_, heads * width);
     fill(*be_, peaks.data(), heads * width, 0.0f);
-    at.query_peaks = std::move(peaks);
+    fill(*be_, squares.data(), heads * width, 0.0f);
+    at.query_peaks = std::move(peaks), at.query_squares = std::move(squares);
   }
-  be_->each(heads * width, detail::PeakOfQueries{queries, shape(layer).group(), at.query_peaks.data()});
+  be_->each(heads * width,
+            detail::WatchQueries{queries, shape(layer).group(), at.query_peaks.data(), at.query_squares.data()});
+  at.query_vectors += queries.rows * shape(layer).group();
 }
 
 }  // namespace kvpare

@@ -21,7 +21,7 @@ namespace kvpare {
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, EliteWindow>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
-using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner>;
+using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
 /// A method that can be had by name.
@@ -69,6 +69,7 @@ inline std::span<const PrecisionRecipe> known_precisions() {
                       "ZipCache, arXiv 2405.14256; ZipVL, arXiv 2410.08584v1", ZipCache::base, ZipCache{}},
       PrecisionRecipe{KvTuner::name, "bits layer by layer, from a search", "KVTuner, arXiv 2502.04420", KvTuner::base,
                       KvTuner{}},
+      PrecisionRecipe{Joint::name, "eviction and forms as one byte budget makes best", "", Joint::base, Joint{}},
   };
   return recipes;
 }
@@ -112,13 +113,14 @@ std::string print_setting(E value) {
 }
 
 template <class N>
-  requires std::is_arithmetic_v<N>
+  requires(std::is_arithmetic_v<N> && !std::is_same_v<N, bool>)
 bool parse_setting(std::string_view word, N& out) {
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), out);
   return error == std::errc{} && end == word.data() + word.size();
 }
 
 template <std::integral N>
+  requires(!std::is_same_v<N, bool>)
 std::string print_setting(N value) {
   return message(value);
 }
@@ -151,7 +153,7 @@ bool set_field(P& part, std::string_view recipe, std::string_view key, std::stri
     Value parsed{};
     using kvpare::parse_setting;
     using detail::parse_setting;
-    if constexpr (std::is_arithmetic_v<Value>) {
+    if constexpr (std::is_arithmetic_v<Value> && !std::is_same_v<Value, bool>) {
       require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", field.low,
               ", ", field.high, "]");
       require(parsed >= field.low && parsed <= field.high, recipe, ": ", key, " = ", value, ", must be within [",

@@ -171,6 +171,58 @@ struct ZipCache {
   friend bool operator==(const ZipCache&, const ZipCache&) = default;
 };
 
+/// Forms to choose among. Text: names joined by a plus sign, "int8+int4_g32+kivi…/…".
+struct FormChoice {
+  std::vector<Form> forms;
+  friend bool operator==(const FormChoice&, const FormChoice&) = default;
+};
+inline std::string print_setting(const FormChoice& choice) {
+  std::string words;
+  for (const Form& f : choice.forms) words += (words.empty() ? "" : "+") + print_setting(f);
+  return words;
+}
+inline bool parse_setting(std::string_view words, FormChoice& out) {
+  FormChoice choice;
+  while (!words.empty()) {
+    const auto plus = words.find('+');
+    Form form;
+    if (!parse_setting(words.substr(0, plus), form)) return false;
+    choice.forms.push_back(form);
+    if (plus == std::string_view::npos) break;
+    words.remove_prefix(plus + 1);
+    if (words.empty()) return false;
+  }
+  out = choice;
+  return !choice.forms.empty();
+}
+
+/// One byte budget over eviction and precision: each token stays as appended, takes one of some forms, or goes, so that the
+/// estimated error of attention is least for the bytes. The base method's `keep` is the budget, in bytes: "joint(keep=2MiB)".
+struct Joint {
+  static constexpr std::string_view name = "joint", base = "snap_kv";
+  FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};
+  bool evict = true;
+
+  static constexpr auto fields() {
+    return std::tuple{Choice{"forms", &Joint::forms, "forms to choose among, joined by +"},
+                      Choice{"evict", &Joint::evict, "may tokens go altogether?"}};
+  }
+  Precision precision(Index) const {
+    Precision p;
+    p.said = name;
+    p.choice = forms.forms, p.may_evict = evict;
+    return p;
+  }
+  friend bool operator==(const Joint&, const Joint&) = default;
+};
+inline std::string print_setting(bool yes) { return yes ? "yes" : "no"; }
+inline bool parse_setting(std::string_view word, bool& out) {
+  if (word != "yes" && word != "no") return false;
+  out = word == "yes";
+  return true;
+}
+
+static_assert(PrecisionPolicy<Joint>);
 static_assert(PrecisionPolicy<InForm> && PrecisionPolicy<Kivi> && PrecisionPolicy<Mikv> && PrecisionPolicy<ZipCache>);
 
 }  // namespace kvpare

@@ -35,8 +35,8 @@ class Backend {
 
   explicit Backend(Options options = {}) : isa_(options.isa) {
     require(options.threads >= 0, "cpu backend: threads = ", options.threads, ", must be 0 (all cores) or positive");
-    require(options.isa <= detected_isa(), "cpu backend: instruction set ", name_of(options.isa),
-            ", but this machine has ", name_of(detected_isa()));
+    require(supports(options.isa), "cpu backend: instruction set ", name_of(options.isa),
+            ", but the best that this machine has is ", name_of(detected_isa()));
     if (options.parallel) {
       parallel_ = std::move(options.parallel);
     } else {

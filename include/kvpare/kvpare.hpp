@@ -4,6 +4,7 @@
 #include "backend/cpu/backend.hpp"
 #include "cache/engine_pages.hpp"
 #include "cache/page_pool.hpp"
+#include "codec/group.hpp"
 #include "codec/raw.hpp"
 #include "core/version.hpp"
 #include "pipeline/engine.hpp"

@@ -109,13 +109,16 @@ struct GroupForm {
   bool table = false;    // levels come from C::levels, a constexpr array of 2^bits floats
   int offset = 0;
   Along along = Along::channels;
-  Index group = 0;  // numbers per group; 0 = all channels of the token, or all slots of the page
+  Index group = 0;  // numbers per group; 0 = all channels of the token, or all slots of the page,
+  Index parts = 1;  // in this many equal groups
   ScaleType scale = ScaleType::f16;
   ZeroType zero = ZeroType::none;
 
   constexpr int codes() const { return ternary ? 3 : 1 << bits; }
   /// Numbers per group of a tile.
-  constexpr Index group_of(TileShape s) const { return group > 0 ? group : along == Along::channels ? s.width : s.tokens; }
+  constexpr Index group_of(TileShape s) const {
+    return group > 0 ? group : (along == Along::channels ? s.width : s.tokens) / parts;
+  }
   /// Groups of a tile: [tokens][width / group], or [tokens / group][width].
   constexpr Index groups(TileShape s) const { return s.tokens * s.width / group_of(s); }
   friend bool operator==(const GroupForm&, const GroupForm&) = default;
@@ -124,7 +127,7 @@ struct GroupForm {
 /// What one group's scale and zero look like in memory: the low bytes of the stored type.
 struct GroupBits {
   std::uint32_t scale = 0;
-  std::uint16_t zero = 0;  // minimum: the bits of a half; integer: those of an int16
+  std::uint32_t zero = 0;  // minimum: bits of the scale's type; integer: those of an int16
   friend bool operator==(const GroupBits&, const GroupBits&) = default;
 };
 

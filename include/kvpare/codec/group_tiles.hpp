@@ -1,0 +1,156 @@
+// Tiles of codecs that are group quantisation: where codes, scales and zeros lie, once for all of them.
+#pragma once
+
+#include <algorithm>
+
+#include "codec.hpp"
+#include "packing.hpp"
+
+namespace kvpare::detail {
+
+constexpr Index scale_size(ScaleType type) {
+  switch (type) {
+    case ScaleType::one:
+      return 0;
+    case ScaleType::f16:
+      return 2;
+    case ScaleType::f32:
+      return 4;
+    default:
+      return 1;
+  }
+}
+constexpr Index zero_size(const GroupForm& form) {
+  return form.zero == ZeroType::none ? 0 : form.zero == ZeroType::integer ? 2 : scale_size(form.scale);
+}
+
+/// What follows from a form alone; `C` is the codec that inherits from this and brings quantize, scale_of, zero_of, level.
+///
+/// Layout  along channels, row by row:  codes of the row | its scales [groups] | its zeros [groups]
+///         along tokens:  codes [T / G][W] of runs of G codes | scales [T / G][W] | zeros [T / G][W]
+///         Codes by `packing`, ternary ones as pack_ternary says; numbers little-endian; no padding anywhere.
+/// Fits    groups divide the row (the tokens), codes of a row (a run) fill whole bytes (ternary: the last byte may hold
+///         fewer than five), width and tokens at most 1024
+/// Empty   slots of a tile along tokens have code 0 and take no part in their group; a group without tokens is all zeros
+template <class C, GroupForm group_form, Packing packing = Packing::neighbours>
+struct GroupTiles {
+  static constexpr GroupForm form = group_form;
+  static constexpr bool rows_move = form.along == Along::channels;
+  static constexpr Index scale_bytes = scale_size(form.scale), zero_bytes = zero_size(form);
+
+  static constexpr bool fits(TileShape t) {
+    if (t.width < 1 || t.width > max_coded_width || t.tokens < 1 || t.tokens > max_coded_width) return false;
+    const Index all = form.along == Along::channels ? t.width : t.tokens;
+    if (all % form.parts != 0 || all % form.group_of(t) != 0) return false;
+    const Index run = form.along == Along::channels && packing == Packing::neighbours ? t.width : form.group_of(t);
+    return form.ternary || run * form.bits % 8 == 0;
+  }
+  static constexpr Index row_bytes(Index width) {
+    return code_bytes(width) + form.groups({1, width}) * (scale_bytes + zero_bytes);
+  }
+  static constexpr Index tile_bytes(TileShape t) {
+    if (form.along == Along::channels) return t.tokens * row_bytes(t.width);
+    return form.groups(t) * (code_bytes(form.group_of(t)) + scale_bytes + zero_bytes);
+  }
+
+  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
+    std::uint8_t codes[max_coded_width];
+    const Index group = form.group_of(t);
+    if constexpr (form.along == Along::channels) {
+      const Index groups = t.width / group;
+      for (Index r = 0; r < count; ++r) {
+        std::byte* row = tile + (first + r) * row_bytes(t.width);
+        std::byte* scales = row + code_bytes(t.width);
+        for (Index g = 0; g < groups; ++g)
+          put(C::quantize(rows + r * t.width + g * group, 1, group, state, codes + g * group, 1), scales,
+              scales + groups * scale_bytes, g);
+        pack(codes, t.width, group, row);
+      }
+    } else {
+      const Index run = code_bytes(group), groups = form.groups(t);
+      std::byte* scales = tile + groups * run;
+      std::byte* zeros = scales + groups * scale_bytes;
+      for (Index g = 0; g < t.tokens / group; ++g) {
+        const Index present = std::clamp<Index>(count - g * group, 0, group);
+        for (Index c = 0; c < t.width; ++c) {
+          GroupBits bits;
+          if (present > 0) bits = C::quantize(rows + g * group * t.width + c, t.width, present, state, codes, 1);
+          std::fill(codes + present, codes + group, std::uint8_t{0});
+          put(bits, scales, zeros, g * t.width + c);
+          pack(codes, group, group, tile + (g * t.width + c) * run);
+        }
+      }
+    }
+  }
+
+  static void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
+    const Index group = form.group_of(t);
+    if constexpr (form.along == Along::channels) {
+      std::uint8_t codes[max_coded_width];
+      const std::byte* bytes = tile + slot * row_bytes(t.width);
+      const std::byte* scales = bytes + code_bytes(t.width);
+      const Index groups = t.width / group;
+      unpack(bytes, t.width, group, codes);
+      for (Index g = 0; g < groups; ++g) {
+        const GroupBits bits = get(scales, scales + groups * scale_bytes, g);
+        const float scale = C::scale_of(bits, state), zero = C::zero_of(bits, state);
+        for (Index c = g * group; c < (g + 1) * group; ++c) row[c] = value(scale, codes[c], zero);
+      }
+    } else {
+      const Index run = code_bytes(group), groups = form.groups(t), g = slot / group;
+      const std::byte* scales = tile + groups * run;
+      const std::byte* zeros = scales + groups * scale_bytes;
+      for (Index c = 0; c < t.width; ++c) {
+        const Index place = g * t.width + c;
+        const GroupBits bits = get(scales, zeros, place);
+        row[c] =
+            value(C::scale_of(bits, state), code_of(tile + place * run, slot % group, run), C::zero_of(bits, state));
+      }
+    }
+  }
+
+ protected:
+  static constexpr Index code_bytes(Index n) { return form.ternary ? ceil_div(n, 5) : n * form.bits / 8; }
+  static float value(float scale, std::uint8_t code, float zero) {
+    if constexpr (form.zero == ZeroType::none)
+      return scale * C::level(code);
+    else
+      return scale * C::level(code) + zero;
+  }
+  static void put(GroupBits bits, std::byte* scales, std::byte* zeros, Index g) {
+    if constexpr (scale_bytes > 0) put_bytes(scales + g * scale_bytes, bits.scale, scale_bytes);
+    if constexpr (zero_bytes > 0) put_bytes(zeros + g * zero_bytes, bits.zero, zero_bytes);
+  }
+  static GroupBits get(const std::byte* scales, const std::byte* zeros, Index g) {
+    GroupBits bits;
+    if constexpr (scale_bytes > 0) bits.scale = get_bytes(scales + g * scale_bytes, scale_bytes);
+    if constexpr (zero_bytes > 0) bits.zero = get_bytes(zeros + g * zero_bytes, zero_bytes);
+    return bits;
+  }
+  static void pack(const std::uint8_t* codes, Index n, Index group, std::byte* bytes) {
+    if constexpr (form.ternary)
+      pack_ternary(codes, n, bytes);
+    else if constexpr (packing == Packing::halves)
+      pack_halves<form.bits>(codes, n, group, bytes);
+    else
+      pack_codes<form.bits>(codes, n, bytes);
+  }
+  static void unpack(const std::byte* bytes, Index n, Index group, std::uint8_t* codes) {
+    if constexpr (form.ternary)
+      unpack_ternary(bytes, n, codes);
+    else if constexpr (packing == Packing::halves)
+      unpack_halves<form.bits>(bytes, n, group, codes);
+    else
+      unpack_codes<form.bits>(bytes, n, codes);
+  }
+  static std::uint8_t code_of(const std::byte* run, Index i, Index run_bytes) {
+    if constexpr (form.ternary)
+      return ternary_at(run, i);
+    else if constexpr (packing == Packing::halves)
+      return code_at<form.bits>(run + i % run_bytes, i / run_bytes);
+    else
+      return code_at<form.bits>(run, i);
+  }
+};
+
+}  // namespace kvpare::detail

@@ -1,0 +1,59 @@
+// How codecs round: the same few operations everywhere, so that codes are the same bits everywhere.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "../core/dtype.hpp"
+
+namespace kvpare {
+
+/// Where a number goes that lies midway between two codes.
+enum class Ties : std::uint8_t {
+  even,
+  away,  // from zero
+  down,  // towards zero
+  up     // trunc(x / scale + offset + 0.5), the sum rounded to float first, as ggml says it
+};
+
+namespace detail {
+
+/// A number whose magnitude is more than this counts as this; then no difference of two numbers overflows.
+inline constexpr float largest_coded = 0x1p126f;
+/// Scales below this count as 0: their inverse would overflow.
+inline constexpr float least_scale = 0x1p-126f;
+
+constexpr float as_coded(float x) {
+  if (x != x) return 0.0f;
+  return x > largest_coded ? largest_coded : x < -largest_coded ? -largest_coded : x;
+}
+
+constexpr std::uint16_t saturated_half(float x) {
+  const std::uint16_t h = float_to_half(x);
+  return (h & 0x7fffu) >= 0x7c00u ? static_cast<std::uint16_t>((h & 0x8000u) | 0x7bffu) : h;
+}
+
+/// |x| < 2^22, to the nearest integer, ties to even.
+inline float round_even(float x) {
+  constexpr float shift = 0x1.8p23f;
+  return (x + shift) - shift;
+}
+
+/// |x| < 2^22, to the nearest integer, ties away from zero.
+inline float round_away(float x) {
+  const float whole = static_cast<float>(static_cast<int>(x));
+  const float rest = x - whole;
+  return rest >= 0.5f ? whole + 1.0f : rest <= -0.5f ? whole - 1.0f : whole;
+}
+
+/// |x| < 2^22, to the nearest integer, ties towards zero.
+inline float round_down(float x) {
+  const float whole = static_cast<float>(static_cast<int>(x));
+  const float rest = x - whole;
+  return rest > 0.5f ? whole + 1.0f : rest < -0.5f ? whole - 1.0f : whole;
+}
+
+constexpr float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
+
+}  // namespace detail
+}  // namespace kvpare

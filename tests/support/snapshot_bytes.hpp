@@ -65,7 +65,7 @@ inline std::string section_bytes(const SnapshotSection& s) {
   return w.bytes;
 }
 
-inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 1) {
+inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 2) {
   ByteWriter w;
   w.bytes = "kvpareSQ";
   w.number(version);
@@ -124,12 +124,22 @@ inline std::string layer_content(const SequenceImage::Layer& layer) {
   ByteWriter w;
   w.number(static_cast<std::uint32_t>(layer.given.size()));
   for (const auto& [begin, end] : layer.given) w.number(begin).number(end);
-  w.name(layer.scorer).number(layer.last_row).number(static_cast<std::uint32_t>(layer.heads.size()));
+  w.name(layer.scorer).number(layer.last_row);
+  const Aging& a = layer.aging;
+  w.number(static_cast<std::int32_t>(a.format)).number(static_cast<std::int32_t>(a.keys_first));
+  w.number(a.keep_raw_keys).number(a.flush_keys).number(a.keep_raw_values).number(a.flush_values);
+  w.number(a.classes.bits).number(a.sinks);
+  w.number(static_cast<std::uint32_t>(layer.states.size()));
+  for (const SequenceImage::State& state : layer.states) {
+    w.number(state.format).number(static_cast<std::uint32_t>(state.values.size()));
+    for (const float x : state.values) w.number(x);
+  }
+  w.number(static_cast<std::uint32_t>(layer.heads.size()));
   for (const SequenceImage::Head& head : layer.heads) {
     w.number(static_cast<std::uint32_t>(head.pages.size()));
     for (const SequenceImage::Page& page : head.pages) {
       w.number(page.format).number(static_cast<std::uint16_t>(page.offsets.size()));
-      w.number(page.first).number(page.live);
+      w.number(page.state).number(page.first).number(page.live);
       for (const std::uint16_t offset : page.offsets) w.number(offset);
       w.rows(page.keys).rows(page.values);
     }

@@ -145,6 +145,17 @@ class WalledBackend {
   void compact(std::span<const CompactList> lists) {
     launch([&] { verbs_.compact(lists); });
   }
+  void encode(std::span<const EncodeList> lists) {
+    launch([&] { verbs_.encode(lists); });
+  }
+  void repack(std::span<const RepackTile> tiles, RepackTo to) {
+    launch([&] { verbs_.repack(tiles, to); });
+  }
+  template <Codec C>
+  const void* codec(Side side, TileShape shape) const {
+    return verbs_.codec<C>(side, shape);
+  }
+  Support support(const void* codec) const { return verbs_.support(codec); }
   void attend(const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
     launch([&] { verbs_.attend(shape, batch, kind); });
   }

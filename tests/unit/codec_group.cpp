@@ -22,6 +22,11 @@ std::vector<int> codes_of(const std::vector<float>& x, GroupBits* bits = nullptr
   if (bits) *bits = b;
   return {codes.begin(), codes.end()};
 }
+half half_of(std::uint32_t bits) {
+  half h;
+  h.bits = static_cast<std::uint16_t>(bits);
+  return h;
+}
 template <class C>
 std::vector<float> round_trip(const std::vector<float>& x) {
   std::vector<std::uint8_t> codes(x.size());
@@ -382,6 +387,68 @@ TYPED_TEST(GroupFamily, EmptySlotsTakeNoPart) {
   if (!C::rows_move) {
     EXPECT_EQ(dirty.bytes(), clean.bytes()) << C::name << ": the whole tile is written";
   }
+}
+
+// ---- a textbook: the formulas, one number at a time ------------------------------------------------------------------
+
+float as_half(float x) { return static_cast<float>(half(x)); }
+
+TEST(Group, IsTheTextbookAtEveryLength) {
+  for (std::uint64_t seed = 0; seed < 300; ++seed) {
+    const auto n = static_cast<Index>(1 + seed % 70);
+    auto x = test::gaussians(seed, n);
+    for (float& v : x) {
+      if (seed % 3 == 1) v = std::round(v * 8) / 8;  // many ties, zeros of both signs
+      if (seed % 3 == 2) v = v * 3 + 40;
+    }
+    float low = x[0], high = x[0], amax = 0;
+    for (const float v : x) low = std::min(low, v), high = std::max(high, v), amax = std::max(amax, std::abs(v));
+    GroupBits bits;
+    {
+      const auto codes = codes_of<Int8>(x, &bits);
+      const float scale = as_half(amax / 127), inverse = scale != 0 ? 1 / scale : 0;
+      ASSERT_EQ(bits.scale, half(amax / 127).bits);
+      for (std::size_t i = 0; i < x.size(); ++i)
+        ASSERT_EQ(codes[i], 128 + std::clamp(static_cast<int>(std::nearbyint(x[i] * inverse)), -127, 127));
+    }
+    {
+      const auto codes = codes_of<Affine<3>>(x, &bits);
+      const float scale = as_half((high - low) / 7), zero = as_half(low), inverse = scale != 0 ? 1 / scale : 0;
+      ASSERT_EQ(bits.scale, half((high - low) / 7).bits);
+      ASSERT_EQ(static_cast<float>(half_of(bits.zero)), zero);
+      for (std::size_t i = 0; i < x.size(); ++i)
+        ASSERT_EQ(codes[i], std::clamp(static_cast<int>(std::nearbyint((x[i] - zero) * inverse)), 0, 7));
+    }
+    {
+      const auto codes = codes_of<KvTunerToken<4>>(x, &bits);
+      const float scale = as_half(std::max(std::max(high - low, 1e-5f) / 15, amax * 0x1p-14f)), inverse = 1 / scale;
+      const int zero = static_cast<int>(std::nearbyint(low * inverse)) + 8;
+      ASSERT_EQ(bits.scale, half(scale).bits);
+      ASSERT_EQ(static_cast<std::int16_t>(bits.zero), zero);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const float c = x[i] * inverse - static_cast<float>(zero);
+        ASSERT_EQ(codes[i], 8 + std::clamp(static_cast<int>(std::nearbyint(c)), -8, 7));
+      }
+    }
+  }
+}
+
+TEST(Group, RoundingCatchesWhatIsFarOut) {
+  using detail::round_even_int;
+  for (const float v : {0.0f, -0.0f, 0.5f, 1.5f, -0.5f, -2.5f, 4194302.5f, -4194303.5f, 1e-40f})
+    EXPECT_EQ(round_even_int(v), static_cast<int>(std::nearbyint(v))) << v;
+  for (const float v : {5e6f, 1e10f, 1e20f, 3e38f, inf}) {
+    EXPECT_GT(round_even_int(v), 4000000) << v;
+    EXPECT_LT(round_even_int(-v), -4000000) << v;
+  }
+}
+
+TEST(Group, MinimaOfZeroHaveNoSign) {
+  GroupBits bits;
+  codes_of<Affine<4>>({1, -0.0f, 0.0f}, &bits);
+  EXPECT_EQ(bits.zero, 0u);
+  codes_of<Affine<4>>({-0.0f, -0.0f, -0.0f}, &bits);
+  EXPECT_EQ(bits.zero, 0u);
 }
 
 // ---- ties -----------------------------------------------------------------------------------------------------------

@@ -129,9 +129,9 @@ TEST(SnapshotRefusal, ForeignBytes) {
   EXPECT_EQ(refusal_of(s, "kvpareSQ"), "snapshot: the stream ends in the version");
   EXPECT_EQ(refusal_of(s, s.bytes.substr(0, 12)), "snapshot: the stream ends in the tag of a section");
   const auto sections = sections_of(s.bytes);
-  for (const std::uint32_t version : {0u, 2u, 0xffffffffu})
+  for (const std::uint32_t version : {0u, 1u, 3u, 0xffffffffu})
     EXPECT_EQ(refusal_of(s, snapshot_bytes(sections, version)),
-              message("snapshot: version ", version, ", this library reads 1"));
+              message("snapshot: version ", version, ", this library reads 2"));
 }
 
 TEST(SnapshotRefusal, EveryTruncation) {
@@ -306,6 +306,13 @@ TEST(SnapshotNonsense, Positions) {
   expect_nonsense("which the layer was not given", [](Scene& s) { s.image.layers[0].given.clear(); });
   expect_nonsense("which the layer was not given",
                   [](Scene& s) { s.image.layers[0].given.erase(s.image.layers[0].given.begin()); });
+}
+
+TEST(SnapshotNonsense, StatesAndAges) {
+  expect_nonsense("state 1 is none of its format", [](Scene& s) { s.page(0, 0, 0).state = 1; });
+  expect_nonsense("has 0 floats, format 0 takes 0", [](Scene& s) { s.image.layers[0].states.emplace_back(); });
+  expect_nonsense("must be within [0, 1)", [](Scene& s) { s.image.layers[0].aging.format = 7; });
+  expect_nonsense("have the form of format 0 already", [](Scene& s) { s.image.layers[1].aging.format = 0; });
 }
 
 TEST(SnapshotNonsense, WhatWasGiven) {

@@ -9,6 +9,7 @@
 
 #include "../cache/compaction.hpp"
 #include "../cache/pages.hpp"
+#include "../cache/reform.hpp"
 #include "../core/shape.hpp"
 #include "../core/view.hpp"
 
@@ -95,7 +96,8 @@ struct WriteRun {
 struct AppendArguments {
   ConstTensor keys, values;               // [backend] [rows, kv_heads, width], any element type
   std::span<const PageGeometry> formats;  // pool pages: the same for all heads
-  std::span<const WriteRun> runs;
+  std::span<const WriteRun> runs;         // of formats that move their rows and take no state
+  Index page_tokens = 64;
 };
 
 /// The moves of one head's list, carried out in order; a move never writes what a later one reads.
@@ -103,7 +105,30 @@ struct CompactList {
   std::span<const PageGeometry> formats;
   std::span<const Move> moves;
   Index key_dim = 0, value_dim = 0;
+  Index page_tokens = 64;
 };
+
+/// Rows of one head that change their form. Per side: where the codec and its state stay the same and the rows keep their
+/// slots, or the codec moves rows, bytes are copied and nothing is rounded twice; else rows are decoded and coded anew. A
+/// page of a codec that does not move rows is written whole, its pieces begin at slot 0. No page is both read and written.
+struct EncodeList {
+  std::span<const PageGeometry> formats;
+  std::span<const CodecState> states;
+  std::span<const EncodePage> pages;
+  std::span<const EncodePiece> pieces;
+  Index key_dim = 0, value_dim = 0;
+  Index page_tokens = 64;
+};
+
+/// One tile of a page as its codec's canonical bytes, or back.
+struct RepackTile {
+  const PageGeometry* geometry = nullptr;
+  Side side = Side::keys;
+  PageId page = 0;
+  Index width = 0, page_tokens = 64;
+  std::byte* canonical = nullptr;  // [backend] key_tile_bytes or value_tile_bytes
+};
+enum class RepackTo : std::uint8_t { canonical, page };
 
 enum class MassKind : std::uint8_t { none, sum, mean, max };  // over the query heads of a kv head's group
 

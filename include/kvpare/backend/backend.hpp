@@ -16,7 +16,12 @@
 // | `be.gather(rows)`                 | K or V of chosen tokens as dense floats                                          |
 // | `be.product(arguments)`           | batched dense products                                                           |
 // | `be.append(arguments)`            | writes rows into pages, converting the element type                              |
-// | `be.compact(lists)`               | moves rows between pages, per list in order                                      |
+// | `be.compact(lists)`               | moves rows between pages of one format, per list in order                        |
+// | `be.encode(lists)`                | rows of some pages in the form of another page, see EncodeList                   |
+// | `be.repack(tiles, to)`            | tiles in their codec's canonical bytes, or back into pages                       |
+// | `be.template codec<C>(side, s)`   | a handle of codec C for tiles of shape s, null when there are none: what a       |
+// |                                   | PageGeometry carries. Lives as long as the backend                               |
+// | `be.support(handle)`              | how well it runs: fused or generic                                               |
 // | `be.attend(shape, batch, kind)`   | paged attention of a batch, see AttendSequence                                   |
 //
 // Verbs are queued in order on one stream of work; none waits, none throws after the work has begun.
@@ -29,6 +34,7 @@
 #include <utility>
 #include <vector>
 
+#include "../codec/raw.hpp"
 #include "arguments.hpp"
 
 namespace kvpare {
@@ -44,8 +50,9 @@ concept Backend = requires(B& be, Index n, void* memory, const void* source, std
                            RowSummary* summaries, std::span<const SortRow> sorts, std::span<const TopRow> tops,
                            const MassArguments<>& mass, std::span<const StatisticsRow> statistics,
                            std::span<const GatherRow> gathers, const ProductArguments& product,
-                           const AppendArguments& append, std::span<const CompactList> lists, const LayerShape& shape,
-                           std::span<const AttendSequence> batch) {
+                           const AppendArguments& append, std::span<const CompactList> lists,
+                           std::span<const EncodeList> encodes, std::span<const RepackTile> tiles, TileShape tile,
+                           const LayerShape& shape, std::span<const AttendSequence> batch) {
   typename B::Ticket;
   { B::name } -> std::convertible_to<std::string_view>;
   { be.allocate(n) } -> std::same_as<void*>;
@@ -63,6 +70,10 @@ concept Backend = requires(B& be, Index n, void* memory, const void* source, std
   { be.product(product) } -> std::same_as<void>;
   { be.append(append) } -> std::same_as<void>;
   { be.compact(lists) } -> std::same_as<void>;
+  { be.encode(encodes) } -> std::same_as<void>;
+  { be.repack(tiles, RepackTo::canonical) } -> std::same_as<void>;
+  { be.template codec<Raw<half>>(Side::keys, tile) } -> std::same_as<const void*>;
+  { be.support(source) } -> std::same_as<Support>;
   { be.attend(shape, batch, MassKind::none) } -> std::same_as<void>;
 };
 

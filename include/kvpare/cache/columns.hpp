@@ -12,7 +12,7 @@
 
 namespace kvpare {
 
-/// Columns of a layer. While all heads hold the same tokens in the same slots (*aligned*), a column is a slot; else it
+/// Columns of a layer. While all heads hold the same tokens in the same slots, ascending (*aligned*), a column is a slot; else it
 /// is the rank of a token among all that any head holds, by position. Bitmaps of columns have `word_tokens` bits a word.
 /// Columns that stand for no token (unused or dead slots) are in no bitmap.
 struct Columns {
@@ -49,6 +49,8 @@ struct Columns {
     return bitmap;
   }
 
+  std::vector<std::uint64_t> from_slots(const HeadPages& list, Index head, std::span<const std::uint64_t> words) const;
+
   /// A bitmap of columns as a bitmap of slots of one head.
   std::vector<std::uint64_t> to_slots(const HeadPages& list, Index head, std::span<const std::uint64_t> bitmap) const {
     if (aligned) return {bitmap.begin(), bitmap.end()};
@@ -62,6 +64,20 @@ struct Columns {
     return words;
   }
 };
+
+/// A bitmap of slots of one head as a bitmap of columns; the inverse of to_slots.
+inline std::vector<std::uint64_t> Columns::from_slots(const HeadPages& list, Index head,
+                                                      std::span<const std::uint64_t> words) const {
+  if (aligned) return {words.begin(), words.end()};
+  std::vector<std::uint64_t> bitmap(static_cast<std::size_t>(this->words()), 0);
+  for (std::size_t e = 0; e < list.entries.size(); ++e)
+    for_each_bit(words[e] & list.entries[e].live, [&](Index s) {
+      const Index column = of_slot[static_cast<std::size_t>(head)]
+                                  [e * static_cast<std::size_t>(list.page_tokens) + static_cast<std::size_t>(s)];
+      bitmap[static_cast<std::size_t>(column / word_tokens)] |= std::uint64_t{1} << (column % word_tokens);
+    });
+  return bitmap;
+}
 
 namespace detail {
 
@@ -86,8 +102,9 @@ inline bool same_tokens(const HeadPages& a, const HeadPages& b) {
 inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
   Columns c;
   c.word_tokens = heads[0].page_tokens;
-  c.aligned =
-      std::all_of(heads.begin() + 1, heads.end(), [&](const HeadPages& h) { return detail::same_tokens(heads[0], h); });
+  c.aligned = heads[0].ascends() && std::all_of(heads.begin() + 1, heads.end(), [&](const HeadPages& h) {
+                return detail::same_tokens(heads[0], h);
+              });
   if (c.aligned) {
     const HeadPages& list = heads[0];
     // What the open page has room for is no column yet: a token that comes there later must not find a score.
@@ -116,6 +133,9 @@ inline Columns columns_of(std::span<const HeadPages> heads, const Tags& tags) {
       for (std::size_t e = 0; e < list.entries.size(); ++e)
         for_each_bit(list.entries[e].live, [&](Index s) {
           const Position p = list.position(list.entries[e], s);
+          if (c.positions[static_cast<std::size_t>(column)] > p)  // pages whose positions interleave
+            column = static_cast<std::int32_t>(std::lower_bound(c.positions.begin(), c.positions.end(), p) -
+                                               c.positions.begin());
           while (c.positions[static_cast<std::size_t>(column)] < p) ++column;
           map[e * static_cast<std::size_t>(list.page_tokens) + static_cast<std::size_t>(s)] = column;
           live[static_cast<std::size_t>(column / c.word_tokens)] |= std::uint64_t{1} << (column % c.word_tokens);

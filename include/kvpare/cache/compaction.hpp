@@ -55,7 +55,7 @@ class ListBuilder {
     out_.entries.push_back(kept);
   }
 
-  /// Packs the surviving rows of consecutive private entries of one format into the first of their pages.
+  /// Packs the surviving rows of consecutive private entries of one format and state into the first of their pages.
   void pack(std::span<const Entry> run, std::span<const std::uint64_t> live) {
     std::size_t to = 0;  // destination page: run[to]
     bool open = false;
@@ -70,7 +70,7 @@ class ListBuilder {
         }
         if (!open) {
           Entry fresh;
-          fresh.page = run[to].page, fresh.format = run[to].format, fresh.first = position;
+          fresh.page = run[to].page, fresh.format = run[to].format, fresh.state = run[to].state, fresh.first = position;
           out_.entries.push_back(fresh);
           open = true;
         }
@@ -80,7 +80,8 @@ class ListBuilder {
         if (run[from].page != target.page || slot != target.used)
           out_.moves.push_back({run[from].page, target.page, target.format, static_cast<std::uint8_t>(slot),
                                 static_cast<std::uint8_t>(target.used), static_cast<std::uint8_t>(count)});
-        for (Index t = 0; t < count; ++t) add_position(target, list_.position(run[from], slot + t));
+        for (Index t = 0; t < count; ++t)
+          put_token(target, list_.position(run[from], slot + t), list_.page_tokens, out_.offsets);
         left &= ~(low_bits(count) << slot);
       }
     for (std::size_t unused = open ? to + 1 : to; unused < run.size(); ++unused) out_.released.push_back(run[unused]);
@@ -90,21 +91,6 @@ class ListBuilder {
   std::uint32_t new_block() {
     out_.offsets.resize(out_.offsets.size() + static_cast<std::size_t>(list_.page_tokens), 0);
     return static_cast<std::uint32_t>(static_cast<Index>(out_.offsets.size()) / list_.page_tokens);
-  }
-
-  void add_position(Entry& e, Position p) {
-    if (e.offsets == 0 && p != e.first + e.used) {
-      e.offsets = new_block();
-      for (Index t = 0; t < e.used; ++t) offset(e, t) = static_cast<std::uint16_t>(t);
-    }
-    if (e.offsets != 0) offset(e, e.used) = static_cast<std::uint16_t>(p - e.first);
-    e.live |= std::uint64_t{1} << e.used;
-    e.last = p;
-    ++e.used;
-  }
-
-  std::uint16_t& offset(const Entry& e, Index slot) {
-    return out_.offsets[static_cast<std::size_t>((e.offsets - 1) * list_.page_tokens + slot)];
   }
 
   const HeadPages& list_;
@@ -150,7 +136,9 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
         continue;
       }
       std::size_t end = e + 1;
-      while (end < live.size() && entries[end].format == entries[e].format && packs(end)) ++end;
+      while (end < live.size() && entries[end].format == entries[e].format && entries[end].state == entries[e].state &&
+             packs(end))
+        ++end;
       builder.pack(std::span<const Entry>(entries).subspan(e, end - e), std::span(live).subspan(e, end - e));
       e = end;
     }

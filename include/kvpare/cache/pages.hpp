@@ -1,13 +1,15 @@
 // Pages, entries and lists: how one head of one layer finds its tokens. Bookkeeping on the host; K and V are only
 // addressed here, never read.
 //
-//   list of a head:  [entry][entry][entry]…            one entry per page, in ascending order of position
+//   list of a head:  [entry][entry][entry]…            one entry per page; pages of one format in ascending order of
+//                                                      position, those of several formats may interleave in position
 //   slot             entry * page_tokens + offset      what scores, masks and running state are indexed by
 //   live mask        bit `offset` of the entry's word  cleared = evicted; the payload stays untouched
 #pragma once
 
 #include <bit>
 #include <span>
+#include <vector>
 
 #include "../core/config.hpp"
 #include "../core/dtype.hpp"
@@ -23,7 +25,7 @@ struct Entry {
   Position first = 0;        // position of slot 0
   Position last = 0;         // position of slot used - 1; positions ascend with the slot
   std::uint32_t offsets = 0;  // 0: positions are first, first + 1, …; else 1 + the block of 16-bit offsets from `first`
-  std::uint32_t reserved = 0;
+  std::uint32_t state = 0;    // 0: none; else 1 + the index of the codec state its tiles were coded with
   friend bool operator==(const Entry&, const Entry&) = default;
 };
 static_assert(sizeof(Entry) == 32 && std::is_trivially_copyable_v<Entry>);
@@ -33,8 +35,26 @@ constexpr KVPARE_HD std::uint64_t low_bits(Index n) {
   return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
 }
 
+/// One more token in an entry that has room, at a position beyond its last and less than 65536 beyond its first. `offsets`
+/// gets a block when positions stop being consecutive; blocks stand in the order in which they were needed.
+inline void put_token(Entry& e, Position p, Index page_tokens, std::vector<std::uint16_t>& offsets) {
+  const auto block = [&] { return offsets.begin() + static_cast<std::ptrdiff_t>((e.offsets - 1) * page_tokens); };
+  if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
+    offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
+    e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
+    for (Index t = 0; t < e.used; ++t) block()[t] = static_cast<std::uint16_t>(t);
+  }
+  if (e.offsets != 0) block()[e.used] = static_cast<std::uint16_t>(p - e.first);
+  e.live |= std::uint64_t{1} << e.used;
+  e.last = p;
+  ++e.used;
+}
+
 /// Where the rows of one head lie, for one format: row t of page p is at keys + p * key_page_bytes + t * key_row_bytes.
 /// Serves pool pages, an engine's pages and plain dense arrays alike. Backend memory: only verbs may follow it.
+///
+/// A side with a codec has no rows of its own: its tile is at key_row(page, 0), its row_bytes are 0, and what the handle
+/// means is the backend's business (see `codec` in backend/backend.hpp).
 struct PageGeometry {
   std::byte* keys = nullptr;
   std::byte* values = nullptr;
@@ -42,6 +62,8 @@ struct PageGeometry {
   Index key_row_bytes = 0, value_row_bytes = 0;
   DType key_type = DType::f32, value_type = DType::f32;
   bool rows_move = true;  // rows may be copied to another page of the same format
+  const void *key_codec = nullptr, *value_codec = nullptr;  // null: rows of key_type, value_type as they are
+  Index key_tile_bytes = 0, value_tile_bytes = 0;           // of pool pages: a tile without the padding behind it
 
   KVPARE_HD std::byte* key_row(PageId page, Index slot) const {
     return keys + static_cast<Index>(page) * key_page_bytes + slot * key_row_bytes;
@@ -51,13 +73,26 @@ struct PageGeometry {
   }
 };
 
+/// What the tokens of one head coded with one format have in common, see codec/codec.hpp. Null: the neutral state.
+struct CodecState {
+  const float *keys = nullptr, *values = nullptr;  // [backend]
+};
+
 /// The list of one head: what every verb that reads keys or values takes.
 struct HeadPages {
   std::span<const Entry> entries;
   const std::uint16_t* offsets = nullptr;  // blocks of page_tokens offsets, see Entry::offsets
   std::span<const PageGeometry> formats;   // by Entry::format
   Index page_tokens = 64;
+  std::span<const CodecState> states = {};  // by Entry::state - 1
 
+  CodecState state_of(const Entry& e) const { return e.state == 0 ? CodecState{} : states[e.state - 1]; }
+  /// Do positions ascend from entry to entry? They need not where formats interleave.
+  bool ascends() const {
+    for (std::size_t e = 1; e < entries.size(); ++e)
+      if (entries[e].first <= entries[e - 1].last) return false;
+    return true;
+  }
   Index slots() const { return static_cast<Index>(entries.size()) * page_tokens; }
   Index live_tokens() const {
     Index n = 0;

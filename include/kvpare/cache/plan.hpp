@@ -1,19 +1,50 @@
 // What a policy decided, as data. Making a plan changes nothing; only `commit` carries one out.
 #pragma once
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "selection.hpp"
+#include "tags.hpp"
 
 namespace kvpare {
 
 using SequenceId = std::uint32_t;
 
+/// What becomes of a layer's tokens as they grow old, now and at every append to come. Counts are of live tokens of one
+/// head, newest first; -1 as a format: none.
+///
+/// Keys     while at least keep_raw_keys + flush_keys tokens have keys as appended, the oldest flush_keys of them change to
+///          `keys_first` (values stay as appended)
+/// Values   while at least keep_raw_values + flush_values tokens have values as appended, the oldest flush_values of them
+///          change to `format`
+/// Without `keys_first` keys and values change together, by the rule for values. Forms whose rows do not move take whole
+/// pages: tokens that do not fill one wait.
+struct Aging {
+  int format = -1, keys_first = -1;
+  Index keep_raw_keys = 0, flush_keys = 1;
+  Index keep_raw_values = 0, flush_values = 1;
+  ClassSet classes = all_tokens;  // only tokens of these classes change
+  Index sinks = 0;                // the first positions never change
+  friend bool operator==(const Aging&, const Aging&) = default;
+};
+
+/// Tokens of a layer that take another form.
+struct Tier {
+  int format = 0;
+  std::vector<Selection> tokens = {};  // per kv head; tokens that do not stay are left out
+  bool fresh_state = false;       // the codec's state is made of these tokens, even if the layer has one for the format
+  friend bool operator==(const Tier&, const Tier&) = default;
+};
+
 /// One layer of a plan.
 struct LayerPlan {
-  bool touched = false;         // false: the layer stays as it is and `keep` is empty
+  bool touched = false;         // false: all tokens stay and `keep` is empty
   Index budget = 0;             // candidates granted per kv head
   std::vector<Selection> keep;  // per kv head: every token that stays, chosen or not up for choice
+  std::vector<Tier> tiers;      // disjoint
+  std::optional<Aging> aging;   // set for the layer; none = as before
   friend bool operator==(const LayerPlan&, const LayerPlan&) = default;
 };
 
@@ -26,6 +57,7 @@ struct Plan {
   Index chosen = 0;      // of these, how many stay
   bool dense = false;    // pack survivors without holes: the budget was said in pages or bytes
   Index nan_scores = 0;  // candidates whose score was NaN; they rank last
+  std::vector<std::string> notes;  // what a guard found, for people
   friend bool operator==(const Plan&, const Plan&) = default;
 };
 

@@ -1,6 +1,7 @@
 // Which tokens of a list stay: one bitmap word per entry.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <span>
 #include <utility>
@@ -65,6 +66,7 @@ inline std::vector<Position> positions_of(const HeadPages& list, const Selection
   for (Index e = 0; e < chosen.entries(); ++e)
     for_each_bit(chosen.word(e),
                  [&](Index slot) { at.push_back(list.position(list.entries[static_cast<std::size_t>(e)], slot)); });
+  if (!list.ascends()) std::sort(at.begin(), at.end());
   return at;
 }
 

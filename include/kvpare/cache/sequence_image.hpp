@@ -6,19 +6,22 @@
 #include <vector>
 
 #include "pages.hpp"
+#include "plan.hpp"
 #include "tags.hpp"
 
 namespace kvpare {
 
 /// Everything a sequence is, but for queries and scores that wait for `compress`. Independent of where pages lie and who
-/// shares them: rows of live slots only, in order, in the page's format.
+/// shares them: of raw keys and values the rows of live slots only, in order; of coded ones the whole tile, as the codec's
+/// canonical bytes.
 struct SequenceImage {
   struct Page {
     std::uint16_t format = 0;
     Position first = 0;                   // of slot 0
     std::vector<std::uint16_t> offsets;   // [used] of each slot's position from `first`, ascending from 0
     std::uint64_t live = 0;               // bit s: slot s
-    std::vector<std::byte> keys, values;  // rows of live slots
+    std::uint32_t state = 0;              // 0: none; else 1 + index of the layer's states
+    std::vector<std::byte> keys, values;  // rows of live slots, or the tile
     friend bool operator==(const Page&, const Page&) = default;
   };
   struct Head {
@@ -26,7 +29,14 @@ struct SequenceImage {
     std::vector<float> running;  // [slots that have one] the running scorer's
     friend bool operator==(const Head&, const Head&) = default;
   };
+  struct State {
+    std::uint16_t format = 0;
+    std::vector<float> values;  // [kv_heads][those of keys, those of values]
+    friend bool operator==(const State&, const State&) = default;
+  };
   struct Layer {
+    std::vector<State> states;  // of codecs
+    Aging aging;
     std::vector<std::pair<Position, Position>>
         given;  // [begin, end) of all positions ever appended, less truncated ones
     std::vector<Head> heads;

@@ -18,6 +18,9 @@
 // State    What tokens of one (sequence, layer, kv head) share and no page holds: a channel balancer, channel ranges, a
 //          calibrated scale. Null stands for the neutral state (factors 1, shifts 0). Made before the first page that uses
 //          it, then constant.
+//          | `C::make_state(width, ranges, state)` | KVPARE_HD, optional: state from what was measured, see ChannelRanges |
+//          | `C::needs_query_peak`                 | optional `bool`: make_state reads ranges.query_peak                  |
+//          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.
 //
@@ -64,6 +67,12 @@ struct TileShape {
   friend bool operator==(const TileShape&, const TileShape&) = default;
 };
 
+/// What a codec's state is made of: ranges of each channel over the tokens about to be coded, of one head.
+struct ChannelRanges {
+  const float *min = nullptr, *max = nullptr;  // [width] of keys or values; NaN are left out
+  const float* query_peak = nullptr;           // [width] largest |q| of the observed query rows of the head's group; or null
+};
+
 template <class C>
 concept Codec = requires(TileShape shape, const float* rows, Index n, const float* state, std::byte* tile,
                          const std::byte* coded, float* row) {
@@ -82,6 +91,21 @@ constexpr Index state_floats(Index width) {
     return C::state_floats(width);
   else
     return 0;
+}
+
+/// Can a codec make its state itself?
+template <class C>
+concept MakesState = requires(Index width, const ChannelRanges& ranges, float* state) {
+  { C::make_state(width, ranges, state) } -> std::same_as<void>;
+};
+
+/// Does it need to have seen the queries for that?
+template <Codec C>
+constexpr bool needs_query_peak() {
+  if constexpr (requires { C::needs_query_peak; })
+    return C::needs_query_peak;
+  else
+    return false;
 }
 
 /// What the numbers of one group have in common: a token, or a channel.

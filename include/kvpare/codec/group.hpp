@@ -101,9 +101,9 @@ struct SignLevels {
 /// Value   x' = scale * level(code) + zero, two roundings. By Fit:
 ///         amax, extreme  level = code - 2^(b-1)           no zero      0 is exact; extreme: x_j too, up to its rounding
 ///         mean           level = -1, 1                    no zero
-///         min_max        level = code                     the minimum  a constant group: scale 0, code 0
+///         min_max        level = code                     the minimum  a constant group: scale 0, code 0; -0 is stored as 0
 ///         integer        level = code - 2^(b-1)           scale * z    0 is exact
-/// Codes   round((x - zero) * (1 / scale)) in floats, clamped first. Scale and zero are those that are stored (CodesFrom).
+/// Codes   round((x - zero) * (1 / scale)), every step a float, clamped. Scale and zero are those that are stored (CodesFrom).
 /// Bytes   tile_bytes({T, W}) = T * W * bits / 8 + groups * (scale + zero), scale 2 or 4 bytes, zero 0, 2 or 4 bytes
 /// Layout  along channels, row by row:  codes of the row | its scales [groups] | its zeros [groups]
 ///         along tokens:  codes [T / G][W] of runs of G codes | scales [T / G][W] | zeros [T / G][W]
@@ -154,12 +154,21 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
 
   static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
                             Index code_stride) {
-    bool odd = false;
-    for (Index i = 0; i < n; ++i) odd |= !(std::abs(x[i * stride]) <= detail::largest_coded);
-    if (!odd) return stride == 1 ? plain(x, 1, n, codes, code_stride) : plain(x, stride, n, codes, code_stride);
-    float tame[detail::max_coded_width];
-    for (Index i = 0; i < n; ++i) tame[i] = detail::as_coded(x[i * stride]);
-    return plain(tame, 1, n, codes, code_stride);
+    float numbers[detail::max_coded_width];
+    numbers[0] = 0;
+    std::uint8_t own[detail::max_coded_width];
+    if (stride != 1) {
+      for (Index i = 0; i < n; ++i) numbers[i] = x[i * stride];
+      x = numbers;
+    }
+    std::uint32_t top = detail::magnitude_bits(x, n);
+    if (top > std::bit_cast<std::uint32_t>(detail::largest_coded)) {
+      for (Index i = 0; i < n; ++i) numbers[i] = detail::as_coded(x[i]);
+      x = numbers, top = detail::magnitude_bits(x, n);
+    }
+    const GroupBits bits = plain(x, n, std::bit_cast<float>(top), own);
+    for (Index i = 0; i < n; ++i) codes[i * code_stride] = own[i];
+    return bits;
   }
 
  private:
@@ -179,67 +188,74 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   /// Codes are `offset` + v rounded and clamped to lowest … 2^bits - 1; v is a number over the scale.
   template <int offset, int lowest>
   static std::uint8_t code(float v) {
-    if constexpr (s.ties == Ties::up) {
+    if constexpr (s.ties == Ties::even) {
+      constexpr int top = (1 << s.bits) - 1;
+      const int c = detail::round_even_int(v) + offset;
+      const int not_low = c > lowest ? c : lowest;
+      return static_cast<std::uint8_t>(not_low < top ? not_low : top);
+    } else if constexpr (s.ties == Ties::up) {
       v = std::min(std::max(v + (static_cast<float>(offset) + 0.5f), static_cast<float>(lowest)), top_code);
       return static_cast<std::uint8_t>(static_cast<int>(v));
     } else {
       v = std::min(std::max(v, static_cast<float>(lowest - offset)), top_code - static_cast<float>(offset));
-      v = s.ties == Ties::even   ? detail::round_even(v)
-          : s.ties == Ties::away ? detail::round_away(v)
-                                 : detail::round_down(v);
+      v = s.ties == Ties::away ? detail::round_away(v) : detail::round_down(v);
       return static_cast<std::uint8_t>(static_cast<int>(v) + offset);
     }
   }
 
-  /// The group's codes, all numbers finite and of sane size.
-  static GroupBits plain(const float* x, Index stride, Index n, std::uint8_t* codes, Index code_stride) {
+  /// The group's codes, all numbers finite and of sane size, `amax` the largest magnitude.
+  static GroupBits plain(const float* x, Index n, float amax, std::uint8_t* codes) {
     GroupBits bits;
     if constexpr (s.fit == Fit::mean) {
       double sum = 0;
-      for (Index i = 0; i < n; ++i) sum += static_cast<double>(std::abs(x[i * stride]));
-      const float mean = n > 0 ? static_cast<float>(sum / static_cast<double>(n)) : 0.0f;
-      bits.scale = stored(mean);
-      for (Index i = 0; i < n; ++i) codes[i * code_stride] = x[i * stride] >= 0 ? 1 : 0;
+      for (Index i = 0; i < n; ++i) sum += static_cast<double>(std::abs(x[i]));
+      bits.scale = stored(n > 0 ? static_cast<float>(sum / static_cast<double>(n)) : 0.0f);
+      for (Index i = 0; i < n; ++i) codes[i] = x[i] >= 0 ? 1 : 0;
     } else if constexpr (s.fit == Fit::amax || s.fit == Fit::extreme) {
-      float scale;
-      if constexpr (s.fit == Fit::amax) {
-        float amax = 0;
-        for (Index i = 0; i < n; ++i) amax = std::max(amax, std::abs(x[i * stride]));
-        scale = amax / static_cast<float>(half_range - 1);
-      } else {
-        float amax = 0, extreme = 0;
-        for (Index i = 0; i < n; ++i)
-          if (const float v = x[i * stride]; amax < std::abs(v)) amax = std::abs(v), extreme = v;
-        scale = extreme / static_cast<float>(-half_range);
+      float scale = amax / static_cast<float>(half_range - 1);
+      if constexpr (s.fit == Fit::extreme) {
+        Index first = 0;
+        while (first < n && std::abs(x[first]) != amax) ++first;
+        scale = (first < n ? x[first] : 0.0f) / static_cast<float>(-half_range);
       }
       if (std::abs(scale) < detail::least_scale) scale = 0;
       bits.scale = stored(scale);
       const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
-      for (Index i = 0; i < n; ++i)
-        codes[i * code_stride] = code < half_range, s.fit == Fit::amax ? 1 : 0 > (x[i * stride] * inverse);
+      for (Index i = 0; i < n; ++i) codes[i] = code < half_range, s.fit == Fit::amax ? 1 : 0 > (x[i] * inverse);
     } else {
-      float low = n > 0 ? x[0] : 0.0f, high = low;
-      for (Index i = 1; i < n; ++i) low = std::min(low, x[i * stride]), high = std::max(high, x[i * stride]);
+      const auto [low, high] = range(x, n);
       if constexpr (s.fit == Fit::min_max) {
         float scale = (high - low) / top_code;
         if (scale < detail::least_scale) scale = 0;
         bits.scale = stored(scale), bits.zero = stored(low);
         const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
         const float zero = s.from == CodesFrom::exact ? low : number(bits.zero);
-        for (Index i = 0; i < n; ++i) codes[i * code_stride] = code<0, 0>((x[i * stride] - zero) * inverse);
+        for (Index i = 0; i < n; ++i) codes[i] = code<0, 0>(detail::rounded((x[i] - zero) * inverse));
       } else {
         // A group far from 0 and narrow would need an integer of more than 16 bits: no scale below 2^-14 of its numbers.
-        const float farthest = std::max(std::abs(low), std::abs(high)) * 0x1p-14f;
-        const float scale = std::max(std::max(high - low, 1e-5f) / top_code, farthest);
+        const float scale = std::max(std::max(high - low, 1e-5f) / top_code, amax * 0x1p-14f);
         bits.scale = stored(scale);
         const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
         const float least = std::min(std::max(low * inverse, -32000.0f), 32000.0f);
         const float zero = detail::round_even(least) + static_cast<float>(half_range);
         bits.zero = static_cast<std::uint16_t>(static_cast<std::int16_t>(zero));
-        for (Index i = 0; i < n; ++i) codes[i * code_stride] = code<half_range, 0>(x[i * stride] * inverse - zero);
+        for (Index i = 0; i < n; ++i) codes[i] = code<half_range, 0>(detail::rounded(x[i] * inverse) - zero);
       }
     }
     return bits;
+  }
+  struct Range {
+    float low = 0, high = 0;
+  };
+  /// Zeros of either sign are 0.
+  static Range range(const float* x, Index n) {
+    if (n <= 0) return {};
+    std::int32_t low = detail::ordered(x[0]), high = low;
+    for (Index i = 1; i < n; ++i) {
+      const std::int32_t word = detail::ordered(x[i]);
+      low = word < low ? word : low, high = word > high ? word : high;
+    }
+    return {detail::from_ordered(low) + 0.0f, detail::from_ordered(high) + 0.0f};
   }
 };
 

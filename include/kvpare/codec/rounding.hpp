@@ -39,6 +39,21 @@ inline float round_even(float x) {
   return (x + shift) - shift;
 }
 
+/// A product that is rounded before anything is added to it: compilers that contract a * b + c see an operation in between.
+/// (Infinities of positive sign become the largest float.)
+inline float rounded(float x) {
+  constexpr std::int32_t largest = 0x7f7fffff;
+  const auto word = std::bit_cast<std::int32_t>(x);
+  return std::bit_cast<float>(word < largest ? word : largest);
+}
+
+/// To the nearest integer, ties to even, within -2^22 … 2^22 - 1; whatever lies outside becomes something outside on the same
+/// side, for a clamp to catch. No NaN. The sum's bits are integers in the order of floats, so nothing here can branch.
+inline std::int32_t round_even_int(float x) {
+  constexpr float shift = 0x1.8p23f;
+  return std::bit_cast<std::int32_t>(x + shift) - std::bit_cast<std::int32_t>(shift);
+}
+
 /// |x| < 2^22, to the nearest integer, ties away from zero.
 inline float round_away(float x) {
   const float whole = static_cast<float>(static_cast<int>(x));
@@ -52,6 +67,24 @@ inline float round_down(float x) {
   const float rest = x - whole;
   return rest > 0.5f ? whole + 1.0f : rest < -0.5f ? whole - 1.0f : whole;
 }
+
+/// The bits of the largest magnitude, NaN above all others. Integers: their maximum vectorises whatever the compiler may
+/// assume of floats.
+inline std::uint32_t magnitude_bits(const float* x, Index n) {
+  std::int32_t top = 0;
+  for (Index i = 0; i < n; ++i) {
+    const std::int32_t word = std::bit_cast<std::int32_t>(x[i]) & 0x7fffffff;
+    top = word > top ? word : top;
+  }
+  return static_cast<std::uint32_t>(top);
+}
+
+/// Floats as integers of the same order, and back.
+constexpr std::int32_t ordered(float x) {
+  const auto word = std::bit_cast<std::int32_t>(x);
+  return word ^ (word >> 31 & 0x7fffffff);
+}
+constexpr float from_ordered(std::int32_t word) { return std::bit_cast<float>(word ^ (word >> 31 & 0x7fffffff)); }
 
 constexpr float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
 

@@ -1,23 +1,28 @@
-// A compression method: who scores, who splits the budget, who chooses, and how much stays.
+// A compression method: who scores, who splits the budget, who chooses, how much stays, and in which form.
 #pragma once
 
 #include <string_view>
 
 #include "../policy/contracts.hpp"
+#include "../policy/precision/precision.hpp"
 #include "../policy/select/keep.hpp"
 #include "../policy/select/top_k.hpp"
 
 namespace kvpare {
 
-/// `Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual}, Keep::ratio(0.1)}` is AirCache at 10 %.
+/// `Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual}, Keep::ratio(0.1)}` is AirCache at 10 %. A fifth member
+/// gives the survivors, or the dropped, a smaller form: see Precision.
 template <class S, class A, class L = TopK>
 struct Compressor {
   S scorer = {};
   A budget = {};
   L selector = {};
   Keep keep = {};
+  Precision precision = {};
   friend bool operator==(const Compressor&, const Compressor&) = default;
 };
+template <class S, class A, class L>
+Compressor(S, A, L, Keep, Precision) -> Compressor<S, A, L>;
 template <class S, class A, class L>
 Compressor(S, A, L, Keep) -> Compressor<S, A, L>;
 template <class S, class A, class L>
@@ -33,6 +38,7 @@ void check(const C& compressor) {
   check_settings(compressor.scorer);
   check_settings(compressor.budget);
   check_settings(compressor.selector);
+  check(compressor.precision);
 }
 
 /// Calls `f` with the policy itself; a choice made at run time (AnyOf) overloads this to call it with what it holds.

@@ -12,6 +12,7 @@ namespace kvpare {
 /// What `decode` gave back. Everything is counted over the kv heads of one layer.
 struct EvictReport {
   Index evicted = 0;
+  Index demoted = 0;  // took the form of the rest instead
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;                    // by packing sparse pages
   Index nan_scores = 0;                    // candidates whose score was NaN; they go first
@@ -108,22 +109,43 @@ inline TaggedBits tagged_bits(const HeadPages& list, const Entry& e, const Tags&
   return bits;
 }
 
+/// Takes the newest of a list's candidates off, where positions interleave.
+inline void reserve_newest(const HeadPages& list, Index count, std::vector<std::uint64_t>& candidates) {
+  std::vector<Position> at = positions_of(list, Selection(candidates));
+  if (count <= 0 || at.empty()) return;
+  const auto first = at.end() - std::min<Index>(count, static_cast<Index>(at.size()));
+  std::nth_element(at.begin(), first, at.end());
+  for (std::size_t e = 0; e < candidates.size(); ++e)
+    for_each_bit(candidates[e], [&](Index slot) {
+      if (list.position(list.entries[e], slot) >= *first) candidates[e] &= ~(std::uint64_t{1} << slot);
+    });
+}
+
 /// What of a list is up for eviction: tokens of the selector's classes, less the protected, less the newest share of the
-/// budget. False when the list is within its budget.
-inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& selector, Index budget,
-                         EvictionRow& row) {
+/// budget; tokens in pages of format `settled` (-1 = none) take no part. False while the list is over its budget by less
+/// than `least`.
+inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& selector, Index budget, int settled,
+                         Index least, EvictionRow& row) {
   row.candidates.clear();
   Index members = 0, reserved = 0;
   for (const Entry& e : list.entries) {
+    if (e.format == settled) {
+      row.candidates.push_back(0);
+      continue;
+    }
     const TaggedBits bits = tagged_bits(list, e, tags, selector.among);
     members += std::popcount(bits.members);
     reserved += std::popcount(bits.members & bits.is_protected);
     row.candidates.push_back(bits.members & ~bits.is_protected);
   }
-  if (members <= budget) return false;
+  if (members < budget + least) return false;
   row.keep = std::max<Index>(0, budget - reserved);
   Index newest = static_cast<Index>(std::floor(selector.recent_share * static_cast<double>(row.keep) + 1e-9));
   row.keep -= newest;
+  if (!list.ascends()) {
+    reserve_newest(list, newest, row.candidates);
+    return true;
+  }
   for (std::size_t e = row.candidates.size(); e-- > 0 && newest > 0;) {
     std::uint64_t& word = row.candidates[e];
     if (const Index here = std::popcount(word); here <= newest) {

@@ -61,8 +61,9 @@ struct SequenceStats {
   Index bookkeeping_bytes = 0;           // host memory: entries, positions, tags
   Index observation_bytes = 0;           // scores and query rows kept for `compress`
   Index running_bytes = 0;               // scores that go on from step to step, such as accumulated attention
+  Index state_bytes = 0;                 // of codecs: balancers, channel factors, …; forks that share it count it too
   Index slack_bytes() const { return page_bytes - live_bytes; }
-  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes; }
+  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes + state_bytes; }
 };
 
 /// What `commit` and `compress` did.
@@ -73,6 +74,9 @@ struct CompressReport {
   Index page_bytes_before = 0, page_bytes_after = 0;
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
+  std::vector<std::string> notes;  // what a guard found, for people
+  Index tokens_changed = 0;   // that took another form, over all layers and kv heads
+  Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
   Index nan_scores = 0;
 };
 
@@ -92,6 +96,7 @@ template <Backend B, class Listed>
 class KvCache {
  public:
   using FormatList = Listed;
+  static constexpr int append_format = 0;
 
   /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
   KvCache(B& be, Model model, CacheOptions options)
@@ -100,21 +105,39 @@ class KvCache {
             ", must be 16, 32 or 64");
     require(options.pool_bytes > 0, "cache: pool_bytes = ", options.pool_bytes, ", must be positive");
     std::vector<Index> sizes;
-    for (const LayerShape& shape : model_.layers) {
+    for (Index l = 0; l < layers(); ++l) {
       auto& sizes_of_layer = size_class_.emplace_back();
-      FormatList::for_each([&](int, auto pair) {
-        const Index bytes = decltype(pair)::page_bytes(page_tokens_, shape.key_dim, shape.value_dim);
+      FormatList::for_each([&](int format, auto pair) {
+        using P = decltype(pair);
+        require(P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim), "cache: format ", format, " (",
+                P::Key::name, " keys, ", P::Value::name, " values) has no tiles of ", page_tokens_, " tokens with ",
+                shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
+        const Index bytes = P::page_bytes(page_tokens_, shape(l).key_dim, shape(l).value_dim);
         auto at = std::find(sizes.begin(), sizes.end(), bytes);
         sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
         if (at == sizes.end()) sizes.push_back(bytes);
       });
     }
+    FormatList::for_each([&](int format, auto pair) {
+      using P = decltype(pair);
+      if (format == append_format)
+        require(P::Key::rows_move && P::Value::rows_move && state_floats<typename P::Key>(1) == 0 &&
+                    state_floats<typename P::Value>(1) == 0,
+                "cache: the first format is what append writes, ", P::Key::name, " keys and ", P::Value::name,
+                " values; both must code each token by itself and take no state");
+    });
     std::byte* memory = static_cast<std::byte*>(options.pool_memory);
     if (memory == nullptr) {
       owned_memory_ = Buffer<B, std::byte>(be, options.pool_bytes);
       memory = owned_memory_.data();
     }
     pool_ = std::make_unique<PagePool>(memory, options.pool_bytes, sizes);
+    for (int size = 0; size < static_cast<int>(sizes.size()); ++size) {
+      const bool appended = std::any_of(size_class_.begin(), size_class_.end(),
+                                        [&](const auto& of_layer) { return of_layer[append_format] == size; });
+      if (!appended && pool_->stats().chunks >= 4 * std::ssize(sizes))
+        (void)pool_->reserve(size, 1);  // so that forms can change in a full pool; few chunks are too dear for that
+    }
     for (const LayerShape& shape : model_.layers) {
       auto& geometry = geometry_.emplace_back();
       FormatList::for_each([&](int, auto pair) {
@@ -123,8 +146,18 @@ class KvCache {
         g.keys = memory;
         g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
         g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
-        g.key_row_bytes = P::Key::row_bytes(shape.key_dim), g.value_row_bytes = P::Value::row_bytes(shape.value_dim);
-        g.key_type = P::Key::dtype, g.value_type = P::Value::dtype;
+        const auto set = [&]<class C>(C*, Side side, Index width, Index& row_bytes, DType& type, const void*& codec,
+                                      Index& tile_bytes) {
+          tile_bytes = C::tile_bytes({page_tokens_, width});
+          if constexpr (is_raw<C>)
+            row_bytes = C::row_bytes(width), type = C::dtype;
+          else
+            codec = be.template codec<C>(side, {page_tokens_, width});
+        };
+        set(static_cast<typename P::Key*>(nullptr), Side::keys, shape.key_dim, g.key_row_bytes, g.key_type,
+            g.key_codec, g.key_tile_bytes);
+        set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
+            g.value_codec, g.value_tile_bytes);
         g.rows_move = P::Key::rows_move && P::Value::rows_move;
         geometry.push_back(g);
       });
@@ -189,7 +222,8 @@ class KvCache {
 
   /// Adds tokens to one layer: keys after RoPE [tokens, kv_heads, key_dim], values [tokens, kv_heads, value_dim] of any
   /// element type, and their positions, ascending and beyond all earlier ones of this layer.
-  /// All or nothing: `pool_full` when the pages cannot be had. Cost: the copy.
+  /// All or nothing: `pool_full` when the pages cannot be had. Cost: the copy. Tokens that were there before may take the
+  /// form of their age first (see Aging), so that what is appended now is attended to as it is.
   Outcome append(SequenceId id, Index layer, ConstTensor keys, ConstTensor values,
                  std::span<const Position> positions) {
     Sequence& s = get(id);
@@ -207,10 +241,15 @@ class KvCache {
     require(positions.back() < std::numeric_limits<Position>::max(), "append: position ", positions.back(),
             ", must be below ", std::numeric_limits<Position>::max());
 
+    if (FormChanges aged = aged_changes(s, layer); !aged.empty()) {  // what is here has been attended to as it was
+      CompressReport unread;
+      reform(s, {{layer, std::move(aged)}}, unread);
+    }
+
     // Lay out, take pages, write rows where nobody looks yet; what changes the lists comes last and cannot fail.
-    constexpr int format = 0;
+    constexpr int format = append_format;
     std::vector<WriteRun> runs;
-    const bool into_open_pages = has_open_pages(at, layer, format);
+    const bool into_open_pages = has_open_pages(at, format);
     for (std::size_t h = 0; h < at.heads.size(); ++h)
       lay_out(at.heads[h], static_cast<Index>(h), positions, into_open_pages, runs);
     FreshPages fresh(*pool_,
@@ -223,7 +262,11 @@ class KvCache {
           run.slot == 0 ? fresh.pages()[next++] : at.heads[static_cast<std::size_t>(run.head)].entries.back().page;
     }
     at.make_room(runs, positions, page_tokens_);
-    be_->append({.keys = keys, .values = values, .formats = geometry_[static_cast<std::size_t>(layer)], .runs = runs});
+    be_->append({.keys = keys,
+                 .values = values,
+                 .formats = geometry_[static_cast<std::size_t>(layer)],
+                 .runs = runs,
+                 .page_tokens = page_tokens_});
 
     fresh.keep();
     for (const WriteRun& run : runs)
@@ -255,6 +298,7 @@ class KvCache {
     const LayerLists lists(*this, s, layer);
     const Columns columns = columns_of(lists.heads, s.tags);
     const Observation<B> seen = observation(layer, lists, columns, compressor);
+    watch_queries(at, layer, queries);
     if (!compressor.scorer.reads().streams) {
       at.observed.observe(*be_, compressor.scorer, seen, queries, positions, final);
       return;
@@ -286,6 +330,8 @@ class KvCache {
     Plan plan;
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
+    const std::vector<LayerForms> forms = layer_forms(compressor.precision);
+    const KeyRanges key_ranges(*this, s, compressor.precision);
     if (compressor.keep != Keep::ratio(1)) {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
@@ -303,18 +349,23 @@ class KvCache {
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
         out.scores = observed.scores(), out.scored_columns = observed.columns();
         out.given = layer.given(s.tags, compressor.selector.among);
-        out.page_bytes = pool_->page_bytes(size_class(l, 0));
+        out.page_bytes = pool_->page_bytes(size_class(l, append_format));
+        out.settled = forms[static_cast<std::size_t>(l)].rest;
         scored.push_back(out);
       }
       plan_layers(*be_, compressor, scored, PlanScope{}, plan);
     }
+    plan_forms(s, compressor.precision, forms, key_ranges, plan);
     plan.epoch = s.epoch;
     return plan;
   }
 
   /// Carries out a plan: evicted tokens lose their bit, private pages are packed in place, empty ones go back to the
-  /// pool. Needs no memory from the pool, so it succeeds in a full one. Payload of shared pages is never written.
-  /// Throws on a plan that is stale, of another sequence, or does not fit the lists. Cost: the survivors moved.
+  /// pool. That needs no memory from the pool, so it succeeds in a full one. Then tiers take their forms, and what is old
+  /// enough that of its age: new pages are taken before old ones go back, a few at a time where the pool has no room for
+  /// all; what finds none keeps its form and is counted in `tokens_waiting`. Payload of shared pages is never written.
+  /// Throws on a plan that is stale, of another sequence, or does not fit the lists; nothing has changed then. When host
+  /// memory runs out after eviction, some tokens keep their form. Cost: the survivors moved, and tokens coded.
   CompressReport commit(const Plan& plan) {
     Sequence& s = get(plan.sequence);
     require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ",
@@ -322,63 +373,24 @@ class KvCache {
     require(plan.layers.size() == model_.layers.size(), "commit: plan has ", plan.layers.size(), " layers, the model ",
             model_.layers.size());
     for (Index l = 0; l < layers(); ++l) check_fits(plan.layers[static_cast<std::size_t>(l)], s, l);
+    TierTokens tiers = tiers_after_eviction(plan, s);
 
     CompressReport report;
-    report.nan_scores = plan.nan_scores;
     count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
+    report.nan_scores = plan.nan_scores;
+    report.notes = plan.notes;
+    for (const LayerPlan& lp : plan.layers) report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
+    evict_and_pack(s, plan, report);
 
-    struct Change {
-      Index layer;
-      Head* head;
-      CompactedList list;
-    };
-    std::vector<Change> changes;
-    std::vector<RunningScores<B>> running(model_.layers.size());
-    std::vector<CompactList> moves;
+    std::map<Index, FormChanges> moved;
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
-      report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
-      if (!lp.touched) continue;
-      const LayerLists lists(*this, s, l);
-      for (std::size_t h = 0; h < lists.heads.size(); ++h)
-        changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
-                           compact_list(lists.heads[h], lp.keep[h].words(), is_private(), plan.dense)});
-      const RunningScores<B>& before = s.layers[static_cast<std::size_t>(l)].running;
-      if (before.empty()) continue;
-      std::vector<std::vector<std::int32_t>> source;
-      for (std::size_t h = 0; h < lists.heads.size(); ++h) {
-        std::vector<Entry> left(lists.heads[h].entries.begin(), lists.heads[h].entries.end());
-        for (std::size_t e = 0; e < left.size(); ++e) left[e].live &= lp.keep[h].words()[e];
-        const auto& after = changes[changes.size() - lists.heads.size() + h].list.entries;
-        source.push_back(detail::slots_before(left, after, page_tokens_));
-        detail::cut_unscored(source.back(), before.filled(static_cast<Index>(h)));
-      }
-      RunningScores<B>& after = running[static_cast<std::size_t>(l)];
-      after.start(*be_, before.scorer(), before.data(), before.slots(), source, page_tokens_);
-      after.count_rows_up_to(before.last_row());
+      if (lp.aging) s.layers[static_cast<std::size_t>(l)].aging = *lp.aging;
+      if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
     }
-    for (const Change& c : changes) {
-      if (c.list.moves.empty()) continue;
-      moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim,
-                       shape(c.layer).value_dim});
-      for (const Move& m : c.list.moves) report.rows_moved += m.count;
-    }
-    be_->compact(moves);  // from here on nothing can fail
-    for (Change& c : changes) {
-      c.head->entries = std::move(c.list.entries);
-      c.head->offsets = std::move(c.list.offsets);
-      for (const Entry& e : c.list.released) {
-        if (!pool_->release(e.page)) continue;
-        ++report.pages_freed;
-        report.bytes_freed += pool_->page_bytes(size_class(c.layer, e.format));
-      }
-    }
-    for (std::size_t l = 0; l < s.layers.size(); ++l) {
-      s.layers[l].observed.forget();
-      if (!running[l].empty()) s.layers[l].running = std::move(running[l]);
-    }
-    ++s.epoch;
-
+    reform(s, moved, report);
+    for (const auto& [layer, changes] : moved) pack(s, layer, report);  // tokens that moved have left holes
+    age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     return report;
   }
@@ -387,6 +399,41 @@ class KvCache {
   template <class C>
   CompressReport compress(SequenceId id, const C& compressor) {
     return commit(plan(id, compressor));
+  }
+
+  // ---- forms
+
+  /// The form that tokens of a layer take as they grow old, from now on; see Aging. Changes nothing yet: the next append or
+  /// commit does. Throws for formats this cache does not list.
+  void set_aging(SequenceId id, Index layer, const Aging& aging) {
+    Sequence& s = get(id);
+    check_layer(layer, "set_aging");
+    check_aging(aging, layer);
+    s.layers[static_cast<std::size_t>(layer)].aging = aging;
+    ++s.epoch;
+  }
+
+  /// State for a format in one layer, for tokens that take that form from now on: a calibrated scale, say. `keys` and
+  /// `values`: host floats [kv_heads, state_floats of the codec]. Pages coded before keep theirs.
+  void set_state(SequenceId id, Index layer, int format, std::span<const float> keys, std::span<const float> values);
+
+  /// Changes the form of all old tokens as set_aging says, now.
+  CompressReport age(SequenceId id) {
+    Sequence& s = get(id);
+    CompressReport report;
+    count(s, report.tokens_before, report.pages_before, report.page_bytes_before);
+    age(s, report);
+    count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
+    return report;
+  }
+
+  /// How well this cache's backend runs a format in one layer: the weaker of its two sides.
+  Support support(Index layer, int format) const {
+    check_layer(layer, "support");
+    check_format(format, layer, "support");
+    const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
+    const Support keys = g.key_codec == nullptr ? Support::fused : be_->support(g.key_codec);
+    return std::min(keys, g.value_codec == nullptr ? Support::fused : be_->support(g.value_codec));
   }
 
   // ---- attend
@@ -420,6 +467,7 @@ class KvCache {
   /// ties as in TopK. Evicting clears a bit; a list that has an empty page, or more than 17/16 of the pages it needs and
   /// one, is packed, so that pages in use stay within ceil(budget * 4/3 / page) + 2 (pages that others share are not
   /// packed). Cost: that of `attend` with mass, a scan of the scores, and at most 16 rows moved per evicted token on average.
+  /// A method whose Precision has a form for the rest moves tokens there instead, once a head has `block` of them.
   /// Waits once. Throws, with nothing changed, where the method cannot act here (see acts_at_decode). When host memory runs
   /// out in the middle nothing is evicted, but the step may have been counted by a scorer that adds up.
   template <class C>
@@ -470,18 +518,17 @@ class KvCache {
       layer.cut_given(n);
       for (std::size_t h = 0; h < layer.heads.size(); ++h) {
         Head& head = layer.heads[h];
-        const auto drop_last = [&] {
+        const HeadPages list = list_of(head, l);
+        for (Entry& e : head.entries) {
+          if (e.last < n) continue;
+          while (e.used > 0 && list.position(e, e.used - 1) >= n) --e.used;
+          e.live &= low_bits(e.used);
+          if (e.used > 0) e.last = list.position(e, e.used - 1);
+        }
+        // An emptied page between others keeps its place until the next `commit`: slots must not move here.
+        while (!head.entries.empty() && head.entries.back().live == 0) {
           pool_->release(head.entries.back().page);
           head.drop_last(page_tokens_);
-        };
-        while (!head.entries.empty() && head.entries.back().first >= n) drop_last();
-        if (!head.entries.empty() && head.entries.back().last >= n) {
-          const HeadPages list = list_of(head, l);
-          Entry& e = head.entries.back();
-          while (list.position(e, e.used - 1) >= n) --e.used;
-          e.live &= low_bits(e.used);
-          e.last = list.position(e, e.used - 1);
-          if (e.live == 0) drop_last();
         }
         layer.running.truncate(static_cast<Index>(h), list_of(head, l), n);
       }
@@ -513,13 +560,13 @@ class KvCache {
   /// running scores are.
   SequenceImage image(SequenceId id) const;
 
-  /// Bytes of one row of keys and of values in a page of a format.
-  std::pair<Index, Index> row_bytes(Index layer, Index format) const {
-    check_layer(layer, "row_bytes");
-    require(format >= 0 && format < FormatList::count, "row_bytes: format = ", format, ", must be within [0, ",
-            FormatList::count, ")");
+  /// Bytes of keys and of values that an image holds of a page with so many live tokens.
+  std::pair<Index, Index> image_bytes(Index layer, int format, Index live) const {
+    check_layer(layer, "image_bytes");
+    check_format(format, layer, "image_bytes");
     const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
-    return {g.key_row_bytes, g.value_row_bytes};
+    return {g.key_codec != nullptr ? g.key_tile_bytes : live * g.key_row_bytes,
+            g.value_codec != nullptr ? g.value_tile_bytes : live * g.value_row_bytes};
   }
 
   /// A new sequence like the one the image was made of, attention identical to the last bit; none when the pool has no
@@ -535,6 +582,8 @@ class KvCache {
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
       out.running_bytes += layer.running.bytes();
+      out.observation_bytes += layer.query_peaks.bytes();
+      for (const auto& block : layer.states) out.state_bytes += block->memory.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
       for (const Head& head : layer.heads) {
@@ -545,12 +594,13 @@ class KvCache {
           out.page_bytes += pool_->page_bytes(size_class(l, e.format));
           out.shared_pages += pool_->references(e.page) > 1;
           const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][e.format];
-          out.live_bytes += std::popcount(e.live) * (g.key_row_bytes + g.value_row_bytes);
+          out.live_bytes += std::popcount(e.live) * (g.key_tile_bytes + g.value_tile_bytes) / page_tokens_;
         }
         out.live_tokens += h.live_tokens;
         out.pages += h.pages;
         out.bookkeeping_bytes +=
-            static_cast<Index>(sizeof(Head) + head.entries.capacity() * sizeof(Entry) + head.offsets.capacity() * 2);
+            static_cast<Index>(sizeof(Head) + head.entries.capacity() * sizeof(Entry) + head.offsets.capacity() * 2 +
+                               head.states.capacity() * sizeof(CodecState));
         row.push_back(h);
       }
     }
@@ -642,7 +692,7 @@ class KvCache {
   }
 
   HeadPages list_of(const Head& head, Index layer) const {
-    return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_};
+    return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_, head.states};
   }
 
   /// Does a slot of an image hold a token?
@@ -651,8 +701,105 @@ class KvCache {
     return head.pages[slot / page_tokens].live >> slot % page_tokens & 1u;
   }
 
+  /// Clears the bits of what does not stay, packs lists, gives pages back. Whatever throws, nothing has changed.
+  void evict_and_pack(Sequence& s, const Plan& plan, CompressReport& report) {
+    struct Change {
+      Index layer;
+      Head* head;
+      CompactedList list;
+    };
+    std::vector<Change> changes;
+    std::vector<RunningScores<B>> running(model_.layers.size());
+    std::vector<CompactList> moves;
+    for (Index l = 0; l < layers(); ++l) {
+      const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+      if (!lp.touched) continue;
+      const LayerLists lists(*this, s, l);
+      for (std::size_t h = 0; h < lists.heads.size(); ++h)
+        changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
+                           compact_list(lists.heads[h], lp.keep[h].words(), is_private(), plan.dense)});
+      const RunningScores<B>& before = s.layers[static_cast<std::size_t>(l)].running;
+      if (before.empty()) continue;
+      std::vector<std::vector<std::int32_t>> source;
+      for (std::size_t h = 0; h < lists.heads.size(); ++h) {
+        std::vector<Entry> left(lists.heads[h].entries.begin(), lists.heads[h].entries.end());
+        for (std::size_t e = 0; e < left.size(); ++e) left[e].live &= lp.keep[h].words()[e];
+        const auto& after = changes[changes.size() - lists.heads.size() + h].list.entries;
+        source.push_back(detail::slots_before(left, after, page_tokens_));
+        detail::cut_unscored(source.back(), before.filled(static_cast<Index>(h)));
+      }
+      RunningScores<B>& after = running[static_cast<std::size_t>(l)];
+      after.start(*be_, before.scorer(), before.data(), before.slots(), source, page_tokens_);
+      after.count_rows_up_to(before.last_row());
+    }
+    for (const Change& c : changes) {
+      if (c.list.moves.empty()) continue;
+      moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim,
+                       shape(c.layer).value_dim, page_tokens_});
+      for (const Move& m : c.list.moves) report.rows_moved += m.count;
+    }
+    be_->compact(moves);  // from here on nothing can fail
+    for (Change& c : changes) {
+      c.head->entries = std::move(c.list.entries);
+      c.head->offsets = std::move(c.list.offsets);
+      for (const Entry& e : c.list.released) {
+        if (!pool_->release(e.page)) continue;
+        ++report.pages_freed;
+        report.bytes_freed += pool_->page_bytes(size_class(c.layer, e.format));
+      }
+    }
+    for (std::size_t l = 0; l < s.layers.size(); ++l) {
+      s.layers[l].observed.forget();
+      if (!running[l].empty()) s.layers[l].running = std::move(running[l]);
+    }
+    ++s.epoch;
+  }
+
+  /// Tokens of all layers that are old enough change their form.
+  void age(Sequence& s, CompressReport& report) {
+    std::map<Index, FormChanges> work;
+    for (Index l = 0; l < layers(); ++l)
+      if (FormChanges changes = aged_changes(s, l); !changes.empty()) work[l] = std::move(changes);
+    reform(s, work, report);
+  }
+
+  /// Joins pages that tokens of a layer have left.
+  void pack(Sequence& s, Index layer, CompressReport& report) {
+    Plan all;
+    all.layers.resize(model_.layers.size());
+    LayerPlan& lp = all.layers[static_cast<std::size_t>(layer)];
+    lp.touched = true;
+    for (const Head& head : s.layers[static_cast<std::size_t>(layer)].heads)
+      lp.keep.push_back(Selection::live(head.entries));
+    evict_and_pack(s, all, report);
+  }
+
+  static void add_coded_tiles(const HeadPages& list, const Entry& e, const LayerShape& shape, std::byte* canonical,
+                              Index& at, std::vector<RepackTile>& tiles);
+
   /// Throws unless an image of a layer is one this cache could have made.
   void check_image(const SequenceImage::Layer& from, Index layer) const;
+
+  // Changes of form, see kv_cache_forms.hpp.
+  using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
+  struct LayerForms;  // what a Precision means in one layer of this cache
+  class KeyRanges;    // of all layers, for a guard
+  std::vector<LayerForms> layer_forms(const Precision& precision) const;
+  void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
+                  const KeyRanges& key_ranges, Plan& plan) const;
+  using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
+  void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
+  void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
+  void check_format(int format, Index layer, const char* what) const;
+  void check_aging(const Aging& aging, Index layer) const;
+  TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
+  FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
+  FormChanges aged_changes(Sequence& s, Index layer);
+  void reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report);
+  bool reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report);
+  std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,
+                          bool fresh);
+  std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format) const;
 
   // The stages of decode, see kv_cache_decode.hpp.
   struct DecodeStep;
@@ -663,6 +810,8 @@ class KvCache {
   std::vector<DecodeChoice> decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method);
   template <class C>
   void prepare_decode(Index layer, DecodeStep& step, const C& method);
+  void demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
+              std::span<const std::uint64_t> stay, std::span<const Index> nans, EvictReport& report);
   EvictReport evict(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
                     std::span<const std::uint64_t> stay, std::span<const Index> nans);
 
@@ -675,7 +824,9 @@ class KvCache {
     ~FreshPages() {
       if (held_) pool_.release(pages_);
     }
-    bool take(int size_class) { return held_ = pool_.allocate(size_class, pages_); }
+    bool take(int size_class, PagePool::Reserve reserve = PagePool::Reserve::leave) {
+      return held_ = pool_.allocate(size_class, pages_, reserve);
+    }
     std::span<const PageId> pages() const { return pages_; }
     void keep() { held_ = false; }
 
@@ -687,9 +838,8 @@ class KvCache {
 
   /// May new tokens go into the last pages? All heads or none, so that heads that hold the same tokens stay aligned even
   /// where only some of their pages are shared.
-  bool has_open_pages(const Layer& at, Index layer, int format) const {
-    return geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)].rows_move &&
-           std::all_of(at.heads.begin(), at.heads.end(), [&](const Head& head) {
+  bool has_open_pages(const Layer& at, int format) const {
+    return std::all_of(at.heads.begin(), at.heads.end(), [&](const Head& head) {
              return head.entries.empty() ||
                     (head.entries.back().format == format && pool_->references(head.entries.back().page) == 1);
            });
@@ -723,8 +873,9 @@ class KvCache {
   }
 
   void check_fits(const LayerPlan& lp, const Sequence& s, Index layer) const {
-    if (!lp.touched) return;
     const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    check_forms(lp, at, layer);
+    if (!lp.touched) return;
     require(lp.keep.size() == at.heads.size(), "commit: layer ", layer, " of the plan has ", lp.keep.size(),
             " heads, must be ", at.heads.size());
     for (std::size_t h = 0; h < at.heads.size(); ++h)
@@ -797,4 +948,6 @@ class KvCache {
 }  // namespace kvpare
 
 #include "kv_cache_decode.hpp"
+#include "kv_cache_forms.hpp"
+#include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"

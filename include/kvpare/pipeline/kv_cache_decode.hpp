@@ -11,6 +11,7 @@ struct KvCache<B, Listed>::DecodeStep {
   Sequence* sequence;
   Layer* at;
   LayerLists lists;
+  int rest = -1;  // the form of tokens that would be evicted
   typename RunningScores<B>::Admission admission = {};
   std::vector<float*> mass = {};
   ObservedLayer<B> made = {};           // scores of a scorer that reads no rows, over columns
@@ -41,11 +42,12 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
   const Reads reads = method.scorer.reads();
   const std::string_view scorer = policy_name(method.scorer);
   const bool together = method.selector.heads == SelectHeads::layer;
+  const int rest = layer_forms(method.precision)[static_cast<std::size_t>(layer)].rest;
   std::vector<DecodeStep> steps;
   for (const AttendRequest& r : batch) {
     check_request(r, sh, "decode", 0);
     Sequence& s = get(r.sequence);
-    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer)};
+    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer), rest};
     for (const DecodeStep& other : steps)
       require(other.sequence != &s, "decode: sequence ", r.sequence, " is in the batch twice");
     const Index rows = static_cast<Index>(r.positions.size());
@@ -86,7 +88,7 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
         step.sequence->decode_budget.of(method, place, sharing, step.at->given(step.sequence->tags, selector.among));
     for (Index h = 0; h < (together ? 1 : heads); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
-                                row))
+                                step.rest, step.rest < 0 ? 1 : method.precision.block, row))
         continue;
       step.evicts = true;
       choices.push_back({&step, h, together ? heads : 1, row, words});
@@ -122,6 +124,39 @@ void KvCache<B, Listed>::prepare_decode(Index layer, DecodeStep& step, const C& 
   }
 }
 
+/// What does not stay takes the form of the rest.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
+                                std::span<const std::uint64_t> stay, std::span<const Index> nans,
+                                EvictReport& report) {
+  for (DecodeStep& step : steps) {
+    std::vector<std::vector<std::uint64_t>> words;
+    for (const HeadPages& list : step.lists.heads) words.emplace_back(list.entries.size(), 0);
+    bool any = false;
+    for (std::size_t c = 0; c < choices.size(); ++c) {
+      const DecodeChoice& choice = choices[c];
+      if (choice.step != &step) continue;
+      report.nan_scores += nans[c] * choice.heads;
+      for (Index h = choice.head; h < choice.head + choice.heads; ++h)
+        for (std::size_t e = 0; e < choice.row.candidates.size(); ++e) {
+          words[static_cast<std::size_t>(h)][e] = choice.row.candidates[e] & ~stay[choice.at + e];
+          any = any || words[static_cast<std::size_t>(h)][e] != 0;
+        }
+    }
+    if (!any) continue;
+    const std::uint32_t state = state_for(*step.at, layer, step.rest, words, false);
+    FormChanges changes(words.size());
+    for (std::size_t h = 0; h < words.size(); ++h)
+      changes[h].emplace_back(static_cast<std::uint16_t>(step.rest), state, std::move(words[h]));
+    CompressReport formed;
+    reform(*step.sequence, {{layer, std::move(changes)}}, formed);
+    pack(*step.sequence, layer, formed);
+    report.demoted += formed.tokens_changed;
+    report.pages_freed += formed.pages_freed, report.bytes_freed += formed.bytes_freed;
+    report.rows_moved += formed.rows_moved;
+  }
+}
+
 /// Clears the bits of what does not stay, packs lists that have holes enough, gives pages back. `stay` has a word for every
 /// word of candidates.
 template <Backend B, class Listed>
@@ -129,6 +164,10 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
                                       std::span<const DecodeChoice> choices, std::span<const std::uint64_t> stay,
                                       std::span<const Index> nans) {
   EvictReport report;
+  if (!steps.empty() && steps[0].rest >= 0) {
+    demote(layer, steps, choices, stay, nans, report);
+    return report;
+  }
   struct Change {
     DecodeStep* step;
     Index head;

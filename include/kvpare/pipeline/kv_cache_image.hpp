@@ -5,6 +5,21 @@
 
 namespace kvpare {
 
+/// The coded tiles of one page, keys first, with room for their canonical bytes from `at` on.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::add_coded_tiles(const HeadPages& list, const Entry& e, const LayerShape& shape,
+                                         std::byte* canonical, Index& at, std::vector<RepackTile>& tiles) {
+  const PageGeometry& g = list.formats[e.format];
+  if (g.key_codec != nullptr) {
+    tiles.push_back({&g, Side::keys, e.page, shape.key_dim, list.page_tokens, canonical + at});
+    at += round_up(g.key_tile_bytes, 64);
+  }
+  if (g.value_codec != nullptr) {
+    tiles.push_back({&g, Side::values, e.page, shape.value_dim, list.page_tokens, canonical + at});
+    at += round_up(g.value_tile_bytes, 64);
+  }
+}
+
 template <Backend B, class Listed>
 SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
   const Sequence& s = get(id);
@@ -17,7 +32,12 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
     to.given = layer.given_spans;
     to.scorer = layer.running.scorer();
     to.last_row = layer.running.last_row();
+    to.aging = layer.aging;
+    for (const auto& block : layer.states)
+      to.states.push_back({static_cast<std::uint16_t>(block->format),
+                           std::vector<float>(static_cast<std::size_t>(block->memory.size()))});
     const LayerLists lists(*this, s, l);
+    Index coded_bytes = 0;
     for (std::size_t h = 0; h < lists.heads.size(); ++h) {
       const HeadPages& list = lists.heads[h];
       SequenceImage::Head& head = to.heads.emplace_back();
@@ -26,32 +46,46 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
         const Entry& entry = list.entries[e];
         const PageGeometry& g = list.formats[entry.format];
         SequenceImage::Page& page = head.pages[e];
-        page.format = entry.format, page.first = entry.first, page.live = entry.live;
+        page.format = entry.format, page.state = entry.state, page.first = entry.first, page.live = entry.live;
         page.offsets.resize(entry.used);
         for (Index slot = 0; slot < entry.used; ++slot)
           page.offsets[static_cast<std::size_t>(slot)] =
               static_cast<std::uint16_t>(list.position(entry, slot) - entry.first);
-        page.keys.resize(static_cast<std::size_t>(entry.used * g.key_row_bytes));
-        page.values.resize(static_cast<std::size_t>(entry.used * g.value_row_bytes));
+        page.keys.resize(
+            static_cast<std::size_t>(g.key_codec != nullptr ? g.key_tile_bytes : entry.used * g.key_row_bytes));
+        page.values.resize(
+            static_cast<std::size_t>(g.value_codec != nullptr ? g.value_tile_bytes : entry.used * g.value_row_bytes));
+        if (g.key_codec != nullptr) coded_bytes += round_up(g.key_tile_bytes, 64);
+        if (g.value_codec != nullptr) coded_bytes += round_up(g.value_tile_bytes, 64);
       }
       if (!layer.running.empty())
         head.running.resize(static_cast<std::size_t>(layer.running.filled(static_cast<Index>(h))));
     }
+
+    const Buffer<B, std::byte> canonical(*be_, coded_bytes);
+    std::vector<RepackTile> tiles;
+    Index coded_at = 0;
+    for (const HeadPages& list : lists.heads)
+      for (const Entry& e : list.entries) add_coded_tiles(list, e, shape(l), canonical.data(), coded_at, tiles);
+    be_->repack(tiles, RepackTo::canonical);
 
     // All host memory is there: nothing can fail between these copies and the wait for them.
     std::optional<typename B::Ticket> last;
     const auto fetch = [&](auto& host, const void* from) {
       if (!host.empty()) last = be_->to_host(host.data(), from, static_cast<Index>(host.size() * sizeof(host[0])));
     };
+    auto tile = tiles.begin();
     for (std::size_t h = 0; h < lists.heads.size(); ++h) {
       const HeadPages& list = lists.heads[h];
       for (std::size_t e = 0; e < list.entries.size(); ++e) {
         const PageGeometry& g = list.formats[list.entries[e].format];
-        fetch(to.heads[h].pages[e].keys, g.key_row(list.entries[e].page, 0));
-        fetch(to.heads[h].pages[e].values, g.value_row(list.entries[e].page, 0));
+        const PageId page = list.entries[e].page;
+        fetch(to.heads[h].pages[e].keys, g.key_codec != nullptr ? (tile++)->canonical : g.key_row(page, 0));
+        fetch(to.heads[h].pages[e].values, g.value_codec != nullptr ? (tile++)->canonical : g.value_row(page, 0));
       }
       fetch(to.heads[h].running, layer.running.row(static_cast<Index>(h)));
     }
+    for (std::size_t b = 0; b < layer.states.size(); ++b) fetch(to.states[b].values, layer.states[b]->memory.data());
     if (last) be_->wait(*last);
 
     // What was evicted is nobody's business any more.
@@ -66,11 +100,19 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
     for (SequenceImage::Head& head : to.heads) {
       for (SequenceImage::Page& page : head.pages) {
         const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
-        drop_dead(page.keys, g.key_row_bytes, page.live);
-        drop_dead(page.values, g.value_row_bytes, page.live);
+        if (g.key_codec == nullptr) drop_dead(page.keys, g.key_row_bytes, page.live);
+        if (g.value_codec == nullptr) drop_dead(page.values, g.value_row_bytes, page.live);
       }
       for (std::size_t slot = 0; slot < head.running.size(); ++slot)
         if (!is_live(head, slot)) head.running[slot] = 0;
+      for (std::size_t p = head.pages.size(); p-- > 0;) {  // emptied by `truncate`, where formats interleave
+        if (head.pages[p].live != 0) continue;
+        head.pages.erase(head.pages.begin() + static_cast<std::ptrdiff_t>(p));
+        const auto begin = std::min(head.running.size(), p * static_cast<std::size_t>(page_tokens_));
+        const auto end = std::min(head.running.size(), begin + static_cast<std::size_t>(page_tokens_));
+        head.running.erase(head.running.begin() + static_cast<std::ptrdiff_t>(begin),
+                           head.running.begin() + static_cast<std::ptrdiff_t>(end));
+      }
     }
   }
   return image;
@@ -90,9 +132,20 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
   require(from.last_row >= -1, "restore: layer ", layer, ": last row = ", from.last_row, ", must be a position or -1");
   require(!from.scorer.empty() || from.last_row == -1, "restore: layer ", layer, ": last row = ", from.last_row,
           ", but no scorer has counted any");
+  for (std::size_t b = 0; b < from.states.size(); ++b) {
+    const SequenceImage::State& state = from.states[b];
+    require(state.format < FormatList::count, "restore: layer ", layer, " state ", b, ": format ", state.format,
+            ", must be below ", FormatList::count);
+    const auto floats = static_cast<std::size_t>(empty_state(layer, state.format)->memory.size());
+    require(state.values.size() == floats && floats > 0, "restore: layer ", layer, " state ", b, " has ",
+            state.values.size(), " floats, format ", state.format, " takes ", floats);
+  }
+  check_aging(from.aging, layer);
   for (std::size_t h = 0; h < from.heads.size(); ++h) {
     const SequenceImage::Head& head = from.heads[h];
     Index before = -1, slots = 0;
+    std::map<int, Index> past;  // last position so far of each format
+    std::vector<Index> all;     // positions of live tokens
     auto given = from.given.begin();
     for (std::size_t p = 0; p < head.pages.size(); ++p) {
       const SequenceImage::Page& page = head.pages[p];
@@ -103,7 +156,13 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
       if (page.format >= FormatList::count) wrong("format ", page.format, ", must be below ", FormatList::count);
       if (used < 1 || used > page_tokens_) wrong(used, " slots, must be within [1, ", page_tokens_, "]");
       if (page.live == 0 || (page.live & ~low_bits(used)) != 0) wrong("live slots beyond the ", used, " used, or none");
-      if (page.offsets[0] != 0 || page.first <= before) wrong("starts at position ", page.first, " after ", before);
+      if (page.state > from.states.size() ||
+          (page.state != 0 && from.states[page.state - 1].format != page.format))
+        wrong("state ", page.state, " is none of its format");
+      if (const auto last = past.find(page.format); last != past.end() && page.first <= last->second)
+        wrong("starts at position ", page.first, " after ", last->second);
+      if (page.offsets[0] != 0 || page.first < 0) wrong("starts at position ", page.first, " + ", page.offsets[0]);
+      given = from.given.begin();
       for (std::size_t i = 1; i < page.offsets.size(); ++i)
         if (page.offsets[i] <= page.offsets[i - 1]) wrong("positions do not ascend at slot ", i);
       for (const std::uint16_t offset : page.offsets) {
@@ -112,14 +171,17 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
         if (given == from.given.end() || before < given->first)
           wrong("holds position ", before, ", which the layer was not given");
       }
-      const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][page.format];
-      const Index rows = std::popcount(page.live);
-      if (static_cast<Index>(page.keys.size()) != rows * g.key_row_bytes ||
-          static_cast<Index>(page.values.size()) != rows * g.value_row_bytes)
-        wrong(page.keys.size(), " bytes of keys and ", page.values.size(), " of values, must be ",
-              rows * g.key_row_bytes, " and ", rows * g.value_row_bytes);
+      past[page.format] = before;
+      for_each_bit(page.live, [&](Index slot) { all.push_back(page.first + page.offsets[static_cast<std::size_t>(slot)]); });
+      const auto [key_bytes, value_bytes] = image_bytes(layer, page.format, std::popcount(page.live));
+      if (static_cast<Index>(page.keys.size()) != key_bytes || static_cast<Index>(page.values.size()) != value_bytes)
+        wrong(page.keys.size(), " bytes of keys and ", page.values.size(), " of values, must be ", key_bytes, " and ",
+              value_bytes);
       slots = static_cast<Index>(p) * page_tokens_ + used;
     }
+    std::sort(all.begin(), all.end());
+    if (const auto twice = std::adjacent_find(all.begin(), all.end()); twice != all.end())
+      fail(message("restore: layer ", layer, " head ", h, " holds position ", *twice, " twice"));
     require(static_cast<Index>(head.running.size()) <= (from.scorer.empty() ? 0 : slots), "restore: layer ", layer,
             " head ", h, " has ", head.running.size(), " running scores for ", slots, " slots of scorer '", from.scorer,
             "'");
@@ -151,7 +213,10 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
     const SequenceImage::Layer& from = image.layers[static_cast<std::size_t>(l)];
     Layer& to = fresh->layers[static_cast<std::size_t>(l)];
     to.given_spans = from.given;
+    to.aging = from.aging;
     std::vector<std::vector<float>> running;
+    std::vector<Buffer<B, std::byte>> canonical;
+    std::vector<RepackTile> tiles;
     for (const SequenceImage::Head& head : from.heads) {
       Head& list = to.heads.emplace_back();
       running.push_back(head.running);
@@ -159,10 +224,10 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
         const auto size = static_cast<std::size_t>(size_class(l, page.format));
         Entry e;
         e.page = taken[size].pages()[static_cast<std::size_t>(--wanted[size])];
-        e.format = page.format, e.first = page.first;
+        e.format = page.format, e.state = page.state, e.first = page.first;
         list.entries.push_back(e);
         for (const std::uint16_t offset : page.offsets)
-          list.put(list.entries.back(), page.first + offset, page_tokens_);
+          put_token(list.entries.back(), page.first + offset, page_tokens_, list.offsets);
         list.entries.back().live = page.live;
 
         const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
@@ -179,9 +244,25 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
           });
           be_->to_backend(tile, dense.data(), static_cast<Index>(dense.size()));
         };
-        write(page.keys, g.key_row(e.page, 0), g.key_row_bytes);
-        write(page.values, g.value_row(e.page, 0), g.value_row_bytes);
+        const auto stage = [&](const std::vector<std::byte>& tile, Side side, Index width) {
+          canonical.emplace_back(*be_, std::span<const std::byte>(tile));
+          tiles.push_back({&g, side, e.page, width, page_tokens_, canonical.back().data()});
+        };
+        if (g.key_codec != nullptr)
+          stage(page.keys, Side::keys, shape(l).key_dim);
+        else
+          write(page.keys, g.key_row(e.page, 0), g.key_row_bytes);
+        if (g.value_codec != nullptr)
+          stage(page.values, Side::values, shape(l).value_dim);
+        else
+          write(page.values, g.value_row(e.page, 0), g.value_row_bytes);
       }
+    }
+    be_->repack(tiles, RepackTo::page);
+    for (const SequenceImage::State& state : from.states) {
+      const auto block = empty_state(l, state.format);
+      be_->to_backend(block->memory.data(), state.values.data(), block->memory.bytes());
+      to.add_state(block);
     }
     if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
   }

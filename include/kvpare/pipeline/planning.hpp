@@ -27,6 +27,7 @@ struct ScoredLayer {
   Index given = 0;       // tokens of the selector's classes the layer was ever given: what a ratio is of
   Index frozen = 0;      // leading columns that must stay whatever the scores
   Index page_bytes = 0;  // of one kv head, for budgets in bytes
+  int settled = -1;      // tokens in pages of this format take no part: nobody chooses, or counts, them
 };
 
 /// What pages shared by heads or layers ask of a plan.
@@ -149,8 +150,16 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
   const auto members = columns.of_class(among);
   const auto live = columns.live_in(head);
   PlanRow row{index, head, for_all, {}, 0, 0};
+  std::vector<std::uint64_t> settled(static_cast<std::size_t>(columns.words()), 0);
+  if (layer.settled >= 0) {
+    std::vector<std::uint64_t> words;
+    for (const Entry& e : layer.heads[static_cast<std::size_t>(head)].entries)
+      words.push_back(e.format == layer.settled ? e.live : 0);
+    settled = columns.from_slots(layer.heads[static_cast<std::size_t>(head)], head, words);
+  }
   for (Index w = 0; w < columns.words(); ++w) {
-    const std::uint64_t member = members[static_cast<std::size_t>(w)] & live[static_cast<std::size_t>(w)];
+    const std::uint64_t member = members[static_cast<std::size_t>(w)] & live[static_cast<std::size_t>(w)] &
+                                 ~settled[static_cast<std::size_t>(w)];
     const std::uint64_t scored =
         low_bits(std::clamp<Index>(layer.scored_columns - w * columns.word_tokens, 0, columns.word_tokens));
     const std::uint64_t thawed =

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <any>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "../cache/compaction.hpp"
+#include "../cache/plan.hpp"
 #include "../cache/tags.hpp"
 #include "decode_eviction.hpp"
 #include "observed_layer.hpp"
@@ -17,22 +19,7 @@ namespace kvpare::detail {
 struct SequenceHead {
   std::vector<Entry> entries;
   std::vector<std::uint16_t> offsets;
-
-  /// One more token in the last entry.
-  void put(Entry& e, Position p, Index page_tokens) {
-    if (e.offsets == 0 && p != e.first + static_cast<Position>(e.used)) {
-      offsets.resize(offsets.size() + static_cast<std::size_t>(page_tokens), 0);
-      e.offsets = static_cast<std::uint32_t>(static_cast<Index>(offsets.size()) / page_tokens);
-      for (Index t = 0; t < e.used; ++t)
-        offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + t)] = static_cast<std::uint16_t>(t);
-    }
-    if (e.offsets != 0)
-      offsets[static_cast<std::size_t>((e.offsets - 1) * page_tokens + e.used)] =
-          static_cast<std::uint16_t>(p - e.first);
-    e.live |= std::uint64_t{1} << e.used;
-    e.last = p;
-    ++e.used;
-  }
+  std::vector<CodecState> states;  // by Entry::state - 1; the memory is the layer's
 
   /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
   void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {
@@ -41,7 +28,7 @@ struct SequenceHead {
       e.page = run.page, e.format = run.format, e.first = positions[0];
       entries.push_back(e);
     }
-    for (const Position p : positions) put(entries.back(), p, page_tokens);
+    for (const Position p : positions) put_token(entries.back(), p, page_tokens, offsets);
   }
 
   /// Does a run to come need its positions spelt out, where so far they were consecutive?
@@ -65,13 +52,40 @@ inline void make_room(std::vector<T>& v, std::size_t more) {
   if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, v.capacity() + v.capacity() / 2));
 }
 
+/// State of one format for all heads of a layer, constant once a page uses it; forks share it.
+template <Backend B>
+struct StateBlock {
+  int format = 0;
+  Index key_floats = 0, value_floats = 0;  // per head
+  Buffer<B, float> memory;                 // [heads][key_floats + value_floats]
+
+  CodecState of_head(Index head) const {
+    const float* at = memory.data() + head * (key_floats + value_floats);
+    return {key_floats > 0 ? at : nullptr, value_floats > 0 ? at + key_floats : nullptr};
+  }
+};
+
 template <Backend B>
 struct SequenceLayer {
   std::vector<SequenceHead> heads;
+  std::vector<std::shared_ptr<const StateBlock<B>>> states;  // by Entry::state - 1
+  Aging aging;
+  Buffer<B, float> query_peaks;  // [kv_heads, key_dim] largest |q| observed; empty where no codec asks for it
   std::vector<std::pair<Position, Position>>
       given_spans;            // [begin, end) of all positions ever appended, minus truncated
   ObservedLayer<B> observed;  // scores, or query rows, that wait for compress
   RunningScores<B> running;   // of a scorer that adds up attention, prompt and decode steps alike
+
+  /// The newest state of a format: an Entry::state, 0 = none.
+  std::uint32_t state_of(int format) const {
+    for (std::size_t s = states.size(); s-- > 0;)
+      if (states[s]->format == format) return static_cast<std::uint32_t>(s + 1);
+    return 0;
+  }
+  void add_state(std::shared_ptr<const StateBlock<B>> block) {
+    for (std::size_t h = 0; h < heads.size(); ++h) heads[h].states.push_back(block->of_head(static_cast<Index>(h)));
+    states.push_back(std::move(block));
+  }
 
   bool empty() const {
     return std::all_of(heads.begin(), heads.end(), [](const SequenceHead& h) { return h.entries.empty(); });
@@ -133,6 +147,7 @@ struct Sequence {
     s.layers.resize(layers.size());
     for (std::size_t l = 0; l < layers.size(); ++l) {
       s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
+      s.layers[l].states = layers[l].states, s.layers[l].aging = layers[l].aging;
       s.layers[l].running = layers[l].running.copy(be);
     }
     return s;

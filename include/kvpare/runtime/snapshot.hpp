@@ -1,15 +1,19 @@
 // A sequence in a stream of bytes: to offload it, and to resume it later, elsewhere.
 //
 //   "kvpareSQ"   8 bytes
-//   version      u32, now 1
+//   version      u32, now 2
 //   sections     each:  tag, 4 letters · length of the content, u64 · content · CRC-32 of all that, u32
 //
 //   "MODL"  page_tokens u32 · formats u32, each two names (keys, values) · layers u32, each q_heads, kv_heads, key_dim,
 //           value_dim, window i64 · scale, softcap f32 · sink logits: u32, f32 …
 //   "TAGS"  spans u32, each begin, end i32 · class u8 · protected u8 · image, grid_rows, grid_cols i64
-//   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32 · heads u32, each:
-//             pages u32, each format u16 · slots u16 · first position i32 · live mask u64 · offset from the first position
-//               u16 per slot · keys, then values: rows of live slots, as the format's canonical bytes
+//   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32
+//           aging: format, keys_first i32 · keep_raw_keys, flush_keys, keep_raw_values, flush_values i64 · classes u32 · sinks
+//             i64
+//           codec states u32, each format u16 · floats u32, f32 …
+//           heads u32, each:
+//             pages u32, each format u16 · slots u16 · state u32 · first position i32 · live mask u64 · offset from the first
+//               position u16 per slot · keys, then values: rows of live slots, or the tile in the codec's canonical bytes
 //             running scores u32, f32 …
 //   "END "  empty
 //
@@ -35,7 +39,7 @@ namespace detail::snapshot {
 static_assert(std::endian::native == std::endian::little, "snapshots are written as the numbers lie in memory");
 
 inline constexpr std::string_view magic = "kvpareSQ";
-inline constexpr std::uint32_t version = 1;
+inline constexpr std::uint32_t version = 2;
 
 /// CRC-32 (IEEE 802.3), sixteen bytes at a time.
 class Crc32 {
@@ -253,11 +257,20 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
     for (const auto& [begin, end] : layer.given) c.put(begin), c.put(end);
     c.put_name(layer.scorer);
     c.put(layer.last_row);
+    const Aging& aging = layer.aging;
+    c.put(static_cast<std::int32_t>(aging.format)), c.put(static_cast<std::int32_t>(aging.keys_first));
+    for (const Index n : {aging.keep_raw_keys, aging.flush_keys, aging.keep_raw_values, aging.flush_values}) c.put(n);
+    c.put(aging.classes.bits), c.put(aging.sinks);
+    c.put(static_cast<std::uint32_t>(layer.states.size()));
+    for (const SequenceImage::State& state : layer.states) {
+      c.put(state.format), c.put(static_cast<std::uint32_t>(state.values.size()));
+      c.put_bytes(state.values.data(), state.values.size() * 4);
+    }
     c.put(static_cast<std::uint32_t>(layer.heads.size()));
     for (const SequenceImage::Head& head : layer.heads) {
       c.put(static_cast<std::uint32_t>(head.pages.size()));
       for (const SequenceImage::Page& page : head.pages) {
-        c.put(page.format), c.put(static_cast<std::uint16_t>(page.offsets.size()));
+        c.put(page.format), c.put(static_cast<std::uint16_t>(page.offsets.size())), c.put(page.state);
         c.put(page.first), c.put(page.live);
         c.put_bytes(page.offsets.data(), page.offsets.size() * 2);
         c.put_bytes(page.keys.data(), page.keys.size());
@@ -310,20 +323,30 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
     for (auto& [begin, end] : layer.given) begin = c.get<Position>(), end = c.get<Position>();
     layer.scorer = c.get_name();
     layer.last_row = c.get<Position>();
+    Aging& aging = layer.aging;
+    aging.format = c.get<std::int32_t>(), aging.keys_first = c.get<std::int32_t>();
+    for (Index* n : {&aging.keep_raw_keys, &aging.flush_keys, &aging.keep_raw_values, &aging.flush_values})
+      *n = c.get<Index>();
+    aging.classes = ClassSet(c.get<std::uint32_t>()), aging.sinks = c.get<Index>();
+    layer.states.resize(c.get_count(6));
+    for (SequenceImage::State& state : layer.states) {
+      state.format = c.get<std::uint16_t>();
+      state.values = c.get_many<float>(c.get<std::uint32_t>());
+    }
     layer.heads.resize(c.get_count(8));
     for (SequenceImage::Head& head : layer.heads) {
-      head.pages.resize(c.get_count(16));
+      head.pages.resize(c.get_count(20));
       for (SequenceImage::Page& page : head.pages) {
         page.format = c.get<std::uint16_t>();
         require(page.format < F::count, "snapshot: a page of format ", page.format, ", must be below ", F::count);
         const auto slots = c.get<std::uint16_t>();
+        page.state = c.get<std::uint32_t>();
         page.first = c.get<Position>();
         page.live = c.get<std::uint64_t>();
         page.offsets = c.get_many<std::uint16_t>(slots);
-        const auto [key_row, value_row] = cache.row_bytes(l, page.format);
-        const auto rows = static_cast<std::size_t>(std::popcount(page.live));
-        page.keys = c.get_many<std::byte>(rows * static_cast<std::size_t>(key_row));
-        page.values = c.get_many<std::byte>(rows * static_cast<std::size_t>(value_row));
+        const auto [key_bytes, value_bytes] = cache.image_bytes(l, page.format, std::popcount(page.live));
+        page.keys = c.get_many<std::byte>(static_cast<std::size_t>(key_bytes));
+        page.values = c.get_many<std::byte>(static_cast<std::size_t>(value_bytes));
       }
       head.running = c.get_many<float>(c.get<std::uint32_t>());
     }

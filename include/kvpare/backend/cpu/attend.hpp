@@ -9,10 +9,12 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "../arguments.hpp"
 #include "team.hpp"
+#include "tiles.hpp"
 
 namespace kvpare::cpu {
 
@@ -84,6 +86,41 @@ inline RowSet value_rows(const PageGeometry& g, const Entry& e, const VisibleSlo
   return {g.value_row(e.page, 0), g.value_row_bytes, seen.slots, seen.count, g.value_type};
 }
 
+/// The same of a coded side.
+inline TileRows coded_rows(const HeadPages& list, const std::byte* tile, Index width, const float* state,
+                           const VisibleSlots& seen) {
+  return {tile, {list.page_tokens, width}, state, seen.slots, seen.count, seen.gapless};
+}
+
+/// Query rows in the form that coded keys want, made once per format and state.
+class PreparedQueries {
+ public:
+  PreparedQueries(const Kernels& k, const float* q, Index stride, Index rows, Index width)
+      : k_(k), q_(q), stride_(stride), rows_(rows), width_(width) {}
+
+  const std::byte* of(std::uint16_t format, const TileOps& ops, const float* state, Scratch& scratch) {
+    if (made_.size() <= format) made_.resize(format + std::size_t{1});
+    Made& made = made_[format];
+    if (made.memory == nullptr)
+      made.memory = scratch.bytes(ops.query_bytes(rows_, width_));
+    else if (made.state == state)
+      return made.memory;
+    made.state = state;
+    ops.prepare_query(k_, q_, stride_, rows_, width_, state, made.memory);
+    return made.memory;
+  }
+
+ private:
+  struct Made {
+    std::byte* memory = nullptr;
+    const float* state = nullptr;
+  };
+  const Kernels& k_;
+  const float* q_;
+  Index stride_, rows_, width_;
+  std::vector<Made> made_;
+};
+
 /// Running softmax of some query rows over some keys: logits in units of log2.
 struct SoftmaxState {
   float* max = nullptr;  // [rows]
@@ -119,8 +156,46 @@ inline void prepare_queries(const Kernels& k, const LayerShape& shape, const Con
     }
 }
 
+/// Adds `from` to `to`, both softmax states over disjoint keys.
+inline void merge(const Kernels& k, SoftmaxState& to, const SoftmaxState& from, Index rows, Index value_dim) {
+  const Index stride = SoftmaxState::stride(value_dim);
+  for (Index i = 0; i < rows; ++i) {
+    const float peak = std::max(to.max[i], from.max[i]);
+    const float mine = peak == minus_infinity ? 1 : std::exp2(to.max[i] - peak);
+    const float theirs = peak == minus_infinity ? 1 : std::exp2(from.max[i] - peak);
+    k.multiply(to.acc + i * stride, value_dim, mine);
+    k.add_scaled(from.acc + i * stride, value_dim, theirs, to.acc + i * stride);
+    to.sum[i] = to.sum[i] * mine + from.sum[i] * theirs;
+    to.max[i] = peak;
+  }
+}
+
+/// The softmax state of a run of pages whose values are stored transformed (FoldedCodec): undone once, at the end of the run.
+class FoldedRun {
+ public:
+  bool open() const { return ops_ != nullptr; }
+  bool is_of(const TileOps* ops, const float* codec_state) const { return ops_ == ops && codec_state_ == codec_state; }
+  SoftmaxState state() const { return *state_; }
+
+  void start(const TileOps& ops, const float* codec_state, Scratch& scratch, Index rows, Index value_dim) {
+    if (!state_) state_.emplace(scratch.floats(SoftmaxState::floats(rows, value_dim)), rows, value_dim);
+    ops_ = &ops, codec_state_ = codec_state;
+    state_->clear(rows, value_dim);
+  }
+  void close(const Kernels& k, SoftmaxState& to, Index rows, Index value_dim) {
+    ops_->finish_output(rows, value_dim, codec_state_, state_->sum, state_->acc, SoftmaxState::stride(value_dim));
+    merge(k, to, *state_, rows, value_dim);
+    ops_ = nullptr;
+  }
+
+ private:
+  const TileOps* ops_ = nullptr;
+  const float* codec_state_ = nullptr;
+  std::optional<SoftmaxState> state_;
+};
+
 /// Runs the rows of one head over entries [first, end). With `logits` given, every logit is also written there at
-/// [query row][slot].
+/// [query row][slot]. Values that are stored transformed add up in a state of their own until the form changes.
 inline void attend_stretch(const Kernels& k, const LayerShape& shape, const AttendSequence& s, const AttendTask& task,
                            SoftmaxState state, float* logits) {
   const HeadPages& list = s.heads[static_cast<std::size_t>(task.head)];
@@ -133,6 +208,8 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
   float* tanh_scratch = shape.softcap > 0 ? scratch.floats(64) : nullptr;
   prepare_queries(k, shape, s.queries, task.head, q, q_stride);
   state.clear(rows, shape.value_dim);
+  PreparedQueries prepared(k, q, q_stride, rows, shape.key_dim);
+  FoldedRun folded;
 
   const auto [lowest, highest] = std::minmax_element(s.positions.begin(), s.positions.end());
   const Sight all{sight_of(*lowest, shape.window).low, *highest};
@@ -155,10 +232,27 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
     const Entry& ahead = list.entries[static_cast<std::size_t>(following < task.end_entry ? following : at)];
     const PageGeometry& g = list.formats[e.format];
     const PageGeometry& ahead_g = list.formats[ahead.format];
+    const CodecState codec_state = list.state_of(e);
+    const auto* key_ops = static_cast<const TileOps*>(g.key_codec);
+    const auto* value_ops = static_cast<const TileOps*>(g.value_codec);
+    const auto ahead_tile = [&](const std::byte* tile, Index bytes) {
+      return following < task.end_entry ? AheadBytes{tile, bytes} : AheadBytes{};
+    };
 
-    k.dot(q, q_stride, rows, shape.key_dim, key_rows(g, e, now), value_rows(g, e, now), scores, 64);
+    if (key_ops != nullptr)
+      key_ops->score(k, prepared.of(e.format, *key_ops, codec_state.keys, scratch), rows,
+                     coded_rows(list, g.key_row(e.page, 0), shape.key_dim, codec_state.keys, now),
+                     ahead_tile(ahead_g.key_row(ahead.page, 0), ahead_g.key_tile_bytes), scores, 64);
+    else
+      k.dot(q, q_stride, rows, shape.key_dim, key_rows(g, e, now),
+            value_ops != nullptr ? RowSet{} : value_rows(g, e, now), scores, 64);
     if (shape.softcap > 0)
       for (Index i = 0; i < rows; ++i) cap_logits(k, scores + i * 64, now.count, shape.softcap, tanh_scratch);
+
+    if (folded.open() && !folded.is_of(value_ops, codec_state.values)) folded.close(k, state, rows, shape.value_dim);
+    if (value_ops != nullptr && value_ops->folds && !folded.open())
+      folded.start(*value_ops, codec_state.values, scratch, rows, shape.value_dim);
+    const SoftmaxState sums = folded.open() ? folded.state() : state;
 
     const auto absorb = [&](Index first_row, Index row_count, int from, int to) {  // listed slots [from, to)
       float* x = scores + first_row * 64 + from;
@@ -169,12 +263,21 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
         else
           for (int t = from; t < to; ++t) page[now.slots[t]] = x[i * 64 + t - from];
       }
-      k.running_softmax(x, 64, row_count, to - from, state.max + first_row, state.sum + first_row, alpha);
-      RowSet values = value_rows(g, e, now);
-      values.slots += from;
-      values.count = to - from;
-      k.accumulate(x, 64, alpha, row_count, shape.value_dim, values, key_rows(ahead_g, ahead, next),
-                   state.acc + first_row * acc_stride, acc_stride);
+      k.running_softmax(x, 64, row_count, to - from, sums.max + first_row, sums.sum + first_row, alpha);
+      float* acc = sums.acc + first_row * acc_stride;
+      if (value_ops != nullptr) {
+        TileRows values =
+            coded_rows(list, g.value_row(e.page, 0), shape.value_dim, codec_state.values, now);
+        values.slots += from, values.count = to - from, values.gapless = values.gapless && from == 0;
+        value_ops->accumulate(k, x, 64, alpha, row_count, values,
+                              ahead_tile(ahead_g.value_row(ahead.page, 0), ahead_g.value_tile_bytes), acc, acc_stride);
+      } else {
+        RowSet values = value_rows(g, e, now);
+        values.slots += from;
+        values.count = to - from;
+        k.accumulate(x, 64, alpha, row_count, shape.value_dim, values,
+                     ahead_g.key_codec != nullptr ? RowSet{} : key_rows(ahead_g, ahead, next), acc, acc_stride);
+      }
     };
 
     if (now.same_for_all) {
@@ -197,20 +300,7 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
     std::swap(now, next);
     at = following;
   }
-}
-
-/// Adds `from` to `to`, both softmax states over disjoint keys.
-inline void merge(const Kernels& k, SoftmaxState& to, const SoftmaxState& from, Index rows, Index value_dim) {
-  const Index stride = SoftmaxState::stride(value_dim);
-  for (Index i = 0; i < rows; ++i) {
-    const float peak = std::max(to.max[i], from.max[i]);
-    const float mine = peak == minus_infinity ? 1 : std::exp2(to.max[i] - peak);
-    const float theirs = peak == minus_infinity ? 1 : std::exp2(from.max[i] - peak);
-    k.multiply(to.acc + i * stride, value_dim, mine);
-    k.add_scaled(from.acc + i * stride, value_dim, theirs, to.acc + i * stride);
-    to.sum[i] = to.sum[i] * mine + from.sum[i] * theirs;
-    to.max[i] = peak;
-  }
+  if (folded.open()) folded.close(k, state, rows, shape.value_dim);
 }
 
 /// Divides by the sum (sink included; a row that saw nothing stays 0 with lse -inf), writes the output rows and, when asked,

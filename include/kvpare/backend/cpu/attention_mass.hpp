@@ -14,6 +14,7 @@
 
 #include "../arguments.hpp"
 #include "attend.hpp"
+#include "rows.hpp"
 #include "team.hpp"
 
 namespace kvpare::cpu {
@@ -26,11 +27,13 @@ inline constexpr Index few_vectors = 64;  // up to so many, reading the rows whe
 inline constexpr Index mass_stripes = 4;  // at least so many (kv head, stripe of rows) tasks, if there are rows enough
 inline constexpr Index packing_pieces = 4;  // tasks per head for packing
 
-/// The keys of one head that the mask lets through, in order of position: key i of the list is the next set bit.
+/// The keys of one head that the mask lets through, in order of position: key i of the list is the next set bit. Pages whose
+/// positions interleave are cut into parts that do not.
 struct ListedKeys {
   struct Part {
     Index entry, begin;  // begin: the first of its keys
     std::uint64_t word;
+    Position last;  // of its keys
     Index count() const { return std::popcount(word); }
   };
   const HeadPages* pages = nullptr;
@@ -45,8 +48,28 @@ struct ListedKeys {
     for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
       const std::uint64_t live = entry(e).live, word = mask != nullptr ? live & mask[e] : live;
       if (word == 0) continue;
-      parts.push_back({e, size, word});
+      parts.push_back({e, size, word, entry(e).last});
       size += parts.back().count();
+    }
+    const auto follows = [&](const Part& a, const Part& b) { return entry(a).last >= entry(b).first; };
+    if (std::adjacent_find(parts.begin(), parts.end(), follows) != parts.end()) cut_where_they_interleave();
+  }
+
+  void cut_where_they_interleave() {
+    struct Key {
+      Position position;
+      Index entry, slot;
+    };
+    std::vector<Key> keys;
+    keys.reserve(static_cast<std::size_t>(size));
+    for (const Part& p : parts)
+      for_each_bit(p.word, [&](Index s) { keys.push_back({pages->position(entry(p), s), p.entry, s}); });
+    std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) { return a.position < b.position; });
+    parts.clear();
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (i == 0 || keys[i].entry != keys[i - 1].entry) parts.push_back({keys[i].entry, static_cast<Index>(i), 0, 0});
+      parts.back().word |= std::uint64_t{1} << keys[i].slot;
+      parts.back().last = keys[i].position;
     }
   }
 
@@ -60,7 +83,7 @@ struct ListedKeys {
   /// How many listed keys stand at positions <= limit.
   Index before(Index limit) const {
     const auto part =
-        std::partition_point(parts.begin(), parts.end(), [&](const Part& p) { return entry(p).last <= limit; });
+        std::partition_point(parts.begin(), parts.end(), [&](const Part& p) { return p.last <= limit; });
     if (part == parts.end()) return size;
     Index n = part->begin;
     const Entry& e = entry(*part);
@@ -101,21 +124,22 @@ struct MassVector {
   float weight;
 };
 
-/// The listed keys of one head, packed for products with many query vectors.
+/// The listed keys of one head, packed for products with many query vectors: in their own type, or as floats where they
+/// are coded or of several types.
 class PackedKeys {
  public:
   void reserve(const Kernels& k, const ListedKeys& keys, Index width) {
     type_ = DType::f32;
-    mixed_ = false;
+    as_floats_ = false;
     for (std::size_t i = 0; i < keys.parts.size(); ++i) {
-      const DType type = format(keys, keys.parts[i]).key_type;
-      mixed_ = mixed_ || (i > 0 && type != type_);
-      type_ = type;
+      const PageGeometry& g = format(keys, keys.parts[i]);
+      as_floats_ = as_floats_ || g.key_codec != nullptr || (i > 0 && g.key_type != type_);
+      type_ = g.key_type;
     }
+    if (as_floats_) type_ = DType::f32;
     panel_bytes_ = k.panel_bytes(width, type_);
-    if (!mixed_) memory_.resize(static_cast<std::size_t>(panels(k, keys) * panel_bytes_) + 64);
+    memory_.resize(static_cast<std::size_t>(panels(k, keys) * panel_bytes_) + 64);
   }
-  bool possible() const { return !mixed_; }
   Index panels(const Kernels& k, const ListedKeys& keys) const { return ceil_div(keys.size, k.panel_tokens); }
 
   /// Panels [first, end).
@@ -124,13 +148,22 @@ class PackedKeys {
     auto part = std::partition_point(keys.parts.begin(), keys.parts.end(),
                                      [&](const auto& p) { return p.begin + p.count() <= first * k.panel_tokens; });
     if (first >= end) return;
+    float* floats = as_floats_ ? Scratch::fresh().floats(64 * width) : nullptr;
     std::uint64_t left = part->word;
     for (Index skip = first * k.panel_tokens - part->begin; skip > 0; --skip) left &= left - 1;
     for (Index panel = first; panel < end; ++panel) {
       const Index count = std::min(k.panel_tokens, keys.size - panel * k.panel_tokens);
       for (Index i = 0; i < count; ++i) {
         if (left == 0) left = (++part)->word;
-        rows[i] = format(keys, *part).key_row(keys.entry(*part).page, std::countr_zero(left));
+        const Entry& e = keys.entry(*part);
+        const Index slot = std::countr_zero(left);
+        if (as_floats_) {
+          SideOf(format(keys, *part), e.page, Side::keys)
+              .read(k, {keys.pages->page_tokens, width}, slot, keys.pages->state_of(e).keys, floats + i * width);
+          rows[i] = reinterpret_cast<const std::byte*>(floats + i * width);
+        } else {
+          rows[i] = format(keys, *part).key_row(e.page, slot);
+        }
         left &= left - 1;
       }
       k.pack_panel(rows, count, width, type_, data() + panel * panel_bytes_);
@@ -155,21 +188,41 @@ class PackedKeys {
   std::vector<std::byte> memory_;
   Index panel_bytes_ = 0;
   DType type_ = DType::f32;
-  bool mixed_ = false;
+  bool as_floats_ = false;
 };
 
 /// Logits of a few query vectors against the first `end` listed keys, read where they lie.
 inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, const float* q, Index q_stride,
-                       Index count, Index end, float* logits, Index stride) {
+                       Index count, Index end, Scratch& scratch, float* logits, Index stride) {
   VisibleSlots now, next;
-  const auto rows = [&](const ListedKeys::Part& p, VisibleSlots& listed) {
-    listed.list(p.word);
-    return key_rows(keys.pages->formats[keys.entry(p).format], keys.entry(p), listed);
+  PreparedQueries prepared(k, q, q_stride, count, key_dim);
+  const auto geometry = [&](const ListedKeys::Part& p) -> const PageGeometry& {
+    return keys.pages->formats[keys.entry(p).format];
   };
   for (std::size_t i = 0; i < keys.parts.size() && keys.parts[i].begin < end; ++i) {
-    const RowSet here = rows(keys.parts[i], now);
-    const RowSet ahead = i + 1 < keys.parts.size() ? rows(keys.parts[i + 1], next) : RowSet{};
-    k.dot(q, q_stride, count, key_dim, here, ahead, logits + keys.parts[i].begin, stride);
+    const ListedKeys::Part& part = keys.parts[i];
+    const PageGeometry& g = geometry(part);
+    const Entry& e = keys.entry(part);
+    const bool more = i + 1 < keys.parts.size();
+    now.list(part.word);
+    if (const auto* ops = static_cast<const TileOps*>(g.key_codec); ops != nullptr) {
+      AheadBytes ahead;
+      if (more) {
+        const PageGeometry& g_ahead = geometry(keys.parts[i + 1]);
+        ahead = {g_ahead.key_row(keys.entry(keys.parts[i + 1]).page, 0), g_ahead.key_tile_bytes};
+      }
+      const float* state = keys.pages->state_of(e).keys;
+      ops->score(k, prepared.of(e.format, *ops, state, scratch), count,
+                 coded_rows(*keys.pages, g.key_row(e.page, 0), key_dim, state, now), ahead, logits + part.begin,
+                 stride);
+      continue;
+    }
+    RowSet ahead;
+    if (more && geometry(keys.parts[i + 1]).key_codec == nullptr) {
+      next.list(keys.parts[i + 1].word);
+      ahead = key_rows(geometry(keys.parts[i + 1]), keys.entry(keys.parts[i + 1]), next);
+    }
+    k.dot(q, q_stride, count, key_dim, key_rows(g, e, now), ahead, logits + part.begin, stride);
   }
 }
 
@@ -220,8 +273,7 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
       const Index h = task / packing_pieces, piece = task % packing_pieces;
       const ListedKeys& listed = keys[static_cast<std::size_t>(h)];
       const Index panels = to[h].panels(k, listed);
-      if (to[h].possible())
-        to[h].pack(k, listed, width, panels * piece / packing_pieces, panels * (piece + 1) / packing_pieces);
+      to[h].pack(k, listed, width, panels * piece / packing_pieces, panels * (piece + 1) / packing_pieces);
     });
   }
 
@@ -260,10 +312,10 @@ void attention_mass(const Team& team, const MassArguments<Logit, EntryOf>& a) {
         highest = std::max(highest, a.row_positions[v.row]);
       }
       const Index reach = listed.before(highest);
-      if (many && panels_of[h].possible())
+      if (many)
         panels_of[h].dot(k, q, q_stride, count, width, ceil_div(reach, k.panel_tokens), logits, stride);
       else
-        dot_listed(k, listed, width, q, q_stride, count, reach, logits, stride);
+        dot_listed(k, listed, width, q, q_stride, count, reach, scratch, logits, stride);
 
       for (Index i = 0; i < count; ++i) {
         const MassVector& v = vectors[static_cast<std::size_t>(first + i)];

@@ -13,6 +13,7 @@
 #include "isa.hpp"
 #include "rows.hpp"
 #include "select_top.hpp"
+#include "tiles.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -24,6 +25,8 @@ struct Options {
   Index threads = 0;          // of the backend's own pool; 0 = one per core
   ParallelFor parallel = {};  // the engine's own pool instead; may call from any threads, must return when all is done
   Isa isa = chosen_isa();     // kernels to run: what the machine has, or less
+  int probability_bits = 16;  // 16 or 8: how finely attention over integer codes holds its probabilities. 8 is faster
+                              // with many query heads per kv head, and adds 1 to 2 % to the error of 4-bit codes
 };
 
 /// Verbs run to completion before they return, so tickets are always ready. One backend may serve several caches; calls
@@ -33,7 +36,9 @@ class Backend {
   static constexpr std::string_view name = "cpu";
   struct Ticket {};
 
-  explicit Backend(Options options = {}) : isa_(options.isa) {
+  explicit Backend(Options options = {}) : isa_(options.isa), probability_bits_(options.probability_bits) {
+    require(probability_bits_ == 16 || probability_bits_ == 8, "cpu backend: probability_bits = ", probability_bits_,
+            ", must be 16 or 8");
     require(options.threads >= 0, "cpu backend: threads = ", options.threads, ", must be 0 (all cores) or positive");
     require(supports(options.isa), "cpu backend: instruction set ", name_of(options.isa),
             ", but the best that this machine has is ", name_of(detected_isa()));
@@ -94,6 +99,15 @@ class Backend {
   void product(const ProductArguments& arguments) { cpu::product(team(), arguments); }
   void append(const AppendArguments& arguments) { cpu::append(team(), arguments); }
   void compact(std::span<const CompactList> lists) { cpu::compact(team(), lists); }
+  void encode(std::span<const EncodeList> lists) { cpu::encode(team(), lists); }
+  void repack(std::span<const RepackTile> tiles, RepackTo to) { cpu::repack(team(), tiles, to); }
+  template <Codec C>
+  const void* codec(Side side, TileShape shape) const {
+    return tile_ops<C>(side, shape, isa_, probability_bits_);
+  }
+  Support support(const void* codec) const {
+    return codec == nullptr ? Support::unsupported : static_cast<const TileOps*>(codec)->support;
+  }
   void attend(const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
     cpu::attend(team(), shape, batch, kind);
   }
@@ -102,6 +116,7 @@ class Backend {
   Team team() const { return {&kernels(isa_), &parallel_}; }
 
   Isa isa_;
+  int probability_bits_;
   std::unique_ptr<ThreadPool> pool_;
   ParallelFor parallel_;
 };

@@ -8,6 +8,7 @@
 
 #include "../arguments.hpp"
 #include "team.hpp"
+#include "tiles.hpp"
 
 namespace kvpare::cpu {
 
@@ -29,44 +30,140 @@ inline void write_rows(const Kernels& k, const ConstTensor& from, Index head, In
   }
 }
 
+/// One side of a page, coded or not.
+struct SideOf {
+  std::byte* base;
+  Index row_bytes;
+  DType type;
+  const TileOps* ops;  // null: raw rows
+  Index tile_bytes;
+
+  SideOf(const PageGeometry& g, PageId page, Side side)
+      : base(side == Side::keys ? g.key_row(page, 0) : g.value_row(page, 0)),
+        row_bytes(side == Side::keys ? g.key_row_bytes : g.value_row_bytes),
+        type(side == Side::keys ? g.key_type : g.value_type),
+        ops(static_cast<const TileOps*>(side == Side::keys ? g.key_codec : g.value_codec)),
+        tile_bytes(side == Side::keys ? g.key_tile_bytes : g.value_tile_bytes) {}
+
+  void read(const Kernels& k, TileShape shape, Index slot, const float* state, float* to) const {
+    if (ops != nullptr)
+      ops->decode(k, shape, base, slot, state, to);
+    else
+      k.to_float(base + slot * row_bytes, type, shape.width, to);
+  }
+};
+
+inline const float* state_of(const CodecState& state, Side side) {
+  return side == Side::keys ? state.keys : state.values;
+}
+
+/// Writes the rows of a run, in the form of its page.
+inline void write_run(const Kernels& k, const ConstTensor& from, const WriteRun& run, const PageGeometry& g, Side side,
+                      Index page_tokens) {
+  const SideOf to(g, run.page, side);
+  if (to.ops == nullptr) {
+    write_rows(k, from, run.head, run.row, run.count, to.base + run.slot * to.row_bytes, to.row_bytes, to.type);
+    return;
+  }
+  float* rows = Scratch::fresh().floats(run.count * from.width);
+  for (Index r = 0; r < run.count; ++r)
+    k.to_float(static_cast<const std::byte*>(from.at(run.row + r, run.head)), from.dtype, from.width,
+               rows + r * from.width);
+  to.ops->encode(k, {page_tokens, from.width}, rows, run.slot, run.count, nullptr, to.base);
+}
+
 inline constexpr int move_lookahead = 8;  // rows to fetch ahead of a copy whose sources are scattered
 
 inline void prefetch_row(const std::byte* row, Index bytes) {
   for (Index b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0);
 }
 
+inline void move_rows(const SideOf& from, Index slot, const SideOf& to, Index to_slot, Index count, TileShape shape) {
+  if (from.ops != nullptr) {
+    from.ops->move_rows(shape, from.base, slot, to.base, to_slot, count);
+    return;
+  }
+  const Index stride = from.row_bytes, bytes = shape.width * size_of(from.type);
+  if (stride == bytes)
+    std::memmove(to.base + to_slot * stride, from.base + slot * stride, static_cast<std::size_t>(bytes * count));
+  else
+    for (Index r = 0; r < count; ++r)
+      std::memmove(to.base + (to_slot + r) * stride, from.base + (slot + r) * stride, static_cast<std::size_t>(bytes));
+}
+
 inline void carry_out(const CompactList& list) {
+  const Index width_of[2] = {list.key_dim, list.value_dim};
   for (std::size_t i = 0; i < list.moves.size(); ++i) {
     const Move& m = list.moves[i];
     const PageGeometry& g = list.formats[m.format];
-    const Index key_bytes = list.key_dim * size_of(g.key_type), value_bytes = list.value_dim * size_of(g.value_type);
-    if (i + move_lookahead < list.moves.size()) {
-      const Move& ahead = list.moves[i + move_lookahead];
-      const PageGeometry& ahead_g = list.formats[ahead.format];
-      prefetch_row(ahead_g.key_row(ahead.from, ahead.from_slot), key_bytes * ahead.count);
-      prefetch_row(ahead_g.value_row(ahead.from, ahead.from_slot), value_bytes * ahead.count);
+    for (const Side side : {Side::keys, Side::values}) {
+      const Index width = width_of[static_cast<int>(side)];
+      if (i + move_lookahead < list.moves.size()) {
+        const Move& ahead = list.moves[i + move_lookahead];
+        const SideOf from(list.formats[ahead.format], ahead.from, side);
+        prefetch_row(from.base + ahead.from_slot * from.row_bytes,
+                     from.ops == nullptr ? width * size_of(from.type) * ahead.count : 0);
+      }
+      move_rows(SideOf(g, m.from, side), m.from_slot, SideOf(g, m.to, side), m.to_slot, m.count,
+                {list.page_tokens, width});
     }
-    const auto shift = [&](std::byte* to, const std::byte* from, Index stride, Index bytes) {
-      if (stride == bytes)
-        std::memmove(to, from, static_cast<std::size_t>(bytes * m.count));
-      else
-        for (Index r = 0; r < m.count; ++r)
-          std::memmove(to + r * stride, from + r * stride, static_cast<std::size_t>(bytes));
-    };
-    shift(g.key_row(m.to, m.to_slot), g.key_row(m.from, m.from_slot), g.key_row_bytes, key_bytes);
-    shift(g.value_row(m.to, m.to_slot), g.value_row(m.from, m.from_slot), g.value_row_bytes, value_bytes);
   }
 }
 
-/// Calls `f(slot, row, type)` for every token of a list that is live and in the mask.
+/// One side of one page that changes its form.
+inline void encode_side(const Kernels& k, const EncodeList& list, const EncodePage& page, Side side) {
+  const TileShape shape{list.page_tokens, side == Side::keys ? list.key_dim : list.value_dim};
+  const auto state = [&](std::uint32_t index) {
+    return index == 0 ? nullptr : state_of(list.states[index - 1], side);
+  };
+  const SideOf to(list.formats[page.format], page.page, side);
+  const auto pieces =
+      list.pieces.subspan(static_cast<std::size_t>(page.first_piece), static_cast<std::size_t>(page.pieces));
+  if (pieces.empty()) return;
+
+  const auto same_form = [&](const EncodePiece& piece) {
+    const SideOf from(list.formats[piece.format], piece.page, side);
+    return from.ops == to.ops && (to.ops != nullptr ? state(piece.state) == state(page.state)
+                                                    : from.type == to.type && from.row_bytes == to.row_bytes);
+  };
+  const bool same = std::all_of(pieces.begin(), pieces.end(), same_form);
+  if (same && (to.ops == nullptr || to.ops->rows_move)) {
+    for (const EncodePiece& p : pieces)
+      move_rows(SideOf(list.formats[p.format], p.page, side), p.slot, to, p.to_slot, p.count, shape);
+    return;
+  }
+  if (same && std::all_of(pieces.begin(), pieces.end(), [&](const EncodePiece& p) {
+        return p.page == pieces[0].page && p.slot == p.to_slot;
+      })) {
+    std::memcpy(to.base, SideOf(list.formats[pieces[0].format], pieces[0].page, side).base,
+                static_cast<std::size_t>(to.tile_bytes));
+    return;
+  }
+
+  const Index first = pieces.front().to_slot, count = pieces.back().to_slot + pieces.back().count - first;
+  float* rows = Scratch::fresh().floats(count * shape.width);
+  for (const EncodePiece& p : pieces) {
+    const SideOf from(list.formats[p.format], p.page, side);
+    for (Index r = 0; r < p.count; ++r)
+      from.read(k, shape, p.slot + r, state(p.state), rows + (p.to_slot + r - first) * shape.width);
+  }
+  if (to.ops != nullptr)
+    to.ops->encode(k, shape, rows, first, count, state(page.state), to.base);
+  else
+    for (Index r = 0; r < count; ++r)
+      k.from_float(rows + r * shape.width, shape.width, to.type, to.base + (first + r) * to.row_bytes);
+}
+
+/// Calls `f(slot, row)` for every token of a list that is live and in the mask, `row` as floats in `memory` [width].
 template <class F>
-void for_each_row(const HeadPages& list, Side side, const std::uint64_t* mask, F&& f) {
+void for_each_row(const Kernels& k, const HeadPages& list, Side side, const std::uint64_t* mask, Index width,
+                  float* memory, F&& f) {
   for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
     const Entry& entry = list.entries[static_cast<std::size_t>(e)];
-    const PageGeometry& g = list.formats[entry.format];
+    const SideOf tile(list.formats[entry.format], entry.page, side);
     for_each_bit(mask != nullptr ? entry.live & mask[e] : entry.live, [&](Index s) {
-      f(e * list.page_tokens + s, side == Side::keys ? g.key_row(entry.page, s) : g.value_row(entry.page, s),
-        side == Side::keys ? g.key_type : g.value_type);
+      tile.read(k, {list.page_tokens, width}, s, state_of(list.state_of(entry), side), memory);
+      f(e * list.page_tokens + s, memory);
     });
   }
 }
@@ -78,10 +175,8 @@ inline void append(const Team& team, const AppendArguments& a) {
   const auto write = [&](Index i) {
     const WriteRun& run = a.runs[static_cast<std::size_t>(i)];
     const PageGeometry& g = a.formats[run.format];
-    detail::write_rows(*team.kernels, a.keys, run.head, run.row, run.count, g.key_row(run.page, run.slot),
-                       g.key_row_bytes, g.key_type);
-    detail::write_rows(*team.kernels, a.values, run.head, run.row, run.count, g.value_row(run.page, run.slot),
-                       g.value_row_bytes, g.value_type);
+    detail::write_run(*team.kernels, a.keys, run, g, Side::keys, a.page_tokens);
+    detail::write_run(*team.kernels, a.values, run, g, Side::values, a.page_tokens);
   };
   const Index runs = static_cast<Index>(a.runs.size());
   if (a.keys.rows * a.keys.heads * (a.keys.width + a.values.width) * 4 < worth_sharing)
@@ -94,12 +189,39 @@ inline void compact(const Team& team, std::span<const CompactList> lists) {
   team.run(static_cast<Index>(lists.size()), [&](Index i) { detail::carry_out(lists[static_cast<std::size_t>(i)]); });
 }
 
+inline void encode(const Team& team, std::span<const EncodeList> lists) {
+  std::vector<std::pair<const EncodeList*, const EncodePage*>> pages;
+  for (const EncodeList& list : lists)
+    for (const EncodePage& page : list.pages) pages.emplace_back(&list, &page);
+  team.run(static_cast<Index>(pages.size()), [&](Index i) {
+    const auto [list, page] = pages[static_cast<std::size_t>(i)];
+    detail::encode_side(*team.kernels, *list, *page, Side::keys);
+    detail::encode_side(*team.kernels, *list, *page, Side::values);
+  });
+}
+
+inline void repack(const Team& team, std::span<const RepackTile> tiles, RepackTo to) {
+  team.run(static_cast<Index>(tiles.size()), [&](Index i) {
+    const RepackTile& t = tiles[static_cast<std::size_t>(i)];
+    const detail::SideOf tile(*t.geometry, t.page, t.side);
+    const TileShape shape{t.page_tokens, t.width};
+    const auto copy = [&](std::byte* into, const std::byte* from) {
+      std::memcpy(into, from, static_cast<std::size_t>(tile.tile_bytes));
+    };
+    if (to == RepackTo::canonical)
+      tile.ops != nullptr ? tile.ops->to_canonical(shape, tile.base, t.canonical) : copy(t.canonical, tile.base);
+    else
+      tile.ops != nullptr ? tile.ops->from_canonical(shape, t.canonical, tile.base) : copy(tile.base, t.canonical);
+  });
+}
+
 inline void gather(const Team& team, std::span<const GatherRow> rows) {
   team.run(static_cast<Index>(rows.size()), [&](Index i) {
     const GatherRow& g = rows[static_cast<std::size_t>(i)];
+    float* x = Scratch::fresh().floats(g.width);
     Index n = 0;
-    detail::for_each_row(g.pages, g.side, g.mask, [&](Index, const std::byte* row, DType type) {
-      team.kernels->to_float(row, type, g.width, g.out + n++ * g.width);
+    detail::for_each_row(*team.kernels, g.pages, g.side, g.mask, g.width, x, [&](Index, const float* row) {
+      std::copy_n(row, g.width, g.out + n++ * g.width);
     });
   });
 }
@@ -114,8 +236,7 @@ inline void statistics(const Team& team, std::span<const StatisticsRow> rows) {
     };
     start(s.min, std::numeric_limits<float>::infinity()), start(s.max, -std::numeric_limits<float>::infinity());
     start(s.sum, 0), start(s.sum_squares, 0);
-    detail::for_each_row(s.pages, s.side, s.mask, [&](Index slot, const std::byte* row, DType type) {
-      team.kernels->to_float(row, type, s.width, x);
+    detail::for_each_row(*team.kernels, s.pages, s.side, s.mask, s.width, x, [&](Index slot, const float*) {
       if (s.per_slot) {
         float least = std::numeric_limits<float>::infinity(), most = -least, sum = 0, squares = 0;
         for (Index c = 0; c < s.width; ++c)

@@ -1,0 +1,191 @@
+// Codecs around codecs: a factor and a shift per channel, which attention folds into the query and the output.
+#pragma once
+
+#include <cmath>
+
+#include "group.hpp"
+
+namespace kvpare {
+
+namespace detail {
+
+/// What every codec around another one has in common; `C` brings own_state_floats, forward, backward, and their folds.
+template <class C, Codec InnerCodec>
+struct Around {
+  using Inner = InnerCodec;
+  static constexpr bool rows_move = Inner::rows_move;
+  static constexpr bool fits(TileShape t) {
+    return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(t);
+  }
+  static constexpr Index tile_bytes(TileShape t) { return Inner::tile_bytes(t); }
+  static constexpr Index state_floats(Index width) {
+    return C::own_state_floats(width) + kvpare::state_floats<Inner>(width);
+  }
+  static const float* inner_state(Index width, const float* state) {
+    return state && kvpare::state_floats<Inner>(width) > 0 ? state + C::own_state_floats(width) : nullptr;
+  }
+
+  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
+    if constexpr (rows_move) {
+      float row[max_coded_width];
+      for (Index r = 0; r < count; ++r) {
+        for (Index c = 0; c < t.width; ++c) row[c] = rows[r * t.width + c];
+        C::forward(t.width, state, row);
+        Inner::encode(t, row, first + r, 1, inner_state(t.width, state), tile);
+      }
+    } else {
+      encode_tile(t, rows, first, count, state, tile);
+    }
+  }
+  static void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
+    Inner::decode(t, tile, slot, inner_state(t.width, state), row);
+    C::backward(t.width, state, row);
+  }
+
+ private:
+  /// A whole tile at once needs all its rows transformed: up to 64 rows on the stack, 256 KiB at the widest.
+  static void encode_tile(TileShape t, const float* rows, Index first, Index count, const float* state,
+                          std::byte* tile) {
+    float all[64 * max_coded_width];
+    for (Index i = 0; i < count * t.width; ++i) all[i] = rows[i];
+    for (Index r = 0; r < count; ++r) C::forward(t.width, state, all + r * t.width);
+    Inner::encode(t, all, first, count, inner_state(t.width, state), tile);
+  }
+};
+
+}  // namespace detail
+
+/// What a ChannelMap stores for a number x of a channel with factor f and shift h.
+enum class ChannelRule : std::uint8_t {
+  affine,   // (x - h) / f   state: f [W], h [W]
+  scaled,   // x / f         state: f [W]
+  balanced  // x * f         state: f [W]
+};
+
+/// A factor, and perhaps a shift, per channel around another codec.
+///
+/// Value    x' = y' f + h, y' f, or y' / f of what Inner stores
+/// State    own: f [W], then h [W] where the rule has one; null = ones and zeros
+/// Folds    keys: q f (or q / f), bias q·h; values: out f + h Σp (or out / f): one multiplication per channel
+/// Error    Inner's, times f (or over f)
+/// Special  a factor of 0, a subnormal one, an infinity or a NaN counts as 0: such a channel stores zeros and is read as h (0)
+/// NaN      as Inner: where it counts as 0, a NaN is read as h
+///
+/// ZipVL's keys are `affine` around Fixed codes: channel parameters of a token class; its values `scaled` around Affine codes,
+/// per token and head where ZipCache takes one scale per token across heads: groups never span heads here, which costs
+/// 32 / D bits per number instead of 32 / (H D). MiKV's keys are `balanced`.
+template <Codec InnerCodec, ChannelRule rule>
+struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
+ private:
+  static constexpr ShortText text = [] {
+    ShortText t(rule == ChannelRule::affine ? "affine_" : rule == ChannelRule::scaled ? "scaled_" : "balanced_");
+    return t << InnerCodec::name;
+  }();
+  static constexpr bool shifts = rule == ChannelRule::affine;
+
+ public:
+  static constexpr std::string_view name = text.view();
+  static constexpr Index own_state_floats(Index width) { return shifts ? 2 * width : width; }
+
+  static void forward(Index width, const float* state, float* x) {
+    if (!state) return;
+    for (Index c = 0; c < width; ++c) {
+      const float f = factor(state[c]), h = shifts ? state[width + c] : 0.0f;
+      if constexpr (rule == ChannelRule::balanced)
+        x[c] *= f;
+      else
+        x[c] = f != 0 ? (x[c] - h) / f : 0.0f;
+    }
+  }
+  static void backward(Index width, const float* state, float* x) {
+    if (!state) return;
+    for (Index c = 0; c < width; ++c) x[c] = x[c] * gain(state[c]) + (shifts ? state[width + c] : 0.0f);
+  }
+  static float fold_query(Index width, const float* state, float* q) {
+    float bias = 0;
+    if (!state) return bias;
+    for (Index c = 0; c < width; ++c) {
+      if constexpr (shifts) bias += q[c] * state[width + c];
+      q[c] *= gain(state[c]);
+    }
+    return bias;
+  }
+  static void fold_output(Index width, const float* state, float sum, float* out) {
+    if (!state) return;
+    for (Index c = 0; c < width; ++c) out[c] = out[c] * gain(state[c]) + (shifts ? sum * state[width + c] : 0.0f);
+  }
+
+ private:
+  static float factor(float f) {
+    return std::abs(f) >= detail::least_scale && std::abs(f) <= detail::largest_coded ? f : 0.0f;
+  }
+  /// What a stored number is multiplied with.
+  static float gain(float f) { return rule == ChannelRule::balanced ? detail::inverse_of(factor(f)) : factor(f); }
+};
+
+template <Codec Inner>
+using ChannelAffine = ChannelMap<Inner, ChannelRule::affine>;
+template <Codec Inner>
+using ChannelScaled = ChannelMap<Inner, ChannelRule::scaled>;
+template <Codec Inner>
+using Balanced = ChannelMap<Inner, ChannelRule::balanced>;
+
+/// Codes without a scale: x' = code, code = x to the nearest of 0 … 2^b - 1, ties to even. For ChannelAffine to stretch.
+///
+/// Bytes   tile_bytes({T, W}) = T * W * bits / 8: not one byte beside the codes
+/// Error   |x - x'| <= 1/2 within [-1/2, 2^b - 1/2]; numbers outside of that saturate
+/// NaN     counts as 0
+template <int bits>
+struct Fixed : detail::GroupTiles<Fixed<bits>, GroupForm{.bits = bits, .scale = ScaleType::one}> {
+  static_assert(bits == 8 || (bits >= 1 && bits <= 5), "bits are 8, 5, 4, 3, 2 or 1");
+
+ private:
+  static constexpr ShortText text = [] { return ShortText("fixed") << Index{bits}; }();
+
+ public:
+  static constexpr std::string_view name = text.view();
+  static float scale_of(GroupBits, const float* = nullptr) { return 1.0f; }
+  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static float level(std::uint8_t code) { return static_cast<float>(code); }
+  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                            Index code_stride) {
+    constexpr float top = static_cast<float>((1 << bits) - 1);
+    for (Index i = 0; i < n; ++i) {
+      const float v = x[i * stride] > 0 ? x[i * stride] : 0.0f;  // NaN too
+      codes[i * code_stride] = static_cast<std::uint8_t>(static_cast<int>(detail::round_even(v < top ? v : top)));
+    }
+    return {};
+  }
+};
+
+/// ZipVL: keys with one range per channel and token class; values over a factor per channel, then affine per token.
+/// Source  He et al. 2024, "ZipVL" and "ZipCache"
+template <int bits>
+using ZipVlKeys = ChannelAffine<Fixed<bits>>;
+template <int bits>
+using ZipVlValues = ChannelScaled<Group<GroupSpec{.bits = bits, .fit = Fit::min_max}>>;
+/// MiKV: retained keys balanced against the query.
+template <int bits>
+using MikvKeys = Balanced<Group<GroupSpec{.bits = bits, .fit = Fit::min_max, .parts = 2}>>;
+
+// The states, channel by channel.
+
+/// Factor and shift of a channel whose numbers lie in [low, high], for Fixed codes. A constant channel has factor 0.
+struct ChannelRange {
+  float factor = 1, shift = 0;
+};
+constexpr ChannelRange channel_range(float low, float high, int bits) {
+  return {(high - low) / static_cast<float>((1 << bits) - 1), low};
+}
+/// ZipCache's factor of a value channel: sqrt(max|v|); 1 where all are zero.
+inline float channel_factor(float amax) { return amax > 0 ? std::sqrt(amax) : 1.0f; }
+/// MiKV's balancer: sqrt(max|q| / max|k|) within [1e-4, 1e4]; 1 where either is zero.
+inline float channel_balance(float query_amax, float key_amax) {
+  if (!(query_amax > 0) || !(key_amax > 0)) return 1.0f;
+  const float b = std::sqrt(query_amax / key_amax);
+  return b < 1e-4f ? 1e-4f : b > 1e4f ? 1e4f : b;
+}
+
+static_assert(FoldedCodec<ZipVlKeys<4>> && FoldedCodec<ZipVlValues<2>> && FoldedCodec<MikvKeys<2>>);
+
+}  // namespace kvpare

@@ -1,0 +1,92 @@
+// A codec that sees its rows rotated: outliers of one channel become a little of every channel.
+#pragma once
+
+#include <array>
+
+#include "../core/random.hpp"
+#include "folded.hpp"
+
+namespace kvpare {
+
+namespace detail {
+
+/// x <- H x / sqrt(n), n a power of two: the Walsh-Hadamard matrix in natural order, its own inverse.
+inline void hadamard(float* x, Index n) {
+  for (Index half_block = 1; half_block < n; half_block *= 2)
+    for (Index start = 0; start < n; start += 2 * half_block)
+      for (Index i = start; i < start + half_block; ++i) {
+        const float a = x[i], b = x[i + half_block];
+        x[i] = a + b, x[i + half_block] = a - b;
+      }
+  const float unit = 1.0f / std::sqrt(static_cast<float>(n));
+  for (Index i = 0; i < n; ++i) x[i] *= unit;
+}
+
+/// Block-diagonal where n is no power of two: 96 = 64 + 32, 80 = 64 + 16, the largest blocks first.
+inline void hadamard_blocks(float* x, Index n) {
+  for (Index block = max_coded_width; block >= 1; block /= 2)
+    for (; n >= block; x += block, n -= block) hadamard(x, block);
+}
+
+template <std::uint64_t seed>
+inline constexpr auto channel_signs = [] {
+  std::array<float, max_coded_width> signs{};
+  for (Index c = 0; c < max_coded_width; ++c)
+    signs[static_cast<std::size_t>(c)] = (random_bits(seed, c) & 1) != 0 ? -1.0f : 1.0f;
+  return signs;
+}();
+
+}  // namespace detail
+
+/// Inner codes H x, or H D x with random signs D where there is a seed: an orthogonal transform, so lengths and products stay.
+///
+/// Value   x' = D H y', H the normalised Walsh-Hadamard matrix of natural order, block-diagonal (detail::hadamard_blocks)
+/// Folds   q·x' = (H D q)·y', Σ p x' = D H Σ p y': one transform per query and per output, W log2 W additions
+/// Error   ||x - x'|| is Inner's ||y - y'||
+/// Seed    0 = no signs, as engines do it: enough unless the data itself looks like rows of H
+/// NaN     counts as 0 in a row that is coded; magnitudes above 2^100, infinities too, count as 2^100 and drown their block.
+///         Queries and outputs pass as they are.
+/// State   none of its own
+template <Codec InnerCodec, std::uint64_t seed = 0>
+struct Rotated : detail::Around<Rotated<InnerCodec, seed>, InnerCodec> {
+ private:
+  static constexpr ShortText text = [] {
+    ShortText t("hadamard");
+    if (seed != 0) t << static_cast<Index>(seed);
+    return t << "_" << InnerCodec::name;
+  }();
+
+ public:
+  static constexpr std::string_view name = text.view();
+  static_assert(seed < std::uint64_t{1} << 62, "the seed is part of the name");
+  static constexpr Index own_state_floats(Index) { return 0; }
+  static void forward(Index width, const float*, float* x) {
+    for (Index c = 0; c < width; ++c) {
+      if (!(std::abs(x[c]) <= 0x1p100f)) x[c] = x[c] != x[c] ? 0.0f : std::copysign(0x1p100f, x[c]);
+    }
+    rotate(width, x);
+  }
+  static void backward(Index width, const float*, float* x) {
+    detail::hadamard_blocks(x, width);
+    turn(width, x);
+  }
+  static float fold_query(Index width, const float*, float* q) {
+    rotate(width, q);
+    return 0.0f;
+  }
+  static void fold_output(Index width, const float* state, float, float* out) { backward(width, state, out); }
+
+ private:
+  static void rotate(Index width, float* x) {
+    turn(width, x);
+    detail::hadamard_blocks(x, width);
+  }
+  static void turn(Index width, float* x) {
+    if constexpr (seed != 0)
+      for (Index c = 0; c < width; ++c) x[c] *= detail::channel_signs<seed>[static_cast<std::size_t>(c)];
+  }
+};
+
+static_assert(FoldedCodec<Rotated<Int4>> && FoldedCodec<Balanced<Rotated<Int4, 1>>>);
+
+}  // namespace kvpare

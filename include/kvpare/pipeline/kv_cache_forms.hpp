@@ -1,0 +1,469 @@
+// KvCache: tokens that change their form, at commit or with age. A change is a transaction per layer: pages of the new form
+// are taken and the state that codecs need is made, then rows are coded, then lists change and old pages go back.
+#pragma once
+
+#include "kv_cache.hpp"
+
+namespace kvpare {
+
+namespace detail {
+
+/// One query head group's channel per call: the largest |q| so far and in these rows.
+struct PeakOfQueries {
+  ConstTensor queries;
+  Index group;
+  float* peaks;  // [kv_heads, width]
+  KVPARE_HD void operator()(Index i) const {
+    const Index head = i / queries.width, channel = i % queries.width;
+    float peak = peaks[i];
+    for (Index r = 0; r < queries.rows; ++r)
+      for (Index g = 0; g < group; ++g) {
+        const float x = element(queries.at(r, head * group + g), channel);
+        const float size = x < 0 ? -x : x;
+        if (size > peak) peak = size;
+      }
+    peaks[i] = peak;
+  }
+  KVPARE_HD float element(const void* row, Index channel) const {
+    switch (queries.dtype) {
+      case DType::f16:
+        return static_cast<float>(static_cast<const half*>(row)[channel]);
+      case DType::bf16:
+        return static_cast<float>(static_cast<const bfloat16*>(row)[channel]);
+      default:
+        return static_cast<const float*>(row)[channel];
+    }
+  }
+};
+
+/// One head per call.
+template <class C>
+struct MakeState {
+  const float *min, *max;     // [heads, width]
+  const float* query_peaks;   // [heads, width] or null
+  Index width, stride;        // stride: floats of a head's block
+  float* state;               // of head 0
+  KVPARE_HD void operator()(Index head) const {
+    C::make_state(width,
+                  ChannelRanges{min + head * width, max + head * width,
+                                query_peaks != nullptr ? query_peaks + head * width : nullptr},
+                  state + head * stride);
+  }
+};
+
+/// "half/half, int4_g32/int4_g32": the formats of a cache.
+template <class FormatList>
+std::string format_names() {
+  std::string names;
+  FormatList::for_each([&](int, auto pair) {
+    names += names.empty() ? "" : ", ";
+    names += decltype(pair)::Key::name;
+    names += '/';
+    names += decltype(pair)::Value::name;
+  });
+  return names;
+}
+
+}  // namespace detail
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::check_format(int format, Index layer, const char* what) const {
+  require(format >= 0 && format < FormatList::count, what, ": layer ", layer, ": format ", format,
+          ", must be within [0, ", FormatList::count, "), this cache's formats being ",
+          detail::format_names<FormatList>());
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer) const {
+  if (aging.format < 0) {
+    require(aging.format == -1 && aging.keys_first == -1, "aging: layer ", layer, ": format = ", aging.format,
+            ", keys_first = ", aging.keys_first, ", must be -1 (none) together");
+    return;
+  }
+  check_format(aging.format, layer, "aging");
+  if (aging.keys_first != -1) check_format(aging.keys_first, layer, "aging");
+  require(aging.format != append_format && aging.keys_first != append_format, "aging: layer ", layer,
+          ": tokens have the form of format ", append_format, " already");
+  if (aging.keys_first != -1) {
+    const auto& formats = geometry_[static_cast<std::size_t>(layer)];
+    const PageGeometry &first = formats[static_cast<std::size_t>(aging.keys_first)],
+                       &last = formats[static_cast<std::size_t>(aging.format)], &appended = formats[append_format];
+    require(first.key_codec == last.key_codec && first.value_codec == appended.value_codec &&
+                first.value_type == appended.value_type,
+            "aging: layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
+            aging.format, " and the values of format ", append_format, "; the formats are ",
+            detail::format_names<FormatList>());
+  }
+  require(aging.keep_raw_keys >= 0 && aging.keep_raw_values >= 0 && aging.flush_keys >= 1 && aging.flush_values >= 1 &&
+              aging.sinks >= 0,
+          "aging: layer ", layer, ": keep_raw_keys = ", aging.keep_raw_keys, ", keep_raw_values = ",
+          aging.keep_raw_values, ", flush_keys = ", aging.flush_keys, ", flush_values = ", aging.flush_values,
+          ", sinks = ", aging.sinks, "; counts must not be negative, flushes at least 1");
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index layer) const {
+  if (lp.aging) check_aging(*lp.aging, layer);
+  for (const Tier& tier : lp.tiers) {
+    check_format(tier.format, layer, "commit");
+    require(tier.tokens.size() == at.heads.size(), "commit: layer ", layer, ": a tier has ", tier.tokens.size(),
+            " heads, must be ", at.heads.size());
+    for (std::size_t h = 0; h < at.heads.size(); ++h)
+      require(tier.tokens[h].entries() == static_cast<Index>(at.heads[h].entries.size()), "commit: layer ", layer,
+              " head ", h, ": a tier has ", tier.tokens[h].entries(), " entries, the list ",
+              at.heads[h].entries.size());
+  }
+  for (std::size_t h = 0; h < at.heads.size(); ++h)
+    for (std::size_t e = 0; e < at.heads[h].entries.size() && lp.tiers.size() > 1; ++e) {
+      std::uint64_t taken = 0;
+      for (const Tier& tier : lp.tiers) {
+        const std::uint64_t word = tier.tokens[h].word(static_cast<Index>(e));
+        require((taken & word) == 0, "commit: layer ", layer, " head ", h, ": tiers share tokens of entry ", e,
+                ", must be disjoint");
+        taken |= word;
+      }
+    }
+  // State is made of what was observed: find out now whether it can be.
+  FormatList::for_each([&](int format, auto pair) {
+    using K = typename decltype(pair)::Key;
+    const bool wanted = (lp.aging && (lp.aging->format == format || lp.aging->keys_first == format)) ||
+                        std::any_of(lp.tiers.begin(), lp.tiers.end(), [&](const Tier& t) { return t.format == format; });
+    if constexpr (needs_query_peak<K>())
+      require(!wanted || at.query_peaks.size() > 0 || at.state_of(format) != 0, "commit: layer ", layer, ": ", K::name,
+              " keys are balanced by the queries' ranges, but no queries were observed; observe the prompt first");
+    (void)wanted;
+  });
+}
+
+/// Tiers name slots; eviction moves rows. So they are kept by position until the lists have their new slots.
+template <Backend B, class Listed>
+auto KvCache<B, Listed>::tiers_after_eviction(const Plan& plan, const Sequence& s) const -> TierTokens {
+  TierTokens tokens;
+  for (Index l = 0; l < layers(); ++l) {
+    const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+    if (lp.tiers.empty()) continue;
+    const LayerLists lists(*this, s, l);
+    for (std::size_t t = 0; t < lp.tiers.size(); ++t)
+      for (std::size_t h = 0; h < lists.heads.size(); ++h) {
+        Selection stay = Selection::live(lists.heads[h].entries);
+        if (lp.touched) stay &= lp.keep[h];
+        stay &= lp.tiers[t].tokens[h];
+        tokens[{l, t}].push_back(positions_of(lists.heads[h], stay));
+      }
+  }
+  return tokens;
+}
+
+/// The tiers of one layer, on its lists as they are after eviction.
+template <Backend B, class Listed>
+auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers)
+    -> FormChanges {
+  Layer& at = s.layers[static_cast<std::size_t>(layer)];
+  FormChanges changes(at.heads.size());
+  for (std::size_t t = 0; t < lp.tiers.size(); ++t) {
+    const std::vector<std::vector<Position>>& chosen = tiers.at({layer, t});
+    std::vector<std::vector<std::uint64_t>> words;
+    bool any = false;
+    for (std::size_t h = 0; h < at.heads.size(); ++h) {
+      const HeadPages list = list_of(at.heads[h], layer);
+      auto& of_head = words.emplace_back(list.entries.size(), 0);
+      for (std::size_t e = 0; e < list.entries.size(); ++e)
+        for_each_bit(list.entries[e].live, [&](Index slot) {
+          if (std::binary_search(chosen[h].begin(), chosen[h].end(), list.position(list.entries[e], slot)))
+            of_head[e] |= std::uint64_t{1} << slot, any = true;
+        });
+    }
+    if (!any) continue;
+    const int format = lp.tiers[t].format;
+    const std::uint32_t state = state_for(at, layer, format, words, lp.tiers[t].fresh_state);
+    for (std::size_t h = 0; h < at.heads.size(); ++h)
+      changes[h].push_back({static_cast<std::uint16_t>(format), state, std::move(words[h])});
+  }
+  return changes;
+}
+
+/// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by
+/// turns, with the rest of the lists packed behind them: pages taken at the same time share chunks, and a chunk serves
+/// another form once all of its pages are back. What finds no room, or fills no page, keeps its form.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report) {
+  struct Pending {
+    Index layer;
+    std::size_t head;
+    std::uint16_t format;
+    std::uint32_t state;
+    std::vector<Position> positions;  // ascending
+  };
+  std::vector<Pending> pending;
+  const auto form_pending = [&](Index layer, Index most_pages, FormChanges& words) {
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    words.assign(at.heads.size(), {});
+    Index left = 0;
+    for (const Pending& p : pending) {
+      if (p.layer != layer) continue;
+      const HeadPages list = list_of(at.heads[p.head], layer);
+      FormChange& change = words[p.head].emplace_back(p.format, p.state, std::vector<std::uint64_t>(list.entries.size(), 0));
+      Index pages = 0;
+      for (std::size_t e = 0; e < list.entries.size() && pages < most_pages; ++e) {
+        if (list.entries[e].format == p.format && list.entries[e].state == p.state) continue;
+        for_each_bit(list.entries[e].live, [&](Index slot) {
+          if (std::binary_search(p.positions.begin(), p.positions.end(), list.position(list.entries[e], slot)))
+            change.words[e] |= std::uint64_t{1} << slot;
+        });
+        left += std::popcount(change.words[e]);
+        pages += change.words[e] != 0;
+      }
+    }
+    return left;
+  };
+
+  std::vector<Index> tight;  // layers that the pool has no room for at once
+  for (const auto& [layer, changes] : work) {
+    const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+    for (std::size_t h = 0; h < changes.size(); ++h)
+      for (const FormChange& c : changes[h])
+        pending.push_back({layer, h, c.format, c.state, positions_of(list_of(at.heads[h], layer), Selection(c.words))});
+    if (!reform_some(s, layer, changes, report)) tight.push_back(layer);
+  }
+  constexpr Index few = 4;
+  FormChanges words;
+  for (bool progress = !tight.empty(); progress;) {
+    progress = false;
+    for (const Index layer : tight) {
+      if (form_pending(layer, few, words) == 0 || !reform_some(s, layer, words, report)) continue;
+      pack(s, layer, report);
+      progress = true;
+    }
+  }
+  for (const auto& [layer, changes] : work)
+    report.tokens_waiting += form_pending(layer, std::numeric_limits<Index>::max(), words);
+}
+
+/// One transaction. False, and nothing changed: no room, or nothing to do.
+template <Backend B, class Listed>
+bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report) {
+  Layer& at = s.layers[static_cast<std::size_t>(layer)];
+  const auto& formats = geometry_[static_cast<std::size_t>(layer)];
+  std::vector<ReformedList> lists;
+  std::vector<std::vector<std::pair<std::size_t, std::size_t>>> wanted(  // [size class] (head, which fresh page)
+      static_cast<std::size_t>(pool_->formats()));
+  Index changed = 0;
+  for (std::size_t h = 0; h < at.heads.size(); ++h) {
+    lists.push_back(reform_list(list_of(at.heads[h], layer), changes[h], append_format, is_private()));
+    changed += lists.back().changed;
+    for (std::size_t n = 0; n < lists[h].fresh.size(); ++n)
+      wanted[static_cast<std::size_t>(size_class(layer, lists[h].entries[lists[h].fresh[n]].format))].emplace_back(h, n);
+  }
+  if (changed == 0) return false;
+
+  std::deque<FreshPages> taken;
+  for (std::size_t size = 0; size < wanted.size(); ++size) {
+    if (!taken.emplace_back(*pool_, static_cast<Index>(wanted[size].size()))
+             .take(static_cast<int>(size), PagePool::Reserve::use))
+      return false;
+    for (std::size_t i = 0; i < wanted[size].size(); ++i)
+      lists[wanted[size][i].first].place(wanted[size][i].second, taken.back().pages()[i]);
+  }
+  RunningScores<B> running;
+  if (!at.running.empty()) {
+    std::vector<std::vector<std::int32_t>> source;
+    for (std::size_t h = 0; h < lists.size(); ++h) {
+      source.push_back(lists[h].source);
+      const Index filled = at.running.filled(static_cast<Index>(h));
+      for (std::int32_t& slot : source.back())
+        if (slot >= filled) slot = -1;
+      while (!source.back().empty() && source.back().back() < 0) source.back().pop_back();
+    }
+    running.start(*be_, at.running.scorer(), at.running.data(), at.running.slots(), source, page_tokens_);
+    running.count_rows_up_to(at.running.last_row());
+  }
+  std::vector<EncodeList> encodes;
+  for (std::size_t h = 0; h < lists.size(); ++h)
+    if (!lists[h].pages.empty())
+      encodes.push_back({formats, at.heads[h].states, lists[h].pages, lists[h].pieces, shape(layer).key_dim,
+                         shape(layer).value_dim, page_tokens_});
+
+  be_->encode(encodes);  // from here on nothing can fail
+  for (FreshPages& pages : taken) pages.keep();
+  for (std::size_t h = 0; h < lists.size(); ++h) {
+    Head& head = at.heads[h];
+    head.entries = std::move(lists[h].entries);
+    head.offsets = std::move(lists[h].offsets);
+    for (const Entry& e : lists[h].released) {
+      if (!pool_->release(e.page)) continue;
+      ++report.pages_freed;
+      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+    }
+  }
+  if (!running.empty()) at.running = std::move(running);
+  at.observed.forget();
+  ++s.epoch;
+  report.tokens_changed += changed;
+  return true;
+}
+
+/// Which tokens of a layer are old enough for another form.
+template <Backend B, class Listed>
+auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
+  Layer& at = s.layers[static_cast<std::size_t>(layer)];
+  const Aging rule = at.aging;
+  if (rule.format < 0) return {};
+  const auto eligible = [&](const HeadPages& list, const Entry& e) {
+    std::uint64_t word = e.live;
+    if (e.first < rule.sinks)
+      for_each_bit(e.live, [&](Index slot) {
+        if (list.position(e, slot) < rule.sinks) word &= ~(std::uint64_t{1} << slot);
+      });
+    if (!(rule.classes == all_tokens)) word &= detail::tagged_bits(list, e, s.tags, rule.classes).members;
+    return word;
+  };
+  const auto due = [](Index raw, Index keep, Index flush) {
+    return raw >= keep + flush ? (raw - keep) / flush * flush : 0;
+  };
+
+  std::vector<std::vector<std::uint64_t>> to_first, to_last;
+  bool first_any = false, last_any = false;
+  for (const Head& head : at.heads) {
+    const HeadPages list = list_of(head, layer);
+    const std::size_t n = list.entries.size();
+    to_first.emplace_back(n, 0), to_last.emplace_back(n, 0);
+    // Tokens with keys, or values, as appended stand at the end of the list.
+    std::size_t begin = n;
+    Index raw_keys = 0, raw_values = 0;
+    for (; begin > 0; --begin) {
+      const Entry& e = list.entries[begin - 1];
+      if (e.format != append_format && (rule.keys_first < 0 || e.format != rule.keys_first)) break;
+      const Index here = std::popcount(eligible(list, e));
+      raw_values += here;
+      if (e.format == append_format) raw_keys += here;
+    }
+    Index values_due = due(raw_values, rule.keep_raw_values, rule.flush_values);
+    Index keys_due = rule.keys_first < 0 ? 0 : due(raw_keys, rule.keep_raw_keys, rule.flush_keys);
+    for (std::size_t e = begin; e < n && (values_due > 0 || keys_due > 0); ++e) {
+      const Entry& entry = list.entries[e];
+      for_each_bit(eligible(list, entry), [&](Index slot) {
+        const std::uint64_t bit = std::uint64_t{1} << slot;
+        const bool raw = entry.format == append_format;
+        if (values_due > 0)
+          to_last.back()[e] |= bit, last_any = true;
+        else if (raw && keys_due > 0)
+          to_first.back()[e] |= bit, first_any = true;
+        if (values_due > 0) --values_due;
+        if (raw && keys_due > 0) --keys_due;
+      });
+    }
+  }
+  if (!first_any && !last_any) return {};
+  FormChanges changes(at.heads.size());
+  const auto add = [&](int format, std::vector<std::vector<std::uint64_t>>& words) {
+    const std::uint32_t state = state_for(at, layer, format, words, false);
+    for (std::size_t h = 0; h < at.heads.size(); ++h)
+      changes[h].push_back({static_cast<std::uint16_t>(format), state, std::move(words[h])});
+  };
+  if (last_any) add(rule.format, to_last);
+  if (first_any) add(rule.keys_first, to_first);
+  return changes;
+}
+
+template <Backend B, class Listed>
+auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shared_ptr<detail::StateBlock<B>> {
+  auto block = std::make_shared<detail::StateBlock<B>>();
+  block->format = wanted;
+  FormatList::for_each([&](int format, auto pair) {
+    if (format != wanted) return;
+    block->key_floats = state_floats<typename decltype(pair)::Key>(shape(layer).key_dim);
+    block->value_floats = state_floats<typename decltype(pair)::Value>(shape(layer).value_dim);
+  });
+  const Index floats = shape(layer).kv_heads * (block->key_floats + block->value_floats);
+  if (floats > 0) block->memory = Buffer<B, float>(*be_, floats);
+  return block;
+}
+
+/// The state that tokens about to take a form are coded with: the layer's own, or one made of these tokens.
+template <Backend B, class Listed>
+std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
+                                            const std::vector<std::vector<std::uint64_t>>& words, bool fresh) {
+  if (const std::uint32_t known = at.state_of(wanted); known != 0 && !fresh) return known;
+  std::uint32_t made = 0;
+  const Index heads = static_cast<Index>(at.heads.size());
+  FormatList::for_each([&](int format, auto pair) {
+    using K = typename decltype(pair)::Key;
+    using V = typename decltype(pair)::Value;
+    if constexpr (MakesState<K> || MakesState<V>) {
+      if (format != wanted) return;
+      const auto block = empty_state(layer, format);
+      std::vector<Buffer<B, std::uint64_t>> masks;
+      for (const auto& of_head : words) masks.emplace_back(*be_, std::span<const std::uint64_t>(of_head));
+      const auto make = [&]<class C>(C*, Side side, Index width, Index floats, Index offset, const float* peaks) {
+        if constexpr (MakesState<C>) {
+          const Buffer<B, float> least(*be_, heads * width), most(*be_, heads * width);
+          std::vector<StatisticsRow> rows;
+          for (Index h = 0; h < heads; ++h) {
+            StatisticsRow row;
+            row.pages = list_of(at.heads[static_cast<std::size_t>(h)], layer);
+            row.side = side, row.width = width, row.mask = masks[static_cast<std::size_t>(h)].data();
+            row.min = least.data() + h * width, row.max = most.data() + h * width;
+            rows.push_back(row);
+          }
+          be_->statistics(rows);
+          be_->each(heads, detail::MakeState<C>{least.data(), most.data(), peaks, width,
+                                                block->key_floats + block->value_floats,
+                                                block->memory.data() + offset});
+        } else if (floats > 0) {
+          // Neutral: as null would be, which a block cannot say for one side only.
+          require(false, "layer ", layer, ": ", C::name, " takes a state that it cannot make; give one by set_state");
+        }
+      };
+      make(static_cast<K*>(nullptr), Side::keys, shape(layer).key_dim, block->key_floats, 0,
+           at.query_peaks.size() > 0 ? at.query_peaks.data() : nullptr);
+      make(static_cast<V*>(nullptr), Side::values, shape(layer).value_dim, block->value_floats, block->key_floats,
+           nullptr);
+      at.add_state(block);
+      made = static_cast<std::uint32_t>(at.states.size());
+    }
+  });
+  return made;
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::span<const float> keys,
+                                   std::span<const float> values) {
+  Sequence& s = get(id);
+  check_layer(layer, "set_state");
+  check_format(format, layer, "set_state");
+  const auto block = empty_state(layer, format);
+  const Index heads = shape(layer).kv_heads;
+  const auto check = [&](const char* side, std::span<const float> given, Index floats) {
+    require(static_cast<Index>(given.size()) == heads * floats, "set_state: ", given.size(), " floats for ", side,
+            ", must be ", heads * floats, " (", heads, " kv heads, ", floats, " each)");
+  };
+  check("keys", keys, block->key_floats), check("values", values, block->value_floats);
+  std::vector<float> all;
+  for (Index h = 0; h < heads; ++h) {
+    const auto add = [&](std::span<const float> from, Index floats) {
+      const auto part = from.subspan(static_cast<std::size_t>(h * floats), static_cast<std::size_t>(floats));
+      all.insert(all.end(), part.begin(), part.end());
+    };
+    add(keys, block->key_floats), add(values, block->value_floats);
+  }
+  if (all.empty()) return;
+  be_->to_backend(block->memory.data(), all.data(), block->memory.bytes());
+  s.layers[static_cast<std::size_t>(layer)].add_state(block);
+  ++s.epoch;
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
+  bool wanted = false;
+  FormatList::for_each([&](int, auto pair) { wanted = wanted || needs_query_peak<typename decltype(pair)::Key>(); });
+  if (!wanted || queries.rows == 0) return;
+  const Index heads = shape(layer).kv_heads, width = shape(layer).key_dim;
+  if (at.query_peaks.size() == 0) {
+    Buffer<B, float> peaks(*be_, heads * width);
+    fill(*be_, peaks.data(), heads * width, 0.0f);
+    at.query_peaks = std::move(peaks);
+  }
+  be_->each(heads * width, detail::PeakOfQueries{queries, shape(layer).group(), at.query_peaks.data()});
+}
+
+}  // namespace kvpare

@@ -64,8 +64,18 @@ using KeyCodes = Ints;
 using ValueCodes = Ints;
 KVPARE_INLINE KeyCodes key_codes(Ints x) { return x; }
 KVPARE_INLINE ValueCodes value_codes(Ints x) { return x; }
-KVPARE_INLINE Ints dot_key(Ints sum, KeyCodes codes, Ints q) { return _mm256_dpbusd_avx_epi32(sum, codes, q); }
-KVPARE_INLINE Ints dot_value(Ints sum, ValueCodes codes, Ints p) { return _mm256_dpbusd_avx_epi32(sum, p, codes); }
+// Four unsigned bytes times four signed ones, added to `sum`, in each 32-bit lane.
+KVPARE_INLINE Ints dot(Ints sum, Ints unsigned_bytes, Ints signed_bytes) {
+#if defined(__clang__)
+  return _mm256_dpbusd_avx_epi32(sum, unsigned_bytes, signed_bytes);
+#else
+  // g++ 12 copies the sum before and after its own intrinsic.
+  asm("%{vex%} vpdpbusd\t%2, %1, %0" : "+x"(sum) : "x"(unsigned_bytes), "x"(signed_bytes));
+  return sum;
+#endif
+}
+KVPARE_INLINE Ints dot_key(Ints sum, KeyCodes codes, Ints q) { return dot(sum, codes, q); }
+KVPARE_INLINE Ints dot_value(Ints sum, ValueCodes codes, Ints p) { return dot(sum, p, codes); }
 
 // Numbers of 0 … 65535 (65536 counts as 65535) as 256 * high + low; or of 0 … 255, in `high`.
 template <bool wide>

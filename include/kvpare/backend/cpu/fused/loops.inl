@@ -32,11 +32,11 @@ class AheadLines {
   KVPARE_INLINE void step() {
     for (int i = 0; i < each_; ++i, at_ += 64) {
       if (at_ >= end_) return;
-      __builtin_prefetch(at_, 0, 2);
+      __builtin_prefetch(at_, 0, 3);
     }
   }
   void rest() {
-    for (; at_ < end_; at_ += 64) __builtin_prefetch(at_, 0, 2);
+    for (; at_ < end_; at_ += 64) __builtin_prefetch(at_, 0, 3);
   }
 
  private:
@@ -118,13 +118,15 @@ KVPARE_INLINE Ints codes_of(const Ints (&x)[Units{bits}.vectors()]) {
 
 // ---- keys ----------------------------------------------------------------------------------------------------------
 //
-// Two blocks of `lanes` tokens by R query rows at a time. Every code is unpacked once for the R rows.
+// One or two blocks of `lanes` tokens by R query rows at a time. Every code is unpacked once for the R rows.
 
 // How many query rows are run at once.
 #if KVPARE_MANY_REGISTERS
 inline constexpr int most_rows = 7;
+inline constexpr int key_sums = 8, value_sums = 8;  // sums at most where two vectors of codes are run side by side
 #else
 inline constexpr int most_rows = 4;
+inline constexpr int key_sums = 4, value_sums = 4;
 #endif
 inline Index rows_at_once(Index rows) {
   if (most_rows == 7 && (rows % 7 == 0 || (rows > 8 && rows % 4 != 0))) return 7;
@@ -146,56 +148,60 @@ template <int bits, bool table, bool wide, int R>
 struct KeyLoop {
   static constexpr Units unit{bits};
   static constexpr int vectors = unit.vectors(), planes = has_dots && wide ? 2 : 1;
-  using Sums = Ints[2][R][planes];
+  static constexpr int S = planes * R > key_sums ? 1 : 2;  // blocks of tokens
+  using Sums = Ints[S][R][planes];
 
   template <int j>
-  static KVPARE_INLINE void quads(const Ints (&a)[vectors], const Ints (&b)[vectors], const std::uint32_t* q, Ints levels,
-                                  Sums& sum) {
+  static KVPARE_INLINE void quads(const Ints (&x)[S][vectors], const std::uint32_t* q, Ints levels, Sums& sum) {
     constexpr Index row = sizeof(QueryRow) / 4, plane = max_width / 4;
-    Ints x = codes_of<bits, 0, j>(a), y = codes_of<bits, 0, j>(b);
-    if constexpr (table) x = look_up(levels, x), y = look_up(levels, y);
-    const KeyCodes first = key_codes(x), second = key_codes(y);
+    KeyCodes codes[S];
+    KVPARE_UNROLL for (int s = 0; s < S; ++s) {
+      Ints code = codes_of<bits, 0, j>(x[s]);
+      if constexpr (table) code = look_up(levels, code);
+      codes[s] = key_codes(code);
+    }
     KVPARE_UNROLL for (int i = 0; i < R; ++i) {
       const Ints q0 = each_int(static_cast<std::int32_t>(q[i * row + j]));
-      if constexpr (!has_dots || planes == 2) {
+      if constexpr (!has_dots) {
         const Ints q1 = each_int(static_cast<std::int32_t>(q[i * row + plane + j]));
-        if constexpr (has_dots) {
-          sum[0][i][0] = dot_key(sum[0][i][0], first, q0);
-          sum[1][i][0] = dot_key(sum[1][i][0], second, q0);
-          sum[0][i][1] = dot_key(sum[0][i][1], first, q1);
-          sum[1][i][1] = dot_key(sum[1][i][1], second, q1);
-        } else {
-          sum[0][i][0] = dot_pairs(sum[0][i][0], first, q0, q1);
-          sum[1][i][0] = dot_pairs(sum[1][i][0], second, q0, q1);
-        }
+        KVPARE_UNROLL for (int s = 0; s < S; ++s) sum[s][i][0] = dot_pairs(sum[s][i][0], codes[s], q0, q1);
       } else {
-        sum[0][i][0] = dot_key(sum[0][i][0], first, q0);
-        sum[1][i][0] = dot_key(sum[1][i][0], second, q0);
+        KVPARE_UNROLL for (int s = 0; s < S; ++s) sum[s][i][0] = dot_key(sum[s][i][0], codes[s], q0);
+        if constexpr (planes == 2) {
+          const Ints q1 = each_int(static_cast<std::int32_t>(q[i * row + plane + j]));
+          KVPARE_UNROLL for (int s = 0; s < S; ++s) sum[s][i][1] = dot_key(sum[s][i][1], codes[s], q1);
+        }
       }
     }
-    if constexpr (j + 1 < unit.quads()) quads<j + 1>(a, b, q, levels, sum);
+    if constexpr (j + 1 < unit.quads()) quads<j + 1>(x, q, levels, sum);
   }
 
-  static void run(const KeyRun& run, const QueryRow* q, const float* bias, Vec (&f)[2][R]) {
-    KVPARE_UNROLL for (int i = 0; i < R; ++i) f[0][i] = f[1][i] = bias == nullptr ? zero() : broadcast(bias[i]);
+  static void run(const KeyRun& run, const QueryRow* q, const float* bias, Vec (&f)[S][R]) {
+    KVPARE_UNROLL for (int i = 0; i < R; ++i)
+      KVPARE_UNROLL for (int s = 0; s < S; ++s) f[s][i] = bias == nullptr ? zero() : broadcast(bias[i]);
     Ints levels{};
     if constexpr (table) levels = bits_xor(each_lane(run.table), each_byte(128));
-    const std::byte* at[2] = {run.codes[0], run.codes[1]};
+    const std::byte* at[S];
+    KVPARE_UNROLL for (int s = 0; s < S; ++s) at[s] = run.codes[s];
     const std::uint32_t* quad = q->q[0];
     for (Index block = 0; block < run.blocks; ++block) {
       Sums sum;
-      KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-        sum[0][i][0] = sum[1][i][0] = each_int(0);
-        sum[0][i][planes - 1] = sum[1][i][planes - 1] = each_int(q[i].start[block]);
-      }
+      KVPARE_UNROLL for (int i = 0; i < R; ++i)
+        KVPARE_UNROLL for (int s = 0; s < S; ++s) {
+          sum[s][i][0] = each_int(0);
+          sum[s][i][planes - 1] = each_int(q[i].start[block]);
+        }
       for (Index u = 0; u < run.units; ++u) {
         run.ahead->step();
-        Ints a[vectors], b[vectors];
-        KVPARE_UNROLL for (int v = 0; v < vectors; ++v) a[v] = load_ints(at[0] + 64 * v), b[v] = load_ints(at[1] + 64 * v);
-        quads<0>(a, b, quad, levels, sum);
-        at[0] += unit.bytes(), at[1] += unit.bytes(), quad += unit.quads();
+        Ints x[S][vectors];
+        KVPARE_UNROLL for (int s = 0; s < S; ++s) {
+          KVPARE_UNROLL for (int v = 0; v < vectors; ++v) x[s][v] = load_ints(at[s] + 64 * v);
+          at[s] += unit.bytes();
+        }
+        quads<0>(x, quad, levels, sum);
+        quad += unit.quads();
       }
-      KVPARE_UNROLL for (int s = 0; s < 2; ++s) {
+      KVPARE_UNROLL for (int s = 0; s < S; ++s) {
         const Vec scale = load(run.scale[s] + block * run.scale_stride);
         KVPARE_UNROLL for (int i = 0; i < R; ++i) {
           Ints all = sum[s][i][0];
@@ -229,9 +235,10 @@ void score_rows(const KeyCall& call, const KeyRange& range, const QueryRow* q, c
   for (Index t = range.first; t < range.end; t += lanes)
     if ((range.listed >> t & whole) != 0) need[n++] = t;
   need[n] = n > 0 ? need[n - 1] : 0;  // an odd one is done twice
-  for (Index b = 0; b < n; b += 2) {
+  using Loop = KeyLoop<bits, table, wide, R>;
+  for (Index b = 0; b < n; b += Loop::S) {
     KeyRun run;
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < Loop::S; ++s) {
       const Index t = need[b + s];
       run.codes[s] = call.keys.tile + t / 16 * call.layout.block_bytes() + t % 16 * 4;
       run.scale[s] = range.scale + (range.stride > 0 ? t : 0);
@@ -239,9 +246,9 @@ void score_rows(const KeyCall& call, const KeyRange& range, const QueryRow* q, c
     }
     run.blocks = range.blocks, run.units = range.block_channels / Units{bits}.depth();
     run.scale_stride = range.stride, run.table = call.values.table, run.ahead = &ahead;
-    Vec f[2][R];
-    KeyLoop<bits, table, wide, R>::run(run, q, bias, f);
-    for (int s = 0; s < 2 && b + s < n; ++s) {
+    Vec f[Loop::S][R];
+    Loop::run(run, q, bias, f);
+    for (int s = 0; s < Loop::S && b + s < n; ++s) {
       const Index t = need[b + s];
       const std::uint64_t here = range.listed >> t & whole;
       const int before = t == 0 ? 0 : __builtin_popcountll(range.listed << (64 - t));
@@ -510,17 +517,21 @@ struct ValueLoop {
 template <int bits, Levels levels, bool wide, int R>
 void value_channels(const ValueRun& run, Index first, Index end) {
   Index c = first;
-  for (; c + 2 * lanes <= end; c += 2 * lanes) ValueLoop<bits, levels, wide, R, 2>::run(run, c);
+  if constexpr ((has_dots && wide ? 2 : 1) * R <= value_sums)
+    for (; c + 2 * lanes <= end; c += 2 * lanes) ValueLoop<bits, levels, wide, R, 2>::run(run, c);
   for (; c < end; c += lanes) ValueLoop<bits, levels, wide, R, 1>::run(run, c);
 }
 
-// p[tokens] times the token's factor, as numbers the loop takes.
+// p[tokens] times the token's factor (and `up`, where p has 8 bits), as numbers the loop takes.
 template <bool wide>
-void pack_row(const float* p, const float* factor, Index tokens, ValueRow& to) {
+KVPARE_INLINE void pack_row(const float* p, const float* factor, float up, Index tokens, ValueRow& to) {
   for (Index t = 0; t < tokens; t += 4 * lanes) {
     Ints x[4], high, low;
-    KVPARE_UNROLL for (int v = 0; v < 4; ++v)
-      x[v] = nearest_ints(mul(load(p + t + v * lanes), load(factor + t + v * lanes)));
+    KVPARE_UNROLL for (int v = 0; v < 4; ++v) {
+      Vec y = mul(load(p + t + v * lanes), load(factor + t + v * lanes));
+      if constexpr (has_dots && !wide) y = mul(y, broadcast(up));
+      x[v] = nearest_ints(y);
+    }
     split_unsigned<wide>(x[0], x[1], x[2], x[3], high, low);
     store_ints(&to.p[0][t / 4], high);
     if constexpr (!has_dots || wide) store_ints(&to.p[1][t / 4], low);
@@ -529,60 +540,48 @@ void pack_row(const float* p, const float* factor, Index tokens, ValueRow& to) {
 
 // What all rows share: the tokens' scales, freed of what is not listed.
 struct ValueTile {
-  Index tokens;  // a multiple of 16; the arrays go on to max_tokens, with zeros
   std::uint64_t listed;
-  alignas(64) float zero[max_groups * max_tokens];   // [groups][max_tokens], along channels
-  alignas(64) float share[max_groups * max_tokens];  // |scale| over the token's largest, over `largest` of the group
-  alignas(64) float most[max_tokens];                // the largest |scale| of each token; NaN where one is not finite
-  float largest[max_groups];
+  alignas(64) float scale[max_groups * max_tokens];  // [groups][max_tokens], along channels
+  alignas(64) float zero[max_groups * max_tokens];
+  alignas(64) float most[max_tokens];  // the largest |scale| of each token; NaN where one is not finite
+  float largest[max_groups];           // the largest |scale| of each group; for probabilities of 8 bits
   alignas(64) std::uint32_t negative[max_groups][max_tokens / 4];
 };
 
 template <bool wide>
 inline constexpr float largest_p = !has_dots ? 32767.0f : wide ? 65535.0f : 255.0f;
 
-template <bool flips>
+template <bool wide, bool flips>
 void read_tile(const ValueCall& call, ValueTile& to, bool zeros) {
   const Layout& layout = call.layout;
   const Index tokens = layout.shape.tokens, groups = layout.row_groups();
   alignas(64) float scale[max_groups * max_tokens], zero_at[max_groups * max_tokens];
   read_groups(layout, call.values, call.tile.tile, 0, layout.groups(), scale, zeros ? zero_at : nullptr);
   for (Index t = 0; t < max_tokens; t += lanes) {
-    if (t >= tokens) {
-      store(to.most + t, zero());
-      for (Index g = 0; g < groups; ++g) store(to.share + g * max_tokens + t, zero()), store(to.zero + g * max_tokens + t, zero());
-      continue;
-    }
     Vec most = zero(), odd = zero();
     for (Index g = 0; g < groups; ++g) {
-      const Vec s = only(to.listed >> t, load(scale + g * tokens + t));
+      const Vec s = t < tokens ? only(to.listed >> t, load(scale + g * tokens + t)) : zero();
       const Vec a = absolute(s);
       most = max(a, most), odd = fma(a, zero(), odd);
-      store(to.share + g * max_tokens + t, has_dots ? a : s);
-      if (zeros) store(to.zero + g * max_tokens + t, only(to.listed >> t, load(zero_at + g * tokens + t)));
+      store(to.scale + g * max_tokens + t, has_dots ? a : s);
+      if (zeros) store(to.zero + g * max_tokens + t, t < tokens ? only(to.listed >> t, load(zero_at + g * tokens + t)) : zero());
     }
     store(to.most + t, add(most, odd));
   }
-  for (Index g = 0; g < groups; ++g) {
-    float* share = to.share + g * max_tokens;
-    Vec largest = zero();
-    for (Index t = 0; t < tokens; t += lanes) {
-      const Vec most = load(to.most + t);
-      const Vec x = divide_or_zero(load(share + t), most);
-      largest = max(absolute(x), largest);
-      store(share + t, x);
+  if constexpr (has_dots && !wide)
+    for (Index g = 0; g < groups; ++g) {
+      Vec most = zero();
+      for (Index t = 0; t < tokens; t += lanes) most = max(load(to.scale + g * max_tokens + t), most);
+      to.largest[g] = max_of_lanes(most);
     }
-    to.largest[g] = max_of_lanes(largest);
-    const Vec up = broadcast(to.largest[g] > 0 ? 1 / to.largest[g] : 0.0f);
-    for (Index t = 0; t < tokens; t += lanes) store(share + t, mul(load(share + t), up));
-    if constexpr (flips)
+  if constexpr (flips)
+    for (Index g = 0; g < groups; ++g)
       for (Index t = 0; t < tokens; t += 4) {
         std::uint32_t bytes = 0;
         for (Index k = 0; k < 4; ++k)
           if (scale[g * tokens + t + k] < 0) bytes |= 0xffu << 8 * k;
         to.negative[g][t / 4] = bytes;
       }
-  }
 }
 
 template <int bits, Levels levels, bool wide, int R>
@@ -591,26 +590,37 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
   constexpr bool flips = levels == Levels::flipped || levels == Levels::flipped_table;
   const Layout& layout = call.layout;
   const Index tokens = layout.shape.tokens, width = layout.shape.width;
-  // p of every slot times its largest scale, brought to at most 1; what the rows are to be multiplied by.
+  // Each row's largest p * scale becomes largest_p. Where that has 8 bits only, each group's does, by the tighter of two
+  // bounds.
+  const bool full = tile.listed == ~std::uint64_t{0};
   alignas(64) float x[R][max_tokens], all[R][max_tokens];
-  float back[R];
-  for (int i = 0; i < R; ++i) {
+  float top[R], peak[R], bad[R];
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) {
     const float* row = p + i * call.p_stride;
-    Vec most = zero(), odd = zero();
-    for (Index t = 0; t < max_tokens; t += lanes) {
-      const std::uint64_t here = tile.listed >> t & ((std::uint64_t{1} << lanes) - 1);
-      const int before = t == 0 ? 0 : __builtin_popcountll(tile.listed << (64 - t));
-      const Vec v = here == 0 ? zero() : load_listed(row + before, here);
+    Vec most = zero(), odd = zero(), largest = zero();
+    KVPARE_UNROLL for (Index t = 0; t < max_tokens; t += lanes) {
+      Vec v;
+      if (full) {
+        v = load(row + t);
+      } else {
+        const std::uint64_t here = tile.listed >> t & ((std::uint64_t{1} << lanes) - 1);
+        v = here == 0 ? zero() : load_listed(row + (t == 0 ? 0 : __builtin_popcountll(tile.listed << (64 - t))), here);
+      }
       const Vec y = layout.along == Along::channels ? mul(v, load(tile.most + t)) : v;
       store(all[i] + t, v);
-      store(x[i] + t, y);
       most = max(y, most), odd = fma(y, zero(), odd);
+      if constexpr (has_dots && !wide) largest = max(v, largest);
     }
-    const float top = max_of_lanes(most), bad = sum_of(odd);
-    const bool counts = top >= 0x1p-100f && bad == 0;
-    const Vec up = broadcast(counts ? largest_p<wide> / top : 0.0f);
-    for (Index t = 0; t < max_tokens; t += lanes) store(x[i] + t, counts ? mul(load(x[i] + t), up) : zero());
-    back[i] = (counts ? top / largest_p<wide> * call.values.unit : 0.0f) + bad;
+    top[i] = max_of_lanes(most), bad[i] = sum_of(odd);
+    if constexpr (has_dots && !wide) peak[i] = max_of_lanes(largest);
+  }
+  float back[R];
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+    const bool counts = top[i] >= 0x1p-100f && bad[i] == 0;
+    const Vec up = broadcast(counts ? largest_p<wide> / top[i] : 0.0f);
+    KVPARE_UNROLL for (Index t = 0; t < max_tokens; t += lanes)
+      store(x[i] + t, counts ? mul(load(all[i] + t), up) : zero());
+    back[i] = (counts ? top[i] / largest_p<wide> * call.values.unit : 0.0f) + bad[i];
     if constexpr (levels == Levels::plain) back[i] *= 1.0f / (1 << (8 - bits));
   }
 
@@ -624,10 +634,14 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
     run.first = 0, run.end = tokens / Units{bits}.depth();
     run.add = zeros ? extra : nullptr;
     for (Index g = 0; g < layout.row_groups(); ++g) {
-      const float* share = tile.share + g * max_tokens;
-      for (int i = 0; i < R; ++i) {
-        pack_row<wide>(x[i], share, tokens, rows[i]);
-        factor[i] = back[i] * tile.largest[g];
+      KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+        float up = 1;
+        if constexpr (has_dots && !wide) {
+          const float bound = peak[i] * tile.largest[g];
+          if (bound > 0 && bound < top[i]) up = top[i] / bound;
+        }
+        pack_row<wide>(x[i], tile.scale + g * max_tokens, up, tokens, rows[i]);
+        factor[i] = back[i] / up;
         if (!zeros) continue;
         Vec sum = zero();
         for (Index t = 0; t < tokens; t += lanes) sum = fma(load(all[i] + t), load(tile.zero + g * max_tokens + t), sum);
@@ -640,7 +654,7 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
     alignas(64) float ones[max_tokens];
     for (Index t = 0; t < max_tokens; t += lanes) store(ones + t, broadcast(1.0f));
     for (int i = 0; i < R; ++i) {
-      pack_row<wide>(x[i], ones, tokens, rows[i]);
+      pack_row<wide>(x[i], ones, 1.0f, tokens, rows[i]);
       factor[i] = back[i];
     }
     alignas(64) float scale[max_width], zero_at[max_width];
@@ -668,7 +682,7 @@ void accumulate_codes(const ValueCall& call) {
   const bool zeros = has_zeros(layout, call.values);
   ValueTile tile;
   tile.listed = listed_slots(call.tile);
-  if (layout.along == Along::channels) read_tile<flips>(call, tile, zeros);
+  if (layout.along == Along::channels) read_tile<wide, flips>(call, tile, zeros);
   AheadLines ahead(call.ahead, layout.code_bytes() / Units{bits}.bytes() / 2 * (64 / (4 * lanes)) * ceil_div(call.rows, most_rows));
   for (Index i = 0, n; i < call.rows; i += n) {
     n = rows_at_once(call.rows - i);

@@ -166,7 +166,8 @@ class KvCache {
             g.key_codec, g.key_tile_bytes);
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
-        g.rows_move = P::Key::rows_move && P::Value::rows_move;
+        g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
+        g.rows_move = g.keys_move && g.values_move;
         geometry.back() = g;
       });
     }

@@ -51,7 +51,8 @@ inline float rounded(float x) {
 /// side, for a clamp to catch. No NaN. The sum's bits are integers in the order of floats, so nothing here can branch.
 inline std::int32_t round_even_int(float x) {
   constexpr float shift = 0x1.8p23f;
-  return std::bit_cast<std::int32_t>(x + shift) - std::bit_cast<std::int32_t>(shift);
+  const auto word = std::bit_cast<std::int32_t>(x + shift);
+  return (word > 0 ? word : 0) - std::bit_cast<std::int32_t>(shift);
 }
 
 /// |x| < 2^22, to the nearest integer, ties away from zero.

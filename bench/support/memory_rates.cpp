@@ -112,9 +112,9 @@ double read_rate_of(ReadPiece read, Index threads) {
 ReadPiece fastest_read() {
   std::vector<ReadPiece> loops = {read_plain<1, 0>, read_plain<4, 0>, read_plain<4, 1024>};
 #if KVPARE_HAS_X86_SETS
-  if (kvpare::cpu::detected_isa() >= kvpare::cpu::Isa::avx2)
+  if (kvpare::cpu::supports(kvpare::cpu::Isa::avx2))
     loops.insert(loops.end(), {read_avx2<1, 0>, read_avx2<4, 0>, read_avx2<4, 1024>});
-  if (kvpare::cpu::detected_isa() >= kvpare::cpu::Isa::avx512)
+  if (kvpare::cpu::supports(kvpare::cpu::Isa::avx512))
     loops.insert(loops.end(), {read_avx512<1, 0>, read_avx512<4, 0>, read_avx512<4, 1024>});
 #endif
   return *std::max_element(loops.begin(), loops.end(),
@@ -135,7 +135,7 @@ double read_rate(Index threads) {
 
 void read_rows(std::span<const std::byte* const> rows, Index row_bytes) {
 #if KVPARE_HAS_X86_SETS
-  if (kvpare::cpu::detected_isa() >= kvpare::cpu::Isa::avx512)
+  if (kvpare::cpu::supports(kvpare::cpu::Isa::avx512))
     return benchmark::DoNotOptimize(read_each_avx512(rows, row_bytes));
 #endif
   benchmark::DoNotOptimize(read_each_plain(rows, row_bytes));

@@ -19,7 +19,7 @@ struct CpuRig {
   static std::string name() {
     return std::string("Cpu_") + std::string(cpu::name_of(set)) + "_" + std::to_string(thread_count);
   }
-  static bool available() { return set <= cpu::detected_isa(); }
+  static bool available() { return cpu::supports(set); }
   static Backend& backend() {
     static Backend one({.threads = thread_count, .isa = set});
     return one;

@@ -109,6 +109,36 @@ struct GroupTiles {
     }
   }
 
+  // For backends that keep codes in an order of their own: codes and bits as they are, one row (groups along channels) or one
+  // run of a channel (`place` = group of tokens * width + channel) at a time.
+
+  static void write_row(TileShape t, std::byte* tile, Index slot, const std::uint8_t* codes, const GroupBits* bits) {
+    std::byte* row = tile + slot * row_bytes(t.width);
+    std::byte* scales = row + code_bytes(t.width);
+    const Index groups = form.groups({1, t.width});
+    for (Index g = 0; g < groups; ++g) put(bits[g], scales, scales + groups * scale_bytes, g);
+    pack(codes, t.width, form.group_of(t), row);
+  }
+  static void read_row(TileShape t, const std::byte* tile, Index slot, std::uint8_t* codes, GroupBits* bits) {
+    const std::byte* row = tile + slot * row_bytes(t.width);
+    const std::byte* scales = row + code_bytes(t.width);
+    const Index groups = form.groups({1, t.width});
+    for (Index g = 0; g < groups; ++g) bits[g] = get(scales, scales + groups * scale_bytes, g);
+    unpack(row, t.width, form.group_of(t), codes);
+  }
+  static void write_run(TileShape t, std::byte* tile, Index place, const std::uint8_t* codes, GroupBits bits) {
+    const Index group = form.group_of(t), run = code_bytes(group), groups = form.groups(t);
+    std::byte* scales = tile + groups * run;
+    put(bits, scales, scales + groups * scale_bytes, place);
+    pack(codes, group, group, tile + place * run);
+  }
+  static GroupBits read_run(TileShape t, const std::byte* tile, Index place, std::uint8_t* codes) {
+    const Index group = form.group_of(t), run = code_bytes(group), groups = form.groups(t);
+    const std::byte* scales = tile + groups * run;
+    unpack(tile + place * run, group, group, codes);
+    return get(scales, scales + groups * scale_bytes, place);
+  }
+
  protected:
   static constexpr Index code_bytes(Index n) { return form.ternary ? ceil_div(n, 5) : n * form.bits / 8; }
   static float value(float scale, std::uint8_t code, float zero) {

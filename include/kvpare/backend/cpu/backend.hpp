@@ -40,8 +40,8 @@ class Backend {
     require(probability_bits_ == 16 || probability_bits_ == 8, "cpu backend: probability_bits = ", probability_bits_,
             ", must be 16 or 8");
     require(options.threads >= 0, "cpu backend: threads = ", options.threads, ", must be 0 (all cores) or positive");
-    require(options.isa <= detected_isa(), "cpu backend: instruction set ", name_of(options.isa),
-            ", but this machine has ", name_of(detected_isa()));
+    require(supports(options.isa), "cpu backend: instruction set ", name_of(options.isa),
+            ", but the best that this machine has is ", name_of(detected_isa()));
     if (options.parallel) {
       parallel_ = std::move(options.parallel);
     } else {

@@ -16,6 +16,7 @@
 #include "../../core/config.hpp"
 #include "../../core/dtype.hpp"
 #include "isa.hpp"
+#include "region.hpp"
 
 #if KVPARE_HAS_X86_SETS
 #include <immintrin.h>
@@ -104,24 +105,6 @@ struct Kernels {
 
 }  // namespace kvpare::cpu
 
-// Loops over arrays of vectors must be unrolled whole, or the vectors live in memory. nvcc's front end does not know
-// the pragma; the host compiler behind it unrolls them at -O3 by itself.
-#if defined(__CUDACC__)
-#define KVPARE_UNROLL
-#else
-#define KVPARE_UNROLL _Pragma("GCC unroll 64")
-#endif
-
-#if defined(__clang__)
-#define KVPARE_BEGIN_SET(names) \
-  _Pragma(KVPARE_SET_TEXT(clang attribute push(__attribute__((target(names))), apply_to = function)))
-#define KVPARE_END_SET _Pragma("clang attribute pop")
-#else
-#define KVPARE_BEGIN_SET(names) _Pragma("GCC push_options") _Pragma(KVPARE_SET_TEXT(GCC target(names)))
-#define KVPARE_END_SET _Pragma("GCC pop_options")
-#endif
-#define KVPARE_SET_TEXT(...) #__VA_ARGS__
-
 namespace kvpare::cpu::plain {
 #include "vector_plain.inl"
 //
@@ -154,18 +137,13 @@ KVPARE_END_SET
 #endif
 #endif
 
-#undef KVPARE_BEGIN_SET
-#undef KVPARE_END_SET
-#undef KVPARE_SET_TEXT
-#undef KVPARE_UNROLL
-
 namespace kvpare::cpu {
 
-/// The table of a set. A set above detected_isa() may be looked at, not run.
+/// The table of a set. A set that this machine lacks may be looked at, not run.
 inline const Kernels& kernels(Isa isa) {
 #if KVPARE_HAS_X86_SETS
-  if (isa == Isa::avx512) return avx512::table;
-  if (isa == Isa::avx2) return avx2::table;
+  if (isa == Isa::avx512 || isa == Isa::avx512_vnni) return avx512::table;
+  if (isa == Isa::avx2 || isa == Isa::avx2_vnni) return avx2::table;
 #endif
   (void)isa;
   return plain::table;

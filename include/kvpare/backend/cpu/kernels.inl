@@ -13,7 +13,7 @@
 //   load_part(p, n), store_part(p, v, n)      the first n lanes, 0 < n < lanes; nothing behind them is touched
 //   load_part(float p, n, rest)               the other lanes become `rest`
 //   sum_of(v), max_of_lanes(v)                over the lanes
-//   sum_four(a, b, c, d, out)                 out[0..3] = their four sums
+//   sum_four(a, b, c, d, out), max_four       out[0..3] = their four sums (maxima)
 //   nearest(x)                                to an integer, |x| < 2^22
 //   times_power(p, n, x)                      p * 2^n; 0 where x < -126, NaN where x is
 //   Tiles                                     as many bytes as a register has, in lanes of 16
@@ -299,23 +299,55 @@ inline float exp2_shift_sum(float* x, Index n, float shift) {
   return sum_of(add(sum[0], sum[1]));
 }
 
-inline void running_softmax(float* x, Index x_stride, Index rows, Index n, float* peak, float* sum, float* alpha) {
+// R <= 4 rows at a time: their reductions are made together, and no row waits for another.
+template <int R>
+void softmax_rows(float* x, Index x_stride, Index n, float* peak, float* sum, float* alpha) {
   const float none = -std::numeric_limits<float>::infinity();
-  for (Index i = 0; i < rows; ++i) {
-    float* row = x + i * x_stride;
-    const float seen = max_of(row, n);
+  const int part = static_cast<int>(n % lanes);
+  const Index whole = n - part;
+  Vec most[R];
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) most[i] = broadcast(none);
+  for (Index t = 0; t < whole; t += lanes)
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) most[i] = max(load(x + i * x_stride + t), most[i]);
+  if (part > 0)
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) most[i] = max(load_part(x + i * x_stride + whole, part, none), most[i]);
+  float seen[4], change[lanes] = {};
+  max_four(most[0], most[R > 1 ? 1 : 0], most[R > 2 ? 2 : 0], most[R > 3 ? 3 : 0], seen);
+  Vec shift[R], total[R];
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) {
     const float before = peak[i];
-    float factor = 1;
-    if (seen > before) {
-      // One lane of the vector exponential: 0 for a start at -inf.
-      float change[lanes] = {before - seen};
-      store(change, exp2_of(load(change)));
-      factor = change[0];
-      peak[i] = seen;
-    }
-    alpha[i] = factor;
-    sum[i] = sum[i] * factor + exp2_shift_sum(row, n, peak[i] == none ? 0.0f : peak[i]);
+    if (seen[i] > before) change[i] = before - seen[i], peak[i] = seen[i];
+    shift[i] = broadcast(peak[i] == none ? 0.0f : peak[i]);
+    total[i] = zero();
   }
+  store(change, exp2_of(load(change)));  // 0 for a start at -inf, exactly 1 where the peak stays
+  for (Index t = 0; t < whole; t += lanes)
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+      float* at = x + i * x_stride + t;
+      const Vec y = exp2_of(sub(load(at), shift[i]));
+      total[i] = add(total[i], y);
+      store(at, y);
+    }
+  if (part > 0)
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+      float* at = x + i * x_stride + whole;
+      const Vec y = exp2_of(sub(load_part(at, part, none), shift[i]));
+      total[i] = add(total[i], y);
+      store_part(at, y, part);
+    }
+  float added[4];
+  sum_four(total[0], total[R > 1 ? 1 : 0], total[R > 2 ? 2 : 0], total[R > 3 ? 3 : 0], added);
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) alpha[i] = change[i], sum[i] = sum[i] * change[i] + added[i];
+}
+
+inline void running_softmax(float* x, Index x_stride, Index rows, Index n, float* peak, float* sum, float* alpha) {
+  Index i = 0;
+  for (; i + 4 <= rows; i += 4) softmax_rows<4>(x + i * x_stride, x_stride, n, peak + i, sum + i, alpha + i);
+  if (i + 2 <= rows) {
+    softmax_rows<2>(x + i * x_stride, x_stride, n, peak + i, sum + i, alpha + i);
+    i += 2;
+  }
+  if (i < rows) softmax_rows<1>(x + i * x_stride, x_stride, n, peak + i, sum + i, alpha + i);
 }
 
 inline void add_scaled(const float* x, Index n, float factor, float* out) {

@@ -11,70 +11,11 @@
 
 #include "../../codec/codec.hpp"
 #include "../arguments.hpp"
+#include "fused/group_tiles.hpp"
 #include "team.hpp"
+#include "tile_ops.hpp"
 
 namespace kvpare::cpu {
-
-/// Some slots of one coded tile. Slots not listed may hold anything: nothing of them may reach a result.
-struct TileRows {
-  const std::byte* tile = nullptr;
-  TileShape shape;
-  const float* state = nullptr;
-  const std::uint8_t* slots = nullptr;  // ascending
-  int count = 0;                        // 0..64
-  bool gapless = true;                  // slots 0, 1, 2, … count - 1
-};
-
-/// Bytes that will be read after this: to be prefetched, spread over the loop.
-struct AheadBytes {
-  const std::byte* data = nullptr;
-  Index bytes = 0;
-};
-
-/// The loops of one codec on one side, for one instruction set. A tile lies at a 64-byte boundary. Nothing throws or
-/// allocates, scratch aside.
-struct TileOps {
-  Support support = Support::generic;
-  bool rows_move = true;
-  bool folds = false;  // accumulators of values need `finish_output` before they mean anything
-
-  Index (*tile_bytes)(TileShape shape) = nullptr;
-
-  /// As Codec::encode, in this backend's order.
-  void (*encode)(const Kernels& k, TileShape shape, const float* rows, Index first, Index count, const float* state,
-                 std::byte* tile) = nullptr;
-  /// As Codec::decode.
-  void (*decode)(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, const float* state,
-                 float* row) = nullptr;
-  /// Rows to other slots of the same or another tile, codes and scales as they are; overlapping stretches of one tile as
-  /// memmove. Null where rows do not move.
-  void (*move_rows)(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                    Index count) = nullptr;
-  /// A whole tile into the codec's canonical bytes, and back. The two tiles are different memory.
-  void (*to_canonical)(TileShape shape, const std::byte* tile, std::byte* canonical) = nullptr;
-  void (*from_canonical)(TileShape shape, const std::byte* canonical, std::byte* tile) = nullptr;
-
-  // Keys. A query is prepared once per state, for any number of pages.
-
-  /// Bytes of prepared queries; a multiple of 64.
-  Index (*query_bytes)(Index rows, Index width) = nullptr;
-  /// q [rows, q_stride] floats that include scale and log2(e).
-  void (*prepare_query)(const Kernels& k, const float* q, Index q_stride, Index rows, Index width, const float* state,
-                        std::byte* prepared) = nullptr;
-  /// Formula  out[i * out_stride + t] = q_i·key'[slots[t]]
-  void (*score)(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
-                float* out, Index out_stride) = nullptr;
-
-  // Values. Accumulators are floats [rows, acc_stride], acc_stride a multiple of 16, in the space of what is stored.
-
-  /// Formula  acc[i] = alpha_i * acc[i] + sum_t p[i * p_stride + t] * (what is stored in slots[t]);   0 <= p <= 1
-  /// Alpha    one factor per row; null = 1. Where it is 0, the old acc is not read, whatever it holds.
-  void (*accumulate)(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
-                     const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) = nullptr;
-  /// What is stored becomes what it stands for; `sum` [rows] are the sums of all p that went into the accumulators.
-  void (*finish_output)(Index rows, Index width, const float* state, const float* sum, float* acc,
-                        Index acc_stride) = nullptr;
-};
 
 namespace detail {
 
@@ -139,26 +80,16 @@ struct GenericTiles {
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 };
 
-template <class C, class Tiles>
-constexpr TileOps ops_of(Support support, bool folds) {
-  TileOps ops;
-  ops.support = support, ops.rows_move = C::rows_move, ops.folds = folds;
-  ops.tile_bytes = Tiles::tile_bytes, ops.encode = Tiles::encode, ops.decode = Tiles::decode;
-  if constexpr (C::rows_move) ops.move_rows = Tiles::move_rows;
-  ops.to_canonical = Tiles::to_canonical, ops.from_canonical = Tiles::from_canonical;
-  ops.query_bytes = Tiles::query_bytes, ops.prepare_query = Tiles::prepare_query, ops.score = Tiles::score;
-  ops.accumulate = Tiles::accumulate, ops.finish_output = Tiles::finish_output;
-  return ops;
-}
-
 }  // namespace detail
 
 /// The loops for a codec on one side, on an instruction set, or null when there is no such tile.
 ///
 /// `probability_bits` 16 or 8: how finely fused loops over values hold the probabilities, see Options.
 template <Codec C>
-const TileOps* tile_ops(Side, TileShape shape, Isa, int /*probability_bits*/) {
+const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
+  if constexpr (GroupCodec<C>)
+    if (const TileOps* ops = fused::group_ops<C>(side, shape, isa, probability_bits)) return ops;
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);
   return &ops;
 }

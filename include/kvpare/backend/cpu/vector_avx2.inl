@@ -82,6 +82,13 @@ KVPARE_INLINE void sum_four(Vec a, Vec b, Vec c, Vec d, float* out) {
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 
+KVPARE_INLINE void max_four(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const Vec ab = _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const Vec cd = _mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const Vec x = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+
 KVPARE_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 KVPARE_INLINE Vec nearest(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {

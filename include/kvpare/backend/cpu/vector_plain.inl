@@ -115,6 +115,12 @@ KVPARE_INLINE void sum_four(Vec a, Vec b, Vec c, Vec d, float* out) {
   store(out, __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
 }
 
+KVPARE_INLINE void max_four(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const Vec ab = max(__builtin_shufflevector(a, b, 0, 4, 1, 5), __builtin_shufflevector(a, b, 2, 6, 3, 7));
+  const Vec cd = max(__builtin_shufflevector(c, d, 0, 4, 1, 5), __builtin_shufflevector(c, d, 2, 6, 3, 7));
+  store(out, max(__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7)));
+}
+
 KVPARE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
 KVPARE_INLINE Vec nearest(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }  // leaves no room for a fraction
 KVPARE_INLINE Vec times_power(Vec p, Vec n, Vec x) {

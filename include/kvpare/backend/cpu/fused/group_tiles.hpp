@@ -1,0 +1,262 @@
+// Tiles of group-quantised codecs, attended to as codes. The bytes are those of layout.hpp.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <type_traits>
+
+#include "../tile_ops.hpp"
+#include "sets.hpp"
+
+namespace kvpare::cpu::fused {
+
+/// Whether scales may be negative: such values take one more step per code.
+template <GroupCodec C>
+constexpr bool signed_scales() {
+  if constexpr (requires { C::spec; })
+    return C::spec.fit == std::remove_cvref_t<decltype(C::spec.fit)>::extreme;
+  else
+    return C::form.scale == ScaleType::f16 || C::form.scale == ScaleType::f32;
+}
+
+/// A table of levels as signed bytes: level ≈ unit * bytes[code].
+///
+/// Exact where a unit of a power of two makes all of them integers up to 127 (ggml's iq4_nl, E2M1, signs). Otherwise the
+/// largest is 127 units, and no level is off by more than half a unit, 1/254 of the largest: far less than half the
+/// distance between two of 16 levels.
+struct LevelTable {
+  float unit = 1;
+  std::array<std::int8_t, 16> bytes{};
+};
+template <GroupCodec C>
+constexpr LevelTable level_table() {
+  LevelTable table;
+  float largest = 0;
+  for (float level : C::levels) largest = std::max(largest, level < 0 ? -level : level);
+  bool exact = false;
+  for (float unit = 1; unit >= 0.125f && !exact; unit /= 2) {
+    exact = true;
+    for (float level : C::levels) {
+      const float steps = level / unit;
+      exact = exact && steps >= -127 && steps <= 127 && static_cast<float>(static_cast<int>(steps)) == steps;
+    }
+    if (exact) table.unit = unit;
+  }
+  if (!exact) table.unit = largest / 127;
+  for (std::size_t c = 0; c < C::levels.size(); ++c) {
+    const float steps = C::levels[c] / table.unit;
+    table.bytes[c] = static_cast<std::int8_t>(static_cast<int>(steps + (steps < 0 ? -0.5f : 0.5f)));
+  }
+  return table;
+}
+
+/// One codec on one side, with the loops of one set.
+template <GroupCodec C, Side side, class Set, bool wide_values>
+struct GroupTiles {
+  static constexpr GroupForm form = C::form;
+  static constexpr bool along_channels = form.along == Along::channels;
+  static constexpr bool flips = side == Side::values && along_channels && signed_scales<C>();
+  static constexpr Levels levels = form.table ? flips ? Levels::flipped_table : Levels::table
+                                              : flips ? Levels::flipped : Levels::plain;
+  static constexpr int bits = form.bits;
+  /// Integer queries of 16 bits where 8 would show: at 8 bits, and at 5 where scales have moved into the query.
+  static constexpr bool wide_query = bits == 8 || (bits == 5 && !along_channels);
+
+  static constexpr Layout layout(TileShape shape) {
+    return {.side = side,
+            .shape = shape,
+            .units = {bits},
+            .flip = side == Side::values && levels == Levels::plain ? 1 << (bits - 1) : 0,
+            .along = form.along,
+            .group = form.group_of(shape),
+            .scale = form.scale,
+            .zero = form.zero};
+  }
+  static constexpr bool fits(TileShape shape) {
+    if (form.ternary || (form.table && bits > 4) || (bits == 8 && flips)) return false;
+    return layout(shape).fits() && layout(shape).bytes() == C::tile_bytes(shape);
+  }
+
+  static Values values(const float* state) {
+    Values v;
+    if constexpr (form.table) {
+      static constexpr LevelTable table = level_table<C>();
+      v.unit = table.unit, v.table = table.bytes.data();
+    } else {
+      v.shift = static_cast<float>((1 << (bits - 1)) - form.offset);
+    }
+    if constexpr (form.scale == ScaleType::e8m0 || form.scale == ScaleType::e4m3) {
+      static const std::array<float, 256> all = [] {
+        std::array<float, 256> scales{};
+        for (std::uint32_t b = 0; b < 256; ++b) scales[b] = C::scale_of({b, 0}, nullptr);
+        return scales;
+      }();
+      v.scales = all.data();
+    }
+    if (state_floats<C>(1) > 0) v.factor = state != nullptr ? *state : 1.0f;
+    return v;
+  }
+
+  static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
+
+  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count, const float* state,
+                     std::byte* tile) {
+    const Layout at = layout(shape);
+    if constexpr (along_channels) {
+      alignas(64) std::uint8_t codes[max_width];
+      for (Index r = 0; r < count; ++r) {
+        for (Index g = 0; g < at.row_groups(); ++g)
+          at.put_bits(tile, at.group_at(first + r, g * at.group),
+                      C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
+        Set::place(at, tile, first + r, codes);
+      }
+    } else {
+      alignas(64) std::uint8_t codes[max_tokens * max_width];
+      std::fill_n(codes, shape.tokens * shape.width, std::uint8_t{0});
+      for (Index t = 0; t < shape.tokens; t += at.group) {
+        const Index present = std::clamp<Index>(count - t, 0, at.group);
+        for (Index c = 0; c < shape.width; ++c) {
+          GroupBits b;
+          if (present > 0)
+            b = C::quantize(rows + t * shape.width + c, shape.width, present, state, codes + t * shape.width + c, shape.width);
+          at.put_bits(tile, at.group_at(t, c), b);
+        }
+      }
+      for (Index t = 0; t < shape.tokens; ++t) Set::place(at, tile, t, codes + t * shape.width);
+    }
+  }
+
+  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, const float* state, float* row) {
+    const Layout at = layout(shape);
+    for (Index c = 0; c < shape.width; ++c) {
+      const GroupBits b = at.bits(tile, at.group_at(slot, c));
+      row[c] = C::scale_of(b, state) * C::level(at.code(tile, slot, c));
+      if constexpr (form.zero != ZeroType::none) row[c] += C::zero_of(b, state);
+    }
+  }
+
+  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot, Index count) {
+    const Layout at = layout(shape);
+    alignas(64) std::uint8_t codes[max_width];
+    const bool down = from == to && to_slot > from_slot;  // the last one first, or rows would be overwritten unread
+    for (Index i = 0; i < count; ++i) {
+      const Index r = down ? count - 1 - i : i;
+      take_row(at, from, from_slot + r, codes);
+      Set::place(at, to, to_slot + r, codes);
+      for (Index g = 0; g < at.row_groups(); ++g)
+        at.put_bits(to, at.group_at(to_slot + r, g * at.group), at.bits(from, at.group_at(from_slot + r, g * at.group)));
+    }
+  }
+
+  static void to_canonical(TileShape shape, const std::byte* tile, std::byte* canonical) {
+    const Layout at = layout(shape);
+    std::uint8_t codes[max_width];
+    if constexpr (along_channels) {
+      GroupBits b[max_groups];
+      for (Index t = 0; t < shape.tokens; ++t) {
+        take_row(at, tile, t, codes);
+        for (Index g = 0; g < at.row_groups(); ++g) b[g] = at.bits(tile, at.group_at(t, g * at.group));
+        C::write_row(shape, canonical, t, codes, b);
+      }
+    } else {
+      for (Index t = 0; t < shape.tokens; t += at.group)
+        for (Index c = 0; c < shape.width; ++c) {
+          for (Index i = 0; i < at.group; ++i) codes[i] = at.code(tile, t + i, c);
+          const Index place = at.group_at(t, c);
+          C::write_run(shape, canonical, place, codes, at.bits(tile, place));
+        }
+    }
+  }
+  static void from_canonical(TileShape shape, const std::byte* canonical, std::byte* tile) {
+    const Layout at = layout(shape);
+    alignas(64) std::uint8_t codes[max_width];
+    if constexpr (along_channels) {
+      GroupBits b[max_groups];
+      for (Index t = 0; t < shape.tokens; ++t) {
+        C::read_row(shape, canonical, t, codes, b);
+        Set::place(at, tile, t, codes);
+        for (Index g = 0; g < at.row_groups(); ++g) at.put_bits(tile, at.group_at(t, g * at.group), b[g]);
+      }
+    } else {
+      for (Index t = 0; t < shape.tokens; t += at.group)
+        for (Index c = 0; c < shape.width; ++c) {
+          const Index place = at.group_at(t, c);
+          at.put_bits(tile, place, C::read_run(shape, canonical, place, codes));
+          for (Index i = 0; i < at.group; ++i) at.put_code(tile, t + i, c, codes[i]);
+        }
+    }
+  }
+
+  static Index query_bytes(Index rows, Index) {
+    return rows * (along_channels ? Index{sizeof(QueryRow)} : max_width * 4);
+  }
+  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
+                            std::byte* prepared) {
+    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state), q, q_stride, rows,
+                                                              prepared);
+  }
+  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead, float* out,
+                    Index out_stride) {
+    if (keys.count == 0 || rows == 0) return;
+    Set::template score_keys<bits, form.table, wide_query>(
+        {layout(keys.shape), values(keys.state), prepared, rows, keys, ahead, out, out_stride});
+  }
+  static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
+                         const TileRows& tile, AheadBytes ahead, float* acc, Index acc_stride) {
+    if (rows == 0) return;
+    if (tile.count == 0) return scale_rows(k, alpha, rows, tile.shape.width, acc, acc_stride);
+    Set::template accumulate_values<bits, levels, wide_values>(
+        {layout(tile.shape), values(tile.state), p, p_stride, alpha, rows, tile, ahead, acc, acc_stride});
+  }
+  static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
+
+ private:
+  static void take_row(const Layout& at, const std::byte* tile, Index slot, std::uint8_t* codes) {
+    for (Index c = 0; c < at.shape.width; ++c) codes[c] = at.code(tile, slot, c);
+  }
+  static void scale_rows(const Kernels& k, const float* alpha, Index rows, Index width, float* acc, Index acc_stride) {
+    for (Index i = 0; i < rows && alpha != nullptr; ++i) {
+      if (alpha[i] == 0) std::fill_n(acc + i * acc_stride, width, 0.0f);
+      else k.multiply(acc + i * acc_stride, width, alpha[i]);
+    }
+  }
+};
+
+template <GroupCodec C, Side side, class Set, bool wide>
+inline constexpr TileOps group_table = detail::ops_of<C, GroupTiles<C, side, Set, wide>>(Support::fused, false);
+
+/// Calls `f(Set{})` with the loops of a set.
+template <class F>
+auto with_set(Isa isa, const F& f) {
+  switch (isa) {
+#if KVPARE_HAS_X86_SETS
+    case Isa::avx2: return f(avx2::Set{});
+    case Isa::avx2_vnni: return f(avx2_vnni::Set{});
+    case Isa::avx512: return f(avx512::Set{});
+    case Isa::avx512_vnni: return f(avx512_vnni::Set{});
+#endif
+    default: return f(plain::Set{});
+  }
+}
+
+/// The fused loops for a codec, or null where the shape does not fit them.
+template <GroupCodec C>
+const TileOps* group_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
+  return with_set(isa, [&](auto set) -> const TileOps* {
+    using Set = decltype(set);
+    if (side == Side::keys) {
+      using Keys = GroupTiles<C, Side::keys, Set, true>;
+      if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4))
+        if (Keys::fits(shape)) return &group_table<C, Side::keys, Set, true>;
+      return nullptr;
+    }
+    using Tiles = GroupTiles<C, Side::values, Set, true>;
+    if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4) && !(C::form.bits == 8 && Tiles::flips)) {
+      if (!Tiles::fits(shape)) return nullptr;
+      return probability_bits == 8 ? &group_table<C, Side::values, Set, false> : &group_table<C, Side::values, Set, true>;
+    }
+    return nullptr;
+  });
+}
+
+}  // namespace kvpare::cpu::fused

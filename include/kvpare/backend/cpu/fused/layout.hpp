@@ -1,0 +1,212 @@
+// How the CPU keeps group-quantised tiles, and what the loops over them are told.
+//
+// A tile is  codes | scales | zeros,  in exactly the bytes of the canonical one.
+//
+// Codes    Sixteen lanes by a depth: keys have 16 tokens as lanes and channels as depth, values 16 channels as lanes and
+//          tokens as depth. Four steps of the depth are a quad: 64 bytes when a code is a byte, lane l's four in bytes
+//          [4 l, 4 l + 4). So one instruction that multiplies and adds four bytes in each 32-bit lane gives 16 scores, or 16
+//          channels of the output, and no sum ever crosses lanes. Below 8 bits consecutive quads share the 64 bytes, the
+//          first one in the lowest bits of each byte:
+//
+//            bits              8    4    2    1    3 = 2 + 1          5 = 4 + 1
+//            quads per unit    1    2    4    8    8                  8
+//            vectors per unit  1    1    1    1    2 of 2 bits, 1     4 of 4 bits, 1 of 1 bit
+//
+//          Units follow each other along the depth, then block by block of 16 lanes.
+//          Codes of values that have neither a table of levels nor scales of both signs are kept with their highest bit
+//          inverted: shifted to the top of a byte they are then signed numbers around 0.
+// Scales   along channels [groups of a row][tokens]; along tokens [groups of tokens][width]. Zeros likewise.
+//
+// What fits (everything else runs generic, in canonical order):
+//
+// |                          | keys                                    | values                                       |
+// |--------------------------|-----------------------------------------|----------------------------------------------|
+// | tokens                   | 16, 32, 64                              | multiple of the tokens of a unit: 4, 8, 16, 32 for |
+// |                          |                                         | 8, 4, 2 and the other bits                   |
+// | width                    | at most 256, multiple of a unit's channels:   | at most 256, multiple of 16            |
+// |                          | 4, 8, 16, 32 for 8, 4, 2 and the other bits |                                          |
+// | group along channels     | a unit's channels divide it, at most 16 in a row | 16 divides it                       |
+// | group along tokens       | 16 divides it                           | a unit's tokens divide it                    |
+// | ternary codes            | generic                                 | generic                                      |
+// | 8 or 5 bits with scales of both signs | fused                      | generic with 8 bits                          |
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../../../codec/codec.hpp"
+#include "../../arguments.hpp"
+
+namespace kvpare::cpu {
+
+/// Some slots of one coded tile. Slots not listed may hold anything: nothing of them may reach a result.
+struct TileRows {
+  const std::byte* tile = nullptr;
+  TileShape shape;
+  const float* state = nullptr;
+  const std::uint8_t* slots = nullptr;  // ascending
+  int count = 0;                        // 0..64
+  bool gapless = true;                  // slots 0, 1, 2, … count - 1
+};
+
+/// Bytes that will be read after this: to be prefetched, spread over the loop.
+struct AheadBytes {
+  const std::byte* data = nullptr;
+  Index bytes = 0;
+};
+
+namespace fused {
+
+inline constexpr Index max_width = 256, max_groups = 16, max_tokens = 64;
+
+/// How a signed level comes out of the bits of a code; see `Codes` above.
+enum class Levels : std::uint8_t {
+  plain,    // code - centre
+  table,    // looked up among up to 16 signed bytes
+  flipped,  // code - centre, or its negative where the token's scale is negative
+  flipped_table
+};
+
+/// Where codes lie inside a unit.
+struct Units {
+  int bits = 8;
+  constexpr int low_bits() const { return bits == 3 ? 2 : bits == 5 ? 4 : bits; }
+  constexpr int quads() const { return bits == 3 || bits == 5 ? 8 : 8 / bits; }
+  constexpr int vectors() const { return bits == 3 ? 3 : bits == 5 ? 5 : 1; }
+  constexpr Index depth() const { return 4 * quads(); }
+  constexpr Index bytes() const { return 64 * vectors(); }
+};
+
+/// One side of one tile.
+struct Layout {
+  Side side = Side::keys;
+  TileShape shape;
+  Units units;
+  int flip = 0;  // what codes are kept xored with
+  Along along = Along::channels;
+  Index group = 0;
+  ScaleType scale = ScaleType::f16;
+  ZeroType zero = ZeroType::none;
+
+  constexpr Index depth() const { return side == Side::keys ? shape.width : shape.tokens; }
+  constexpr Index lanes() const { return side == Side::keys ? shape.tokens : shape.width; }
+  constexpr Index block_bytes() const { return depth() / units.depth() * units.bytes(); }  // of 16 lanes
+  constexpr Index code_bytes() const { return shape.tokens * shape.width * units.bits / 8; }
+  constexpr Index groups() const { return shape.tokens * shape.width / group; }
+  /// Groups of one row (along channels), or of one channel (along tokens).
+  constexpr Index row_groups() const { return (along == Along::channels ? shape.width : shape.tokens) / group; }
+  constexpr Index scale_bytes() const { return bytes_of(scale); }
+  constexpr Index zero_bytes() const {
+    return zero == ZeroType::none ? 0 : zero == ZeroType::integer ? 2 : scale_bytes();
+  }
+  constexpr Index bytes() const { return code_bytes() + groups() * (scale_bytes() + zero_bytes()); }
+
+  static constexpr Index bytes_of(ScaleType type) {
+    return type == ScaleType::one ? 0 : type == ScaleType::f16 ? 2 : type == ScaleType::f32 ? 4 : 1;
+  }
+
+  /// Whether the loops can run it.
+  constexpr bool fits() const {
+    if (shape.width > max_width || shape.tokens > max_tokens || shape.tokens % 16 != 0) return false;
+    if (depth() % units.depth() != 0 || lanes() % 16 != 0 || group < 1) return false;
+    if (along == Along::channels)
+      return shape.width % group == 0 && group % (side == Side::keys ? units.depth() : 16) == 0 &&
+             row_groups() <= max_groups;
+    return shape.tokens % group == 0 && group % (side == Side::keys ? 16 : units.depth()) == 0;
+  }
+
+  // ---- single codes: the slow way, for everything that is no loop ----
+
+  constexpr void place(Index slot, Index channel, Index& unit, int& quad, int& byte) const {
+    const Index lane = side == Side::keys ? slot : channel, step = side == Side::keys ? channel : slot;
+    unit = lane / 16 * block_bytes() + step / units.depth() * units.bytes();
+    quad = static_cast<int>(step % units.depth() / 4);
+    byte = static_cast<int>(lane % 16 * 4 + step % 4);
+  }
+  std::uint8_t code(const std::byte* tile, Index slot, Index channel) const {
+    Index unit = 0;
+    int quad = 0, byte = 0;
+    place(slot, channel, unit, quad, byte);
+    const int low = units.low_bits(), per = 8 / low;
+    unsigned code = std::to_integer<unsigned>(tile[unit + quad / per * 64 + byte]) >> quad % per * low & ((1u << low) - 1);
+    if (low != units.bits)
+      code |= (std::to_integer<unsigned>(tile[unit + (units.vectors() - 1) * 64 + byte]) >> quad & 1u) << low;
+    return static_cast<std::uint8_t>(code ^ static_cast<unsigned>(flip));
+  }
+  void put_code(std::byte* tile, Index slot, Index channel, std::uint8_t value) const {
+    Index unit = 0;
+    int quad = 0, byte = 0;
+    place(slot, channel, unit, quad, byte);
+    const unsigned code = value ^ static_cast<unsigned>(flip);
+    const int low = units.low_bits(), per = 8 / low;
+    const auto put = [](std::byte& at, int shift, unsigned mask, unsigned bits) {
+      at = static_cast<std::byte>((std::to_integer<unsigned>(at) & ~(mask << shift)) | (bits & mask) << shift);
+    };
+    put(tile[unit + quad / per * 64 + byte], quad % per * low, (1u << low) - 1, code);
+    if (low != units.bits) put(tile[unit + (units.vectors() - 1) * 64 + byte], quad, 1u, code >> low);
+  }
+
+  /// Number of the group of a slot and channel, as scales are ordered here.
+  constexpr Index group_at(Index slot, Index channel) const {
+    return along == Along::channels ? channel / group * shape.tokens + slot : slot / group * shape.width + channel;
+  }
+  GroupBits bits(const std::byte* tile, Index at) const {
+    GroupBits b;
+    const std::byte* s = tile + code_bytes();
+    std::memcpy(&b.scale, s + at * scale_bytes(), static_cast<std::size_t>(scale_bytes()));
+    std::memcpy(&b.zero, s + groups() * scale_bytes() + at * zero_bytes(), static_cast<std::size_t>(zero_bytes()));
+    return b;
+  }
+  void put_bits(std::byte* tile, Index at, GroupBits b) const {
+    std::byte* s = tile + code_bytes();
+    std::memcpy(s + at * scale_bytes(), &b.scale, static_cast<std::size_t>(scale_bytes()));
+    std::memcpy(s + groups() * scale_bytes() + at * zero_bytes(), &b.zero, static_cast<std::size_t>(zero_bytes()));
+  }
+};
+
+/// How codes become numbers: x' = scale * unit * (signed level) + zero, scale and zero of the group.
+struct Values {
+  float unit = 1;                      // what a signed level of 1 stands for
+  float shift = 0;                     // plain, flipped: unit * (signed level) = code - offset - shift
+  const std::int8_t* table = nullptr;  // 16 signed levels
+  const float* scales = nullptr;       // the 256 scales of a type of one byte
+  float factor = 1;                    // of all scales: the codec's state
+};
+
+/// A query row, ready for the loops over keys with groups along channels.
+///
+/// Integers q' with q ≈ scale * q' in each float block (a group, or 32 channels), held to 8 or 16 bits.
+struct alignas(64) QueryRow {
+  std::uint32_t q[2][max_width / 4];     // per quad; what the two planes are: see the set
+  float scale[max_groups];               // times `unit`
+  std::int32_t start[max_groups];        // what accumulators begin with, so that codes count from their centre
+  float sum[max_groups];                 // of the q of a group
+};
+
+struct KeyCall {
+  Layout layout;
+  Values values;
+  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][max_width]
+  Index rows = 0;
+  TileRows keys;
+  AheadBytes ahead;
+  float* out = nullptr;
+  Index out_stride = 0;
+};
+
+struct ValueCall {
+  Layout layout;
+  Values values;
+  const float* p = nullptr;
+  Index p_stride = 0;
+  const float* alpha = nullptr;
+  Index rows = 0;
+  TileRows tile;
+  AheadBytes ahead;
+  float* acc = nullptr;
+  Index acc_stride = 0;
+};
+
+}  // namespace fused
+}  // namespace kvpare::cpu

@@ -87,6 +87,17 @@ constexpr std::int32_t ordered(float x) {
 }
 constexpr float from_ordered(std::int32_t word) { return std::bit_cast<float>(word ^ (word >> 31 & 0x7fffffff)); }
 
+/// Σ term(i) in four interleaved sums: additions need not wait for each other.
+template <class Term>
+double sum_of(Index n, Term term) {
+  double sums[4] = {};
+  Index i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (Index k = 0; k < 4; ++k) sums[k] += static_cast<double>(term(i + k));
+  for (; i < n; ++i) sums[0] += static_cast<double>(term(i));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 constexpr float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
 
 }  // namespace detail

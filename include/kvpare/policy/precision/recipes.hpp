@@ -197,9 +197,10 @@ inline bool parse_setting(std::string_view words, FormChoice& out) {
 }
 
 /// One byte budget over eviction and precision: each token stays as appended, takes one of some forms, or goes, so that the
-/// estimated error of attention is least for the bytes. The base method's `keep` is the budget, in bytes: "joint(keep=2MiB)".
+/// estimated error of attention is least for the bytes. Scores must be shares of attention, as those of h2o; ranks that put
+/// some tokens first (the window of snap_kv) count as attention too. The base method's `keep` is the budget, in bytes: "joint(keep=2MiB)".
 struct Joint {
-  static constexpr std::string_view name = "joint", base = "snap_kv";
+  static constexpr std::string_view name = "joint", base = "h2o";
   FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};
   bool evict = true;
 

@@ -188,7 +188,7 @@ struct GroupTiles {
   }
 
   static Index query_bytes(Index rows, Index) {
-    return rows * (along_channels ? Index{sizeof(QueryRow)} : max_width * 4);
+    return rows * (along_channels ? Index{sizeof(QueryRow)} : entering_floats * 4);
   }
   static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
                             std::byte* prepared) {
@@ -222,9 +222,6 @@ struct GroupTiles {
   }
 };
 
-template <GroupCodec C, Side side, class Set, bool wide>
-inline constexpr TileOps group_table = detail::ops_of<C, GroupTiles<C, side, Set, wide>>(Support::fused, false);
-
 /// Calls `f(Set{})` with the loops of a set.
 template <class F>
 auto with_set(Isa isa, const F& f) {
@@ -239,24 +236,11 @@ auto with_set(Isa isa, const F& f) {
   }
 }
 
-/// The fused loops for a codec, or null where the shape does not fit them.
-template <GroupCodec C>
-const TileOps* group_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
-  return with_set(isa, [&](auto set) -> const TileOps* {
-    using Set = decltype(set);
-    if (side == Side::keys) {
-      using Keys = GroupTiles<C, Side::keys, Set, true>;
-      if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4))
-        if (Keys::fits(shape)) return &group_table<C, Side::keys, Set, true>;
-      return nullptr;
-    }
-    using Tiles = GroupTiles<C, Side::values, Set, true>;
-    if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4) && !(C::form.bits == 8 && Tiles::flips)) {
-      if (!Tiles::fits(shape)) return nullptr;
-      return probability_bits == 8 ? &group_table<C, Side::values, Set, false> : &group_table<C, Side::values, Set, true>;
-    }
-    return nullptr;
-  });
+/// Whether a codec's codes have loops at all, whatever the shape.
+template <GroupCodec C, Side side>
+constexpr bool has_group_loops() {
+  if (C::form.ternary || (C::form.table && C::form.bits > 4)) return false;
+  return side == Side::keys || C::form.bits != 8 || C::form.along == Along::tokens || !signed_scales<C>();
 }
 
 }  // namespace kvpare::cpu::fused

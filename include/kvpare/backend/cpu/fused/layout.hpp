@@ -184,10 +184,13 @@ struct alignas(64) QueryRow {
   float sum[max_groups];                 // of the q of a group
 };
 
+/// Floats of a query row for keys with groups along tokens: it meets their scales group by group.
+inline constexpr Index entering_floats = max_width + 16;
+
 struct KeyCall {
   Layout layout;
   Values values;
-  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][max_width]
+  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][entering_floats]
   Index rows = 0;
   TileRows keys;
   AheadBytes ahead;

@@ -9,18 +9,24 @@
 #include "ada_kv.hpp"
 #include "attend.hpp"
 #include "attention_mass.hpp"
+#include "byte_budget.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
+#include "ggml_rows.hpp"
 #include "key_diff.hpp"
 #include "key_norm.hpp"
 #include "last_row.hpp"
+#include "mixed_cache.hpp"
+#include "number_formats.hpp"
 #include "observation_window.hpp"
 #include "pyramid.hpp"
+#include "quantisers.hpp"
 #include "reduce.hpp"
 #include "select_top.hpp"
 #include "sort_rows.hpp"
 #include "streaming.hpp"
 #include "strength_skewness.hpp"
+#include "turbo_quant.hpp"
 
 namespace kvpare::oracle {
 namespace {
@@ -907,6 +913,912 @@ TEST(DecodeEviction, WhatDoesNotCountAndWhatIsProtected) {
   EXPECT_EQ(s.layer.evict(limited)[0].kept, (Indices{0, 4, 5}));
   limited.budget = 0;
   EXPECT_EQ(s.layer.evict(limited)[0].kept, (Indices{4, 5}));
+}
+
+// ---- number formats -----------------------------------------------------------------------------------------------
+
+using Codes = std::vector<int>;
+
+Numbers ramp() {  // -2 … 1.875
+  Numbers x;
+  for (int i = 0; i < 32; ++i) x.push_back((i - 16) / 8.0);
+  return x;
+}
+std::vector<float> single(const Numbers& x) { return {x.begin(), x.end()}; }
+Numbers padded(Numbers x, std::size_t n) {
+  x.resize(n, 0.0);
+  return x;
+}
+
+TEST(NumberFormats, SmallFloatsByDefinition) {
+  EXPECT_EQ(value_of(e4m3fn, 0x7e), 448);
+  EXPECT_EQ(value_of(e4m3fn, 0x08), 0x1p-6);
+  EXPECT_EQ(value_of(e4m3fn, 0x01), 0x1p-9);
+  EXPECT_TRUE(std::isnan(value_of(e4m3fn, 0x7f)));
+  EXPECT_TRUE(std::isnan(value_of(e4m3fn, 0xff)));
+  EXPECT_EQ(value_of(e5m2, 0x7b), 57344);
+  EXPECT_EQ(value_of(e5m2, 0x04), 0x1p-14);
+  EXPECT_EQ(value_of(e5m2, 0x01), 0x1p-16);
+  EXPECT_EQ(value_of(e5m2, 0x7c), infinity);
+  EXPECT_EQ(value_of(e5m2, 0xfc), -infinity);
+  for (const int code : {0x7d, 0x7e, 0x7f}) EXPECT_TRUE(std::isnan(value_of(e5m2, code)));
+  Numbers levels;
+  for (int code = 0; code < 8; ++code) levels.push_back(value_of(e2m1, code));
+  EXPECT_EQ(levels, (Numbers{0, .5, 1, 1.5, 2, 3, 4, 6}));
+  EXPECT_EQ(value_of(e2m1, 15), -6);
+  EXPECT_EQ(e8m0_value(127), 1);
+  EXPECT_EQ(e8m0_value(0), 0x1p-127);
+  EXPECT_TRUE(std::isnan(e8m0_value(255)));
+}
+
+TEST(NumberFormats, Fp8WorkedExamples) {
+  EXPECT_EQ(fp8_codes(e4m3fn, {1, .3, -3.3, 500, .001, .017}), (Codes{0x38, 0x2a, 0xc5, 0x7e, 0x01, 0x09}));
+  EXPECT_EQ(value_of(e4m3fn, 0x2a), .3125);
+  EXPECT_EQ(value_of(e4m3fn, 0xc5), -3.25);
+  EXPECT_EQ(value_of(e4m3fn, 0x01), .001953125);
+  EXPECT_EQ(value_of(e4m3fn, 0x09), .017578125);
+  EXPECT_EQ(fp8_codes(e5m2, {1, .3, -3.3, 60000}), (Codes{0x3c, 0x35, 0xc3, 0x7b}));
+  EXPECT_EQ(value_of(e5m2, 0x35), .3125);
+  EXPECT_EQ(value_of(e5m2, 0xc3), -3.5);
+  EXPECT_EQ(fp8_codes(e4m3fn, {10, -5}, fp8_scale(e4m3fn, 10)), (Codes{0x7e, 0xf6}));
+}
+
+TEST(NumberFormats, TiesSaturationAndZeros) {
+  for (const SmallFloat& f : {e4m3fn, e5m2}) {
+    for (int code = 0; code < f.codes(); ++code) {
+      const double x = value_of(f, code);
+      if (std::isfinite(x)) { EXPECT_EQ(code_of(f, x), code); }
+    }
+    const int largest = f.top == Top::one_nan ? 0x7e : 0x7b;
+    EXPECT_EQ(code_of(f, infinity), largest);
+    EXPECT_EQ(code_of(f, -infinity), largest | 0x80);
+    EXPECT_EQ(code_of(f, 3e38), largest);
+    EXPECT_TRUE(std::isnan(value_of(f, code_of(f, nan))));
+    EXPECT_EQ(code_of(f, -1e-30), 0x80);
+  }
+  EXPECT_EQ(code_of(e4m3fn, 0x1p-10), 0);           // half of the least: to 0, which is even
+  EXPECT_EQ(code_of(e4m3fn, 1.0625), 0x38);         // between 0x38 and 0x39
+  EXPECT_EQ(code_of(e4m3fn, 1.1875), 0x3a);         // between 0x39 and 0x3a
+  Codes even, first;
+  for (const double x : {.25, .75, 1.25, 1.75, 2.5, 3.5, 5.0, 100.0, -.75, -.1}) {
+    even.push_back(code_of(e2m1, x));
+    first.push_back(code_of(e2m1, x, Ties::first));
+  }
+  EXPECT_EQ(even, (Codes{0, 2, 2, 4, 4, 6, 6, 7, 10, 8}));
+  EXPECT_EQ(first, (Codes{0, 1, 2, 3, 4, 5, 6, 7, 9, 0}));
+}
+
+TEST(NumberFormats, HalfPrecision) {
+  EXPECT_EQ(half_code(1), 0x3c00);
+  EXPECT_EQ(half_code(-.25), 0xb400);
+  EXPECT_EQ(half_code(0), 0);
+  EXPECT_EQ(half_code(-0.0), 0x8000);
+  EXPECT_EQ(half_code(0x1p-24), 1);
+  EXPECT_EQ(half_code(0x1p-25), 0);       // a tie, to 0
+  EXPECT_EQ(half_code(0x1.8p-24), 2);     // a tie, to even
+  EXPECT_EQ(half_code(65504), 0x7bff);
+  EXPECT_EQ(half_code(65519.9), 0x7bff);
+  EXPECT_EQ(half_code(65520), 0x7c00);
+  EXPECT_EQ(half_code(-1e300), 0xfc00);
+  EXPECT_EQ(half_code(1 + 0x1p-11), 0x3c00);
+  EXPECT_EQ(half_code(1 + 0x3p-11), 0x3c02);
+  for (int code = 0; code < 0x7c00; code += 7) EXPECT_EQ(half_code(half_value(code)), code);
+}
+
+TEST(NumberFormats, Mxfp4WorkedExample) {
+  const Float4Block block = mxfp4_block(padded({.3, -1, 2.2, 7}, 32), Ties::even);
+  EXPECT_EQ(block.scale, 127);
+  EXPECT_EQ(Codes(block.codes.begin(), block.codes.begin() + 5), (Codes{1, 10, 4, 7, 0}));
+  const Numbers decoded = mxfp4_values(mxfp4_bytes(block));
+  expect_near({decoded.begin(), decoded.begin() + 4}, {.5, -1, 2, 6}, 0);
+  EXPECT_EQ(mxfp4_block(Numbers(32, 0.0), Ties::first).scale, 0);
+  Numbers x(32, 0.0);
+  x[0] = 1, x[16] = 3, x[31] = -6;  // low nibble of byte 0, its high one, high one of byte 15
+  const Bytes bytes = mxfp4_bytes(mxfp4_block(x, Ties::first));
+  EXPECT_EQ(bytes.size(), 17u);
+  EXPECT_EQ(bytes[0], 127);
+  EXPECT_EQ(bytes[1], 0x52);
+  EXPECT_EQ(bytes[16], 0xf0);
+  expect_near(mxfp4_values(bytes), x, 0);
+}
+
+TEST(NumberFormats, Nvfp4WorkedExample) {
+  const Numbers x = padded({.1, -.2, .7, 1.5, -3, 0, .05, 2}, 16);
+  const double shifted = nvfp4_global(Nvfp4Global::flashinfer, 10);
+  EXPECT_NEAR(1 / shifted, 44.8, 1e-12);
+  const Float4Block block = nvfp4_block(x, shifted);
+  EXPECT_EQ(block.scale, 0x5b);
+  EXPECT_EQ(value_of(e4m3fn, block.scale), 22);
+  EXPECT_NEAR(block.effective, .4910714, 5e-8);
+  EXPECT_EQ(Codes(block.codes.begin(), block.codes.begin() + 8), (Codes{0, 9, 3, 5, 15, 0, 0, 6}));
+  const Bytes bytes = neighbours_packed(block.codes);
+  EXPECT_EQ(Bytes(bytes.begin(), bytes.begin() + 4), (Bytes{0x90, 0x53, 0x0f, 0x60}));
+  const Numbers want{0, -.245536, .736607, 1.473214, -2.946429, 0, 0, 1.964286};
+  for (Index i = 0; i < 8; ++i) EXPECT_NEAR(block.value(i), item(want, i), 5e-7);
+
+  const double standard = nvfp4_global(Nvfp4Global::standard, 10);
+  EXPECT_NEAR(1 / standard, 268.8, 1e-12);
+  EXPECT_EQ(nvfp4_block(x, standard).scale, 0x70);
+  EXPECT_NEAR(nvfp4_block(x, standard).effective, .4761905, 5e-8);
+  EXPECT_EQ(nvfp4_block(x, 1).scale, code_of(e4m3fn, .5));
+  EXPECT_EQ(nvfp4_block(Numbers(16, -1e-9), 1).codes, Codes(16, 0));
+}
+
+TEST(NumberFormats, Nvfp4Layouts) {
+  // 8 tokens of 2 scales: token t, scale s is 10 t + s; of four tokens first all scales 0, then all scales 1
+  Codes scales;
+  for (int t = 0; t < 8; ++t) scales.push_back(10 * t), scales.push_back(10 * t + 1);
+  EXPECT_EQ(interleaved_by_four_tokens(scales, 2),
+            (Codes{0, 10, 20, 30, 1, 11, 21, 31, 40, 50, 60, 70, 41, 51, 61, 71}));
+  Numbers x(64, 0.0);
+  x[0] = 6, x[8] = -3, x[16 + 7] = 12, x[63] = 24;
+  const Bytes row = ggml_nvfp4_row(x);
+  ASSERT_EQ(row.size(), 36u);
+  EXPECT_EQ(Bytes(row.begin(), row.begin() + 4), (Bytes{0x38, 0x40, 0x00, 0x48}));
+  EXPECT_EQ(row[4], 0xd7);
+  EXPECT_EQ(row[4 + 8 + 7], 0x07);
+  EXPECT_EQ(row[35], 0x70);
+  expect_near(ggml_nvfp4_values(row), x, 0);
+  // halves up where the even neighbour is below, the largest, the subnormal, and what is none
+  EXPECT_EQ(ggml_ue4m3_code(1.0625), 0x39);
+  EXPECT_EQ(code_of(e4m3fn, 1.0625), 0x38);
+  EXPECT_EQ(ggml_ue4m3_code(247.9), 0x77);
+  EXPECT_EQ(ggml_ue4m3_code(248), 0x7e);
+  EXPECT_EQ(ggml_ue4m3_code(1e9), 0x7e);
+  EXPECT_EQ(ggml_ue4m3_code(0x1.fp-10), 1);
+  EXPECT_EQ(ggml_ue4m3_code(0x1p-11), 0);
+  EXPECT_EQ(ggml_ue4m3_code(0x1.fp-7), 7);  // 7.75 steps: not carried into the least normal number
+  EXPECT_EQ(ggml_ue4m3_code(-1), 0);
+  EXPECT_EQ(ggml_ue4m3_value(0x7f), 0);
+}
+
+// ---- ggml rows ----------------------------------------------------------------------------------------------------
+
+Codes codes_of(Ggml type, const Numbers& x) {
+  const GgmlBlock block = ggml_block(type, single(x));
+  return {block.q.begin(), block.q.end()};
+}
+
+TEST(GgmlRows, RampOfTheSpecification) {
+  const Numbers x = ramp();
+  const auto decoded = [&](Ggml type, Index i) { return item(ggml_values(type, ggml_row(type, single(x))), i); };
+
+  const GgmlBlock q8 = ggml_block(Ggml::q8_0, single(x));
+  EXPECT_EQ(q8.d, 0x2408);
+  const Codes q = codes_of(Ggml::q8_0, x);
+  EXPECT_EQ(Codes(q.begin(), q.begin() + 4), (Codes{-127, -119, -111, -103}));
+  EXPECT_EQ(Codes(q.begin() + 30, q.end()), (Codes{111, 119}));
+  EXPECT_NEAR(decoded(Ggml::q8_0, 0), -1.9998779, 5e-8);
+  EXPECT_NEAR(decoded(Ggml::q8_0, 31), 1.8739014, 5e-8);
+
+  EXPECT_EQ(ggml_row(Ggml::q4_0, single(x)), (Bytes{0x00, 0x34, 0x80, 0x91, 0x91, 0xa2, 0xa2, 0xb3, 0xb3, 0xc4, 0xc4,
+                                                    0xd5, 0xd5, 0xe6, 0xe6, 0xf7, 0xf7, 0xf8}));
+  EXPECT_EQ(decoded(Ggml::q4_0, 0), -2);
+  EXPECT_EQ(decoded(Ggml::q4_0, 31), 1.75);
+
+  const Bytes q4_1 = ggml_row(Ggml::q4_1, single(x));
+  EXPECT_EQ(Bytes(q4_1.begin(), q4_1.begin() + 5), (Bytes{0x22, 0x34, 0x00, 0xc0, 0x80}));
+  EXPECT_EQ(q4_1.back(), 0xf7);
+
+  const Bytes q5_0 = ggml_row(Ggml::q5_0, single(x));
+  EXPECT_EQ(Bytes(q5_0.begin(), q5_0.begin() + 7), (Bytes{0x00, 0x30, 0x00, 0x00, 0xff, 0xff, 0x00}));
+  Codes all(32);
+  std::iota(all.begin(), all.end(), 0);
+  EXPECT_EQ(codes_of(Ggml::q5_0, x), all);
+  const Bytes q5_1 = ggml_row(Ggml::q5_1, single(x));
+  EXPECT_EQ(Bytes(q5_1.begin(), q5_1.begin() + 4), (Bytes{0x00, 0x30, 0x00, 0xc0}));
+  EXPECT_EQ(codes_of(Ggml::q5_1, x), all);
+  expect_near(ggml_values(Ggml::q5_1, q5_1), x, 0);
+
+  EXPECT_EQ(codes_of(Ggml::iq4_nl, x), (Codes{0, 0, 1, 1, 1, 2, 2, 3, 3, 4,  4,  5,  5,  6,  7,  7,
+                                              8, 9, 9, 10, 11, 11, 12, 12, 13, 13, 14, 14, 14, 15, 15, 15}));
+  EXPECT_EQ(ggml_block(Ggml::iq4_nl, single(x)).d, 0x23fa);
+  EXPECT_NEAR(decoded(Ggml::iq4_nl, 0), -1.9785614, 5e-8);
+  EXPECT_NEAR(decoded(Ggml::iq4_nl, 31), 1.7604523, 5e-8);
+}
+
+TEST(GgmlRows, BytesOfAHead) {
+  const auto bytes = [](Ggml type) { return count_of(ggml_row(type, std::vector<float>(128, 1.0f))); };
+  EXPECT_EQ(bytes(Ggml::q8_0), 136);
+  EXPECT_EQ(bytes(Ggml::q5_1), 96);
+  EXPECT_EQ(bytes(Ggml::q5_0), 88);
+  EXPECT_EQ(bytes(Ggml::q4_1), 80);
+  EXPECT_EQ(bytes(Ggml::q4_0), 72);
+  EXPECT_EQ(bytes(Ggml::iq4_nl), 72);
+  EXPECT_EQ(4 * count_of(mxfp4_bytes(mxfp4_block(Numbers(32, 1.0), Ties::first))), 68);
+  EXPECT_EQ(2 * count_of(ggml_nvfp4_row(Numbers(64, 1.0))), 72);
+  for (const Ggml type : all_ggml) EXPECT_EQ(bytes(type), 4 * block_bytes(type));
+}
+
+TEST(GgmlRows, DecodedIsNearAndZerosAreZeros) {
+  Random random;
+  for (const Ggml type : all_ggml) {
+    std::vector<float> x(256);
+    for (float& v : x) v = static_cast<float>(random());
+    const Numbers decoded = ggml_values(type, ggml_row(type, x));
+    // half a step of a block that spans ±1, and a whole one at the end that 4 and 5 bits do not reach
+    const double bound = type == Ggml::q8_0 ? .004 : code_bits(type) == 5 ? .07 : .14;
+    for (Index i = 0; i < 256; ++i) EXPECT_NEAR(item(decoded, i), static_cast<double>(item(x, i)), bound);
+    expect_near(ggml_values(type, ggml_row(type, std::vector<float>(32, 0.0f))), Numbers(32, 0.0), 0);
+  }
+  EXPECT_EQ(ggml_block(Ggml::q4_0, std::vector<float>(32)).d, 0x8000);  // 0 / -8
+  EXPECT_EQ(codes_of(Ggml::q4_0, Numbers(32, 0.0)), Codes(32, 8));
+  EXPECT_EQ(codes_of(Ggml::q5_0, Numbers(32, 0.0)), Codes(32, 16));
+}
+
+// ---- quantisers ---------------------------------------------------------------------------------------------------
+
+constexpr QuantiserSettings exact(int bits) { return {.bits = bits, .scale = Stored::exact}; }
+
+TEST(Quantisers, SymmetricWorkedExample) {
+  const Coded coded = symmetric({.5, -1.27, .01, 1}, exact(8));
+  EXPECT_NEAR(coded.scale, .01, 1e-15);
+  EXPECT_EQ(coded.codes, (Codes{50, -127, 1, 100}));
+  const Coded zeros = symmetric(Numbers(4, 0.0), {.bits = 8});
+  EXPECT_EQ(zeros.values(), Numbers(4, 0.0));
+  EXPECT_EQ(rounded(2.5, Rounding::half_even), 2);
+  EXPECT_EQ(rounded(-3.5, Rounding::half_even), -4);
+  EXPECT_EQ(rounded(-2.5, Rounding::half_away), -3);
+  EXPECT_EQ(rounded(-2.5, Rounding::half_up), -2);
+}
+
+TEST(Quantisers, KiviWorkedExample) {
+  Array2 keys(4, 2);
+  keys.values = {0, 1, 1, -1, 2, .5, 3, 2};
+  const auto two_bits = [](const Numbers& x) { return affine(x, {.bits = 2}); };
+  const CodedRows coded = coded_along_tokens(keys, 4, two_bits);
+  const auto channel = [&](const Array2& of, Index c) {
+    Codes codes;
+    for (Index t = 0; t < 4; ++t) codes.push_back(static_cast<int>(of.at(t, c)));
+    return codes;
+  };
+  EXPECT_EQ(channel(coded.codes, 0), (Codes{0, 1, 2, 3}));
+  EXPECT_EQ(channel(coded.codes, 1), (Codes{2, 0, 2, 3}));
+  EXPECT_EQ(packed_bits(channel(coded.codes, 0), 2), Bytes{0xe4});
+  EXPECT_EQ(packed_bits(channel(coded.codes, 1), 2), Bytes{0xe2});
+  expect_near(coded.decoded.values, {0, 1, 1, -1, 2, 1, 3, 2}, 0);
+  EXPECT_EQ(coded.from_tie.at(2, 1), 0);  // 0.5 lies at 1.5 steps
+  const Numbers want{-1, 3, 3, 4}, unrounded{-1, 3, 3.5, 4};
+  for (Index t = 0; t < 4; ++t) {
+    EXPECT_EQ(2 * coded.decoded.at(t, 0) - coded.decoded.at(t, 1), item(want, t));
+    EXPECT_EQ(2 * keys.at(t, 0) - keys.at(t, 1), item(unrounded, t));
+    // folded: q·z once for the group, then (q s)·c
+    EXPECT_EQ(1 + 2 * coded.codes.at(t, 0) - coded.codes.at(t, 1), item(want, t));
+  }
+
+  // 0.3 lies at a tie; a little above it the printed code is the only right one
+  const Coded value = affine({.1, -.3, .9, .3 + 1e-9}, exact(2));
+  EXPECT_NEAR(value.zero, -.3, 1e-15);
+  EXPECT_NEAR(value.scale, .4, 1e-15);
+  EXPECT_EQ(value.codes, (Codes{1, 0, 3, 2}));
+  EXPECT_EQ(packed_bits(value.codes, 2), Bytes{0xb1});
+  expect_near(value.values(), {.1, -.3, .9, .5}, 1e-12);
+  EXPECT_NEAR(affine({.1, -.3, .9, .3}, exact(2)).from_tie[3], 0, 1e-12);
+}
+
+TEST(Quantisers, AffineKeepsItsPromises) {
+  const Coded flat = affine({.3, .3, .3}, {.bits = 4});
+  EXPECT_EQ(flat.codes, Codes(3, 0));
+  EXPECT_EQ(flat.scale, 0);
+  EXPECT_EQ(flat.values(), Numbers(3, to_half(.3)));
+  Random random;
+  Array2 rows(7, 16);
+  for (double& v : rows.values) v = random();
+  for (const int bits : {1, 2, 3, 4, 8}) {
+    const auto quantise = [&](const Numbers& x) { return affine(x, exact(bits)); };
+    for (const CodedRows& coded : {coded_along_channels(rows, 4, quantise), coded_along_tokens(rows, 3, quantise)})
+      for (std::size_t i = 0; i < rows.values.size(); ++i)
+        EXPECT_LE(std::abs(coded.decoded.values[i] - rows.values[i]), coded.scales.values[i] / 2 + 1e-15);
+  }
+  // of 7 tokens in groups of 3 the last stands alone and is exact
+  const CodedRows coded = coded_along_tokens(rows, 3, [](const Numbers& x) { return affine(x, exact(2)); });
+  expect_near(coded.decoded.row(6), rows.row(6), 0);
+}
+
+TEST(Quantisers, Packing) {
+  const Codes codes{1, 0, 3, 2, 2, 1, 0, 3};
+  EXPECT_EQ(packed_bits(codes, 2), (Bytes{0xb1, 0xc6}));
+  EXPECT_EQ(packed_apart(codes, 2), (Bytes{0x2d, 0xd8}));
+  EXPECT_EQ(packed_apart({1, 0, 3, 2}, 4), (Bytes{0x31, 0x20}));
+  EXPECT_EQ(packed_bits({1, 2, 3, 4, 5, 6, 7, 0}, 3), (Bytes{0xd1, 0x58, 0x1f}));
+  for (const int bits : {1, 2, 3, 4, 5, 8}) {
+    Codes all;
+    for (int i = 0; i < 40; ++i) all.push_back(i * 37 % (1 << bits));
+    EXPECT_EQ(unpacked_bits(packed_bits(all, bits), bits, 40), all);
+  }
+}
+
+TEST(Quantisers, ThreeLevelsAndTwo) {
+  const Coded three = ternary({-2, .9, 1.1, 0, -.5, 2}, exact(2));
+  EXPECT_EQ(three.codes, (Codes{0, 1, 2, 1, 1, 2}));
+  EXPECT_EQ(three.values(), (Numbers{-2, 0, 2, 0, 0, 2}));
+  EXPECT_EQ(ternary({0, 0}, exact(2)).values(), (Numbers{0, 0}));
+  const Coded two = signs_of({1, -2, 0, -.0, -3}, exact(1));
+  EXPECT_EQ(two.codes, (Codes{1, 0, 1, 1, 0}));
+  expect_near(two.values(), {1.2, -1.2, 1.2, 1.2, -1.2}, 1e-15);
+  EXPECT_EQ(packed_trits({2, 2, 2, 2, 2, 1, 2}), (Bytes{242, 7}));
+  EXPECT_EQ(packed_trits({0, 1, 0, 0, 2}), Bytes{3 + 2 * 81});
+  Codes codes;
+  for (int i = 0; i < 33; ++i) codes.push_back(i * i % 3);
+  EXPECT_EQ(unpacked_trits(packed_trits(codes), 33), codes);
+  EXPECT_EQ(count_of(packed_trits(Codes(128, 1))), 26);
+}
+
+TEST(Quantisers, KvTunerSearchTriesEverything) {
+  const std::vector<BitPair> all{{8, 8}, {4, 4}, {2, 2}}, few{{4, 4}, {2, 2}};
+  EXPECT_EQ(layers_alike({all, few, all, few, few}), (std::vector<Indices>{{0, 2}, {1, 3, 4}}));
+  // a layer loses 1 at 4 bits, 3 at 2 bits; layer 0 ten times as much
+  const auto loss = [](const std::vector<BitPair>& layers) {
+    double sum = 0;
+    for (Index l = 0; l < count_of(layers); ++l)
+      sum += (item(layers, l).key == 8 ? 0 : item(layers, l).key == 4 ? 1 : 3) * (l == 0 ? 10 : 1);
+    return sum;
+  };
+  // layer 0 at 8, 4, 2 and the others at 4, 2: bits 16/3 4, 4 8/3, 10/3 2; loss 2 6, 12 16, 32 36
+  const std::vector<SearchPoint> front = search_front({{0}, {1, 2}}, {all, few}, loss, 16, 100);
+  ASSERT_EQ(front.size(), 4u);
+  expect_near({front[0].bits, front[1].bits, front[2].bits, front[3].bits}, {2, 8.0 / 3, 4, 16.0 / 3}, 1e-12);
+  expect_near({front[0].loss, front[1].loss, front[2].loss, front[3].loss}, {36, 16, 6, 2}, 1e-12);
+  EXPECT_EQ(front[2].layers, (std::vector<BitPair>{{8, 8}, {2, 2}, {2, 2}}));
+  EXPECT_EQ(search_front({{0}, {1, 2}}, {all, few}, loss, 4, 20).size(), 2u);
+}
+
+TEST(Quantisers, BitsAndBytesOfTheSpecifications) {
+  EXPECT_EQ(bits_per_number(2, 32, 32), 3);           // KIVI "2-bit"
+  EXPECT_EQ(bits_per_number(4, 32, 32), 5);
+  EXPECT_EQ(bits_per_number(2, 32, 64), 2.5);         // MiKV, D = 128
+  EXPECT_EQ(bits_per_number(4, 32, 64), 4.5);
+  EXPECT_EQ(bits_per_number(8, 32, 64), 8.5);
+  EXPECT_EQ(bits_per_number(4, 32, 128), 4.25);       // KVTuner per token
+  EXPECT_EQ(bits_per_number(8, 16, 128), 8.125);      // INT8 per token and head
+  EXPECT_EQ(bits_per_number(8, 16, 32), 8.5);         // q8_0
+  EXPECT_EQ(bits_per_number(4, 8, 32), 4.25);         // MXFP4
+  EXPECT_EQ(bits_per_number(4, 8, 16), 4.5);          // NVFP4
+  EXPECT_NEAR(bits_per_number(4, 32, 1024), 4.03, .002);
+  EXPECT_EQ(128 * bits_per_number(2, 32, 32) / 8, 48);
+  EXPECT_EQ(128 * bits_per_number(2, 32, 64) / 8, 40);
+  EXPECT_NEAR(mikv_cache_fraction(.2, 16, 2.5), .325, 1e-12);
+  EXPECT_NEAR(mikv_cache_fraction(.2, 8.5, 2.5), .23125, 1e-12);
+  EXPECT_NEAR(mikv_cache_fraction(.2, 4.5, 2.5), .18125, 1e-12);
+  EXPECT_NEAR(mikv_cache_fraction(0, 16, 2.5), .15625, 1e-12);
+  EXPECT_NEAR(.4 * 4 + .6 * 2, 2.8, 1e-12);  // ZipVL at 40 % important
+}
+
+TEST(Quantisers, MikvWorkedExample) {
+  Array3 queries(2, 1, 4), keys(2, 1, 4);
+  queries.values = {.5, .5, 8, 1, 1, -.25, -6, .5};
+  keys.values = {.2, 1, .4, -4, -.4, .5, .5, 3};
+  const Array2 b = balancer(queries, keys);
+  expect_near(b.values, {1.5811388, .7071068, 4, .5}, 5e-8);
+  Array2 rows(2, 4);
+  rows.values = keys.values;
+  const Numbers q{1, .5, 8, .5};
+  EXPECT_NEAR(dot(q, rows.row(0)), 1.9, 1e-12);
+  EXPECT_NEAR(dot(q, rows.row(1)), 5.35, 1e-12);
+
+  const auto two_bits = [](const Numbers& x) { return affine(x, exact(2)); };
+  const CodedRows plain = coded_along_channels(rows, 0, two_bits);
+  expect_near(plain.codes.row(0), {3, 3, 3, 0}, 0);
+  expect_near(plain.codes.row(1), {0, 1, 1, 3}, 0);
+  EXPECT_NEAR(plain.scales.at(0, 0), 1.6666667, 5e-8);
+  EXPECT_NEAR(plain.scales.at(1, 0), 1.1333333, 5e-8);
+  EXPECT_NEAR(dot(q, plain.decoded.row(0)), 7.5, 1e-12);
+  EXPECT_NEAR(dot(q, plain.decoded.row(1)), 7.3333, 5e-5);
+
+  Array2 scaled = rows;
+  for (Index t = 0; t < 2; ++t)
+    for (Index c = 0; c < 4; ++c) scaled.at(t, c) *= b.at(0, c);
+  expect_near(scaled.row(0), {.316228, .707107, 1.6, -2}, 5e-7);
+  const CodedRows coded = coded_along_channels(scaled, 0, two_bits);
+  expect_near(coded.codes.row(0), {2, 2, 3, 0}, 0);
+  expect_near(coded.codes.row(1), {0, 1, 3, 2}, 0);
+  EXPECT_NEAR(coded.scales.at(0, 0), 1.2, 1e-12);
+  EXPECT_NEAR(coded.scales.at(1, 0), .8774852, 5e-8);
+  EXPECT_NEAR(scaled.at(1, 0), -.6324555, 5e-8);
+  const Array2 met = balanced(rows, b.row(0), 0, two_bits);
+  EXPECT_NEAR(dot(q, met.row(0)), 1.735825, 5e-7);
+  EXPECT_NEAR(dot(q, met.row(1)), 4.895777, 5e-7);
+  Numbers folded = q;  // q ⊘ b meets I(k ⊙ b)
+  for (Index c = 0; c < 4; ++c) item(folded, c) /= b.at(0, c);
+  EXPECT_NEAR(dot(folded, coded.decoded.row(1)), dot(q, met.row(1)), 1e-12);
+
+  Array3 grouped(1, 2, 1), one(1, 1, 1, 4.0);  // the query head that asks for more
+  grouped.values = {1, -16};
+  EXPECT_EQ(balancer(grouped, one).values, Numbers{2});
+
+  keys.values = {0, 1, 0, 0, 0, 1e-12, 0, 0};
+  queries.values = Numbers(8, 1e6);
+  expect_near(balancer(queries, keys).values, {1, 1e3, 1, 1}, 1e-9);
+  keys.values[1] = keys.values[5] = 1e-12;
+  expect_near(balancer(queries, keys).values, {1, 1e4, 1, 1}, 0);
+}
+
+TEST(Quantisers, KvTunerWorkedExample) {
+  const Coded coded = vanilla({-1, .2, .5, 1}, exact(4));
+  EXPECT_NEAR(coded.scale, .1333333, 5e-8);
+  EXPECT_EQ(coded.shift, 0);
+  EXPECT_EQ(coded.codes, (Codes{-8, 2, 4, 7}));
+  expect_near(coded.values(), {-1.0666667, .2666667, .5333333, .9333333}, 5e-8);
+  EXPECT_NEAR(coded.from_tie[0], 0, 1e-9);
+  // a group without spread, far from 0: the zero point does not fit 16 bits
+  EXPECT_GT(vanilla({10, 10}, exact(4)).shift, 32767);
+
+  const std::vector<PairError> pairs{{{8, 8}, .01}, {{8, 4}, .03}, {{4, 8}, .05}, {{8, 2}, .12}, {{2, 8}, .50},
+                                     {{4, 4}, .06}, {{4, 2}, .15}, {{2, 4}, .51}, {{2, 2}, .55}};
+  EXPECT_EQ(pareto(pairs), (std::vector<BitPair>{{8, 8}, {8, 4}, {4, 4}, {4, 2}, {2, 2}}));
+  EXPECT_EQ(pareto({{{4, 2}, .1}, {{2, 4}, .1}}), (std::vector<BitPair>{{4, 2}}));
+  EXPECT_NEAR(mean_bits({{4, 4}, {4, 2}, {4, 2}}), 3.3333, 5e-5);
+  EXPECT_NEAR(mean_bits({{2, 2}, {4, 2}, {4, 2}}), 2.6667, 5e-5);
+  EXPECT_NEAR(mean_absolute_error({1, 2}, {1.5, 1}), .75, 1e-15);
+  EXPECT_NEAR(mean_relative_error({2, 0, -4}, {1, 5, -5}), .375, 1e-15);
+}
+
+TEST(Quantisers, KvTunerPublishedTables) {
+  struct Published {
+    std::size_t layers;
+    double mean, tolerance;
+    const char* table;
+  };
+  const double third = 5.0001e-4;  // three digits printed, halves up
+  for (const Published& p : std::vector<Published>{
+           // Llama-3.1-8B-Instruct, kivi_KVTuner4_1
+           {32, 3.25, third,
+            "2/2 4/4 4/4 4/4 2/2 4/2 4/2 4/4 4/2 4/2 4/2 4/2 4/2 8/4 4/2 4/2 "
+            "4/2 8/4 4/2 4/2 4/2 4/2 4/2 4/2 4/2 2/2 4/2 2/2 4/2 4/4 4/2 4/4"},
+           // Llama-3.1-8B-Instruct, kivi_KVTuner6_1
+           {32, 4.906, third,
+            "2/4 4/4 4/4 4/4 8/4 4/2 8/4 4/4 8/4 8/4 8/4 8/4 8/4 2/2 8/4 8/4 "
+            "8/4 2/2 8/4 8/4 8/4 4/2 8/4 4/2 4/2 8/4 8/4 8/4 8/4 4/4 8/4 4/4"},
+           // Llama-3.1-8B-Instruct, pertoken_KVTuner4_0
+           {32, 3.594, third,
+            "4/8 4/2 4/2 4/2 4/2 4/4 4/4 4/2 4/4 4/4 4/4 4/4 4/4 4/2 4/4 4/4 "
+            "4/4 4/4 4/2 4/2 4/4 4/4 4/2 4/2 4/2 4/2 4/4 4/2 4/4 4/2 4/4 4/2"},
+           // Qwen2.5-7B-Instruct, pertoken_KVTuner4_0
+           {28, 4.0, third,
+            "8/8 4/2 4/2 8/2 4/2 4/2 4/4 4/4 4/2 4/4 4/4 4/4 4/4 8/2 4/4 4/4 "
+            "4/4 4/4 4/4 4/4 4/4 4/4 4/4 4/4 4/2 4/2 4/4 8/2"},
+           // Qwen2.5-7B-Instruct, pertoken_KVTuner6_1
+           {28, 5.0, third,
+            "8/2 4/4 4/4 8/2 4/4 4/4 4/4 4/4 8/4 8/4 4/4 4/4 8/4 8/2 8/4 4/4 "
+            "8/4 8/4 8/4 4/4 8/4 8/4 8/4 4/4 8/4 4/4 8/4 8/2"},
+           // Qwen2.5-7B-Instruct, pertoken_KVTuner4_1
+           {28, 3.929, third,
+            "8/8 4/2 4/2 8/8 4/2 4/2 8/4 4/2 4/2 4/2 4/2 4/2 4/2 8/8 4/2 4/2 "
+            "4/2 4/2 4/2 8/4 4/2 4/2 4/2 4/2 4/2 4/2 4/2 8/8"},
+           // Llama-3.1-8B-Instruct, kivi_KVTuner4_0
+           {32, 3.0625, third,
+            "8/8 4/4 4/4 4/4 2/2 2/2 4/2 4/4 4/2 4/2 4/2 4/2 4/2 2/2 4/2 4/2 "
+            "4/2 2/2 4/2 4/2 4/2 2/2 4/2 2/2 2/2 2/2 4/2 2/2 4/2 4/4 4/2 4/4"},
+           // Qwen2.5-7B-Instruct, kivi_KVTuner4_0
+           {28, 3.929, third,
+            "8/8 2/2 8/8 2/2 4/4 4/4 8/8 2/2 4/4 2/2 2/2 8/8 4/4 2/2 2/2 8/8 "
+            "2/2 8/8 2/2 2/2 2/2 2/2 4/4 4/4 4/4 4/4 4/4 2/2"},
+           // Qwen2.5-3B-Instruct, kivi_KVTuner4_0
+           {36, 3.167, third,
+            "4/8 4/8 2/4 4/2 2/4 4/2 4/2 4/2 4/2 4/2 4/2 4/2 2/2 4/2 4/2 4/2 "
+            "4/2 4/2 4/2 4/2 4/2 4/2 4/2 4/2 4/2 4/2 4/2 4/2 2/2 4/2 4/2 4/2 "
+            "4/2 4/2 4/4 4/4"},
+           // Mistral-7B-Instruct-v0.3, kivi_KVTuner4_1
+           {32, 3.188, third,
+            "4/8 4/8 4/4 4/4 4/4 2/2 2/2 4/4 4/4 4/4 4/4 4/2 4/2 4/2 4/4 4/2 "
+            "4/2 4/2 4/4 4/2 4/2 2/2 2/2 2/2 2/2 2/2 2/2 2/2 2/2 2/2 2/2 4/8"},
+       }) {
+    const std::vector<BitPair> table = bit_table(p.table);
+    EXPECT_EQ(table.size(), p.layers) << p.table;
+    EXPECT_NEAR(mean_bits(table), p.mean, p.tolerance) << p.table;
+  }
+  EXPECT_THROW(bit_table("2/2 4"), std::invalid_argument);
+}
+
+TEST(Quantisers, ZipCacheWorkedExample) {
+  Array2 values(3, 4);
+  values.values = {4, .1, 1, -.2, -2, .05, .25, .16, 1, -.09, -.5, .04};
+  const Numbers c = channel_factors(values);
+  expect_near(c, {2, .3162278, 1, .4472136}, 5e-8);
+  const CodedRows four = zipcache_values(values, c, exact(4)), two = zipcache_values(values, c, exact(2));
+  expect_near(four.codes.row(0), {15, 5, 9, 0}, 0);
+  expect_near(four.decoded.row(0), {4, .116538, 1.021115, -.2}, 5e-7);
+  EXPECT_NEAR(four.scales.at(0, 2), .163148, 5e-7);
+  expect_near(two.codes.row(1), {0, 3, 3, 3}, 0);
+  expect_near(two.decoded.row(1), {-2, .113137, .357771, .16}, 5e-7);
+  EXPECT_NEAR(two.scales.at(1, 2), .452590, 5e-7);
+  expect_near(two.codes.row(2), {3, 1, 0, 2}, 0);
+  expect_near(two.decoded.row(2), {1, -.052705, -.5, .074536}, 5e-7);
+  EXPECT_EQ(channel_factors(Array2(2, 1)), Numbers{1});
+
+  Array2 keys(3, 2);
+  keys.values = {0, 5, 1, 5, 3, 8};
+  expect_near(zipcache_keys(keys, exact(2)).codes.values, {0, 0, 1, 0, 3, 3}, 0);
+}
+
+// ---- TurboQuant ---------------------------------------------------------------------------------------------------
+
+Numbers divided(Numbers x, double by) {
+  for (double& v : x) v /= by;
+  return x;
+}
+
+TEST(TurboQuant, CodebooksOfTheSpecification) {
+  const Numbers mse{.36338, .11748, .03455, .00950};
+  for (int bits = 1; bits <= 4; ++bits) {
+    const Codebook book = lloyd_max(normal_density, 8, bits);
+    expect_near(book.centroids, printed_codebook(bits), 1e-6);
+    EXPECT_NEAR(book.mse, item(mse, bits - 1), 5e-6);
+  }
+  const auto thresholds = [](int bits) {
+    const Numbers c = printed_codebook(bits);
+    Numbers t;
+    for (Index k = count_of(c) / 2; k < count_of(c); ++k) t.push_back((item(c, k - 1) + item(c, k)) / 2);
+    return t;
+  };
+  expect_near(thresholds(3), {0, .5005497, 1.0499573, 1.7479275}, 1e-7);
+  expect_near(thresholds(4), {0, .2582217, .5224037, .7995498, 1.0992858, 1.4371388, 1.8435318, 2.4008034}, 1e-7);
+  const auto of_sphere = [](Index d, int bits) {
+    Codebook book = lloyd_max([d](double x) { return coordinate_density(x, d); }, 1, bits);
+    for (double& c : book.centroids) c *= std::sqrt(static_cast<double>(d));
+    return Numbers(book.centroids.end() - (1 << bits) / 2, book.centroids.end());
+  };
+  // The specification prints .24450, .75361, 1.33697, 2.13183 and 2.64715. Integration on ten times as many cells, by
+  // another rule, gives what follows; the printed ones are near, but not of least error.
+  expect_near(of_sphere(128, 3), {.24450, .75361, 1.33697, 2.13183}, 4e-4);
+  EXPECT_NEAR(of_sphere(64, 4).back(), 2.64715, 8e-4);
+  expect_near(of_sphere(128, 3), {.24442487, .75333016, 1.33659889, 2.13147084}, 1e-6);
+  EXPECT_NEAR(of_sphere(64, 4).back(), 2.64637049, 1e-6);
+}
+
+TEST(TurboQuant, Rotations) {
+  const Array2 h = hadamard({4});
+  expect_near(divided(h.values, .5), {1, 1, 1, 1, 1, -1, 1, -1, 1, 1, -1, -1, 1, -1, -1, 1}, 0);
+  EXPECT_EQ(equal_blocks(96), (Indices{32, 32, 32}));
+  EXPECT_EQ(equal_blocks(128), Indices{128});
+  Random random;
+  Array2 gaussian(6, 6);
+  for (double& v : gaussian.values) v = random();
+  Numbers signs(96, 1.0);
+  signs[5] = signs[70] = -1;
+  for (const Array2& m : {hadamard({64, 32}, signs), hadamard(equal_blocks(96)), orthogonalised(gaussian)}) {
+    const Array2 back = transposed(m);
+    for (Index i = 0; i < m.rows; ++i)
+      for (Index j = 0; j < m.rows; ++j) EXPECT_NEAR(dot(m.row(i), m.row(j)), i == j ? 1 : 0, 1e-12);
+    Numbers x(static_cast<std::size_t>(m.rows));
+    for (double& v : x) v = random();
+    expect_near(times(back, times(m, x)), x, 1e-12);
+  }
+  EXPECT_EQ(hadamard({64, 32}).at(0, 64), 0);
+}
+
+TEST(TurboQuant, WorkedExample) {
+  TurboSettings how{.rotation = hadamard({4}), .codebook = divided(printed_codebook(2), 2), .norms = Stored::exact,
+                    .sketch = {}};
+  expect_near({how.codebook[2], how.codebook[3]}, {.2263900, .7552088}, 1e-12);
+  const Numbers x{3, 0, 4, 0}, q{1, 2, .5, -1};
+  TurboRow row = turbo_encoded(x, how);
+  EXPECT_EQ(row.norm, 5);
+  expect_near(times(how.rotation, divided(x, 5)), {.7, .7, -.1, -.1}, 1e-12);
+  EXPECT_EQ(row.indices, (Codes{3, 3, 1, 1}));
+  EXPECT_EQ(packed_bits(row.indices, 2), Bytes{0x5f});
+  expect_near(turbo_decoded(row, how), {2.644094, 0, 4.907994, 0}, 5e-7);
+  expect_near(times(how.rotation, q), {1.25, .25, 1.75, -1.25}, 1e-12);
+  EXPECT_NEAR(turbo_score(q, row, how), 5.098091, 5e-7);
+  EXPECT_NEAR(dot(q, turbo_decoded(row, how)), 5.098091, 5e-7);
+  EXPECT_NEAR(dot(q, x), 5, 1e-12);
+  Numbers chosen;
+  for (const int i : row.indices) chosen.push_back(item(how.codebook, i));
+  EXPECT_NEAR(norm(chosen), 1.114982, 5e-7);
+  how.norm_corrected = true;
+  EXPECT_NEAR(turbo_score(q, row, how), 4.572352, 5e-7);
+  EXPECT_NEAR(dot(q, turbo_decoded(row, how)), 4.572352, 5e-7);
+  EXPECT_NEAR(norm(turbo_decoded(row, how)), 5, 1e-12);
+
+  how.norm_corrected = false;
+  how.codebook = divided(printed_codebook(1), 2);
+  how.sketch = Array2(4, 4);
+  how.sketch.values = {1, 0, 1, 0, 0, 1, 0, -1, 1, -1, 0, 0, 0, 0, 1, 1};
+  row = turbo_encoded(x, how);
+  TurboSettings plain = how;
+  plain.sketch = {};
+  expect_near(divided(turbo_decoded(turbo_encoded(x, plain), plain), 5), {0, 0, .797885, 0}, 5e-7);
+  EXPECT_NEAR(row.residual_norm, .600004, 5e-7);
+  EXPECT_EQ(row.signs, Codes(4, 1));
+  EXPECT_NEAR(turbo_score(q, row, how), 4.814686, 5e-7);
+  EXPECT_NEAR(dot(q, turbo_decoded(row, how)), 4.814686, 5e-7);
+  expect_near(turbo_decoded(turbo_encoded(Numbers(4, 0.0), how), how), Numbers(4, 0.0), 0);
+}
+
+TEST(TurboQuant, DistortionOfRandomRows) {
+  // unit rows on the sphere: the mean squared error is the codebook's, within a few per cent
+  Random random;
+  const Index d = 64;
+  Array2 gaussian(d, d);
+  for (double& v : gaussian.values) v = random() + random() + random() + random();
+  const Array2 rotation = orthogonalised(gaussian);
+  for (int bits = 1; bits <= 4; ++bits) {
+    TurboSettings how{.rotation = rotation, .codebook = divided(printed_codebook(bits), 8), .sketch = {}};
+    double error = 0;
+    for (int n = 0; n < 200; ++n) {
+      Numbers x(static_cast<std::size_t>(d));
+      for (double& v : x) v = random();
+      x = divided(x, norm(x));
+      const Numbers decoded = turbo_decoded(turbo_encoded(x, how), how);
+      for (Index j = 0; j < d; ++j) error += std::pow(item(x, j) - item(decoded, j), 2) / 200;
+    }
+    EXPECT_NEAR(error, (Numbers{.36, .117, .0345, .0095})[static_cast<std::size_t>(bits - 1)], .08 * error);
+    EXPECT_LT(error, std::sqrt(3) * std::numbers::pi / 2 / std::pow(4, bits));
+  }
+}
+
+TEST(TurboQuant, BytesOfASlotAndValues) {
+  EXPECT_EQ(128 + code_bytes(4, 128) + 4, 196);
+  EXPECT_EQ(code_bytes(4, 128) + 2 + code_bytes(4, 128) + 4, 134);
+  EXPECT_EQ(code_bytes(3, 128) + 2 + code_bytes(4, 128) + 4, 118);
+  EXPECT_EQ(code_bytes(3, 128) + 2 + code_bytes(3, 128) + 4, 102);
+  EXPECT_EQ(turbo_value({0, .5, 1.5, 2.5, 15}, 4).codes, (Codes{0, 1, 2, 3, 15}));  // halves up
+  EXPECT_EQ((32 * 3 + 96 * 2) / 128.0, 2.25);  // printed in the paper as 2.5
+  Array2 rows(2, 4);
+  rows.values = {1, -5, 0, 2, 1, 5, 3, 2};
+  EXPECT_EQ(outlier_channels(rows, 2), (Indices{1, 2}));
+}
+
+TEST(TurboQuant, PolarPairs) {
+  const PolarPair pair = polar_pair({1, 0, -3, 2}, {0, 2, 0, 2}, 2, 2);
+  EXPECT_NEAR(pair.angle_step, std::numbers::pi / 4, 1e-12);
+  EXPECT_EQ(pair.radius_step, .5);
+  EXPECT_EQ(pair.radius_least, 1);
+  EXPECT_EQ(pair.angles, (Codes{0, 2, 3, 1}));
+  EXPECT_EQ(pair.radii, (Codes{0, 2, 3, 3}));
+  EXPECT_EQ((Codes{pair.byte(0), pair.byte(1), pair.byte(2), pair.byte(3)}), (Codes{0, 10, 15, 13}));
+  EXPECT_NEAR(pair.first(0), 1.1548, 5e-5);
+  EXPECT_NEAR(pair.second(0), .4784, 5e-5);
+}
+
+// ---- tokens of several precisions ---------------------------------------------------------------------------------
+
+/// A coder that leaves a mark, so that it shows what was coded, how often and with whom.
+RowCoder marked(double mark) {
+  return [mark](Array2 rows) {
+    for (double& v : rows.values) v += mark + static_cast<double>(rows.rows) / 100;
+    return rows;
+  };
+}
+MixedHead counted_head(Index tokens) {
+  MixedHead head;
+  for (Index t = 0; t < tokens; ++t) head.append({t, {static_cast<double>(t)}, {static_cast<double>(t)}});
+  return head;
+}
+
+TEST(MixedCache, KiviSchedule) {
+  KiviSettings how{.keys = {0, 4}, .values = {4, 1}, .code_key_lot = marked(100), .code_value_lot = marked(1000)};
+  // after a prompt of T: T - T mod R keys and T - R values are coded
+  for (const Index tokens : {0, 1, 3, 4, 5, 8, 11}) {
+    MixedHead head = counted_head(tokens);
+    flush_tails(head, how);
+    EXPECT_EQ(count_of(head.keys_of(1)), tokens - tokens % 4) << tokens;
+    EXPECT_EQ(count_of(head.values_of(1)), std::max<Index>(tokens - 4, 0)) << tokens;
+  }
+  MixedHead head = counted_head(6);
+  flush_tails(head, how);
+  EXPECT_EQ(head.keys_of(0), (Indices{4, 5}));
+  EXPECT_EQ(head.values_of(0), (Indices{2, 3, 4, 5}));
+  for (Index t = 6; t < 9; ++t) {
+    head.append({t, {static_cast<double>(t)}, {static_cast<double>(t)}});
+    flush_tails(head, how);
+    EXPECT_EQ(head.keys_of(0), t == 6 ? (Indices{4, 5, 6}) : t == 7 ? Indices{} : Indices{8}) << t;
+    EXPECT_EQ(head.values_of(0), counting(4, t - 3)) << t;
+  }
+  EXPECT_EQ(head.at(0).read.key, Numbers{100.04});   // with three others
+  EXPECT_EQ(head.at(7).read.key, Numbers{107.04});
+  EXPECT_EQ(head.at(4).read.value, Numbers{1004.01});  // alone
+  EXPECT_EQ(head.at(8).read.key, Numbers{8});
+
+  how.values = {4, 4};  // by whole pages of four, never fewer than four raw
+  for (const Index tokens : {4, 7, 8, 9, 11, 12, 13}) {
+    MixedHead pages = counted_head(tokens);
+    flush_tails(pages, how);
+    EXPECT_EQ(count_of(pages.values_of(1)), (tokens - 4) / 4 * 4) << tokens;
+  }
+}
+
+TEST(MixedCache, EvictionLeavesTheCodedAsTheyAre) {
+  KiviSettings how{.keys = {0, 4}, .values = {4, 1}, .code_key_lot = marked(100), .code_value_lot = marked(1000)};
+  MixedHead head = counted_head(6);
+  flush_tails(head, how);
+  head.keep({1, 3, 4});
+  EXPECT_EQ(head.positions_at(head.keys_of(1)), (Indices{1, 3}));
+  EXPECT_EQ(head.at(1).read.key, Numbers{103.04});
+  head.truncate(4);
+  EXPECT_EQ(head.size(), 2);
+  head.code_keys({0, 1}, 2, marked(0));  // a second rounding
+  EXPECT_EQ(head.at(0).key_tier, 2);
+  EXPECT_EQ(head.at(0).read.key, Numbers{101.06});
+}
+
+TEST(MixedCache, AttentionIsOverWhatDecodes) {
+  // 2-bit keys of the KIVI example: scores -1, 3, 3, 4 in place of -1, 3, 3.5, 4
+  MixedHead head;
+  const std::vector<Numbers> keys{{0, 1}, {1, -1}, {2, .5}, {3, 2}};
+  for (Index t = 0; t < 4; ++t) head.append({t, item(keys, t), {static_cast<double>(t == 2)}});
+  Array3 query(1, 1, 2);
+  query.values = {2, -1};
+  const auto weight = [&](double score) {
+    return std::exp(score) / (std::exp(-1.0) + std::exp(3.0) + std::exp(4.0) + std::exp(score));
+  };
+  EXPECT_NEAR(attend_mixed({head}, query, {3}, 1, {}).out.at(0, 0, 0), weight(3.5), 1e-12);
+  head.code_keys({0, 1, 2, 3}, 1, kivi_keys(4, {.bits = 2}));
+  EXPECT_NEAR(attend_mixed({head}, query, {3}, 1, {}).out.at(0, 0, 0), weight(3), 1e-12);
+  EXPECT_NEAR(attention_of({head}, query, {3}, {})[0].at(0, 2), weight(3), 1e-12);
+  head.code_values({2}, 1, kivi_values(1, {.bits = 2}));
+  EXPECT_NEAR(attend_mixed({head}, query, {3}, 1, {}).out.at(0, 0, 0), weight(3), 1e-12);
+}
+
+Array3 logs_of(const std::vector<Numbers>& rows, Index tokens) {
+  std::vector<Numbers> logits = rows;
+  for (Numbers& row : logits)
+    for (double& v : row) v = std::log(v);
+  return queries_of(logits, 1, tokens);
+}
+Array3 one_hot_key(Index t, Index width) {
+  Array3 key(1, 1, width);
+  key.at(0, 0, t) = 1;
+  return key;
+}
+Array3 leading(const Array3& x, Index n) {
+  Array3 out(n, x.b, x.c);
+  std::copy(x.values.begin(), x.values.begin() + n * x.b * x.c, out.values.begin());
+  return out;
+}
+
+TEST(MixedCache, MikvDemotesAndNeverPromotes) {
+  // one-hot keys are exact in any number of bits, so that attention is what the script says
+  const std::vector<Numbers> prompt{{1}, {.5, .5}, {.2, .3, .5}, {.1, .6, .2, .1}};  // gathers 1.8 1.4 .7 .1
+  for (const bool follows : {true, false}) {
+    MikvLayer layer({.ratio = .5, .count_follows_length = follows, .high = {}, .balance = false}, {}, 1);
+    layer.prefill(logs_of(prompt, 8), leading(one_hot_keys(8, 1), 4), Array3(4, 1, 2, 1.0));
+    EXPECT_EQ(layer.important(0), (Indices{0, 3}));  // the heaviest, and the newest
+    EXPECT_NEAR(layer.head(0).at(1).gathered, 1.4, 1e-12);
+    layer.step({4}, logs_of({{.3, .1, .1, .3, .2}}, 8), one_hot_key(4, 8), Array3(1, 1, 2, 1.0));
+    EXPECT_EQ(layer.important(0), (Indices{0, 4}));  // floor(5 / 2); 3 has .4, 1 has 1.5 and stays below all the same
+    layer.step({5}, logs_of({{.1, .3, .1, .1, .1, .3}}, 8), one_hot_key(5, 8), Array3(1, 1, 2, 1.0));
+    EXPECT_EQ(layer.important(0), follows ? (Indices{0, 4, 5}) : (Indices{0, 5}));
+    EXPECT_EQ(layer.head(0).size(), 6);
+  }
+}
+
+TEST(MixedCache, MikvOfEqualsTheNewerGoes) {
+  MikvLayer layer({.ratio = .5, .recent_share = 0, .high = exact(8), .balance = false}, {}, 1);
+  const double no = -1e4;  // e^no is 0: each row sees itself alone, and all have gathered 1
+  layer.prefill(queries_of({{0}, {no, 0}, {no, no, 0}, {no, no, no, 0}}, 1, 8), leading(one_hot_keys(8, 1), 4),
+                Array3(4, 1, 2, 1.0));
+  ASSERT_EQ(layer.head(0).at(0).gathered, layer.head(0).at(3).gathered);
+  EXPECT_EQ(layer.important(0), (Indices{0, 1}));
+  // two query heads: what is gathered is their mean; without the newest protected, the newcomer is gone at once
+  MikvLayer even({.ratio = .5, .recent_share = 0, .high = exact(8), .balance = false}, {}, 1);
+  Array3 queries(4, 2, 8);
+  even.prefill(queries, leading(one_hot_keys(8, 1), 4), Array3(4, 1, 2, 1.0));
+  expect_near({even.head(0).at(0).gathered, even.head(0).at(3).gathered}, {1 + 1 / 2.0 + 1 / 3.0 + .25, .25}, 1e-12);
+  even.step({4}, Array3(1, 2, 8), one_hot_key(4, 8), Array3(1, 1, 2, 1.0));
+  EXPECT_EQ(even.important(0), (Indices{0, 1}));
+  EXPECT_EQ(even.head(0).keys_of(1), (Indices{0, 1}));
+  EXPECT_EQ(even.head(0).keys_of(2), (Indices{2, 3, 4}));
+}
+
+TEST(MixedCache, MikvDemotesFromTheCodedTierToo) {
+  const std::vector<Numbers> prompt{{1}, {.5, .5}, {.2, .3, .5}, {.1, .6, .2, .1}};
+  MikvLayer layer({.ratio = .5, .high = exact(8), .balance = false}, {}, 1);
+  layer.prefill(logs_of(prompt, 8), leading(one_hot_keys(8, 1), 4), Array3(4, 1, 2, 1.0));
+  EXPECT_EQ(layer.head(0).keys_of(1), (Indices{0, 3}));
+  layer.step({4}, logs_of({{.3, .1, .1, .3, .2}}, 8), one_hot_key(4, 8), Array3(1, 1, 2, 1.0));
+  EXPECT_EQ(layer.head(0).keys_of(1), (Indices{0, 4}));
+  EXPECT_EQ(layer.head(0).keys_of(2), (Indices{1, 2, 3}));
+  EXPECT_EQ(layer.head(0).keys_of(0), Indices{});
+}
+
+TEST(MixedCache, MikvTiersAreCodedOnceEach) {
+  Random random;
+  Array3 queries(5, 2, 8), keys(5, 1, 8), values(5, 1, 8);
+  random.fill(queries), random.fill(keys), random.fill(values);
+  MikvLayer layer({.ratio = .4, .high = exact(8), .low = exact(2)}, {.scale = .35}, 1);
+  layer.prefill(queries, keys, values);
+  const MixedHead& head = layer.head(0);
+  ASSERT_EQ(count_of(head.keys_of(1)), 2);
+  ASSERT_EQ(count_of(head.keys_of(2)), 3);
+  const Numbers b = balancer(queries, keys).row(0);
+  for (Index t = 0; t < 5; ++t) {
+    Array2 key(1, 8), value(1, 8);
+    for (Index c = 0; c < 8; ++c) key.at(0, c) = keys.at(t, 0, c), value.at(0, c) = values.at(t, 0, c);
+    const auto quantise = [&](const Numbers& x) { return affine(x, exact(head.at(t).key_tier == 1 ? 8 : 2)); };
+    expect_near(head.at(t).read.key, balanced(key, b, 4, quantise).row(0), 1e-15);
+    expect_near(head.at(t).read.value, coded_along_channels(value, 4, quantise).decoded.row(0), 1e-15);
+    EXPECT_EQ(head.at(t).value_tier, head.at(t).key_tier);
+  }
+}
+
+TEST(MixedCache, ZipvlWorkedExamples) {
+  const std::vector<Numbers> rows{{1}, {.6, .4}, {.5, .1, .4}, {.4, .05, .35, .2}};
+  Array2 p(4, 4);
+  for (Index r = 0; r < 4; ++r)
+    for (Index j = 0; j <= r; ++j) p.at(r, j) = item(item(rows, r), j);
+  const ZipvlScores scores = zipvl_scores(p, {0, 1, 2, 3});
+  expect_near(scores.accumulated, {2.5, .55, .75, .2}, 1e-12);
+  expect_near(scores.normalised, {.625, .18333, .375, .2}, 5e-6);
+  EXPECT_EQ(zipvl_count(scores.accumulated, .9), 3);
+  EXPECT_EQ(zipvl_important(scores, .9), (Indices{0, 2, 3}));
+  EXPECT_EQ(select_top(scores.accumulated, 3), (Indices{0, 1, 2}));
+
+  Array2 other(4, 4);  // zipvl.md
+  other.values = {1, 0, 0, 0, .6, .4, 0, 0, .5, .3, .2, 0, .7, .1, .05, .15};
+  const ZipvlScores second = zipvl_scores(other, {0, 1, 2, 3});
+  expect_near(second.accumulated, {2.8, .8, .25, .15}, 1e-12);
+  expect_near(second.normalised, {.7, .2667, .125, .15}, 5e-5);
+  EXPECT_EQ(zipvl_count(second.accumulated, .85), 2);
+  EXPECT_EQ(zipvl_count(second.accumulated, .95), 3);
+  EXPECT_EQ(zipvl_count(second.accumulated, .975), 4);
+  EXPECT_EQ(zipvl_important(second, .95), (Indices{0, 1, 3}));
+
+  EXPECT_EQ(zipvl_count({1, 1, 1, 1}, .75), 3);  // lands on the threshold
+  EXPECT_EQ(zipvl_count({1, 2, 1}, 1), 3);
+  EXPECT_EQ(zipvl_count({}, .9), 0);
+  // two probe rows: only rows that see a token count
+  Array2 probes(2, 4);
+  probes.values = {.5, .25, .25, 0, .1, .2, .3, .4};
+  expect_near(zipvl_scores(probes, {2, 3}).normalised, {.3, .225, .275, .4}, 1e-12);
+}
+
+TEST(MixedCache, ZipvlCompressesThePromptAndEachLot) {
+  const std::vector<Numbers> rows{{1}, {.6, .4}, {.5, .1, .4}, {.4, .05, .35, .2}};
+  Array3 values(4, 1, 4);
+  values.values = {4, .1, 1, -.2, -2, .05, .25, .16, 1, -.09, -.5, .04, 1, .1, 1, .1};
+  ZipvlLayer layer({.tau = .9, .high = exact(4), .low = exact(2), .interval = 3}, {}, 1);
+  const Array3 out = layer.prefill(logs_of(rows, 8), leading(one_hot_keys(8, 1), 4), values, {0, 1, 2, 3});
+  EXPECT_NEAR(out.at(1, 0, 0), .6 * 4 - .4 * 2, 1e-12);  // exact, nothing is coded yet
+  const MixedHead& head = layer.head(0);
+  EXPECT_EQ(head.values_of(1), (Indices{0, 2, 3}));
+  EXPECT_EQ(head.keys_of(2), Indices{1});
+  expect_near(layer.factors(0), {2, .3162278, 1, .4472136}, 5e-8);
+  expect_near(head.at(0).read.value, {4, .116538, 1.021115, -.2}, 5e-7);
+  expect_near(head.at(1).read.value, {-2, .113137, .357771, .16}, 5e-7);
+
+  layer.step(4, logs_of({{.2, .2, .2, .2, .2}}, 8), one_hot_key(4, 8), Array3(1, 1, 4, 1.0));
+  layer.step(5, logs_of({{.2, .2, .2, .2, .1, .1}}, 8), one_hot_key(5, 8), Array3(1, 1, 4, 1.0));
+  EXPECT_EQ(head.keys_of(0), (Indices{4, 5}));
+  // over the lot .3, .02, .18 of .5: the largest two reach .9 of it
+  layer.step(6, logs_of({{.1, .2, .1, .1, .3, .02, .18}}, 8), one_hot_key(6, 8), Array3(1, 1, 4, 1.0));
+  EXPECT_EQ(head.keys_of(0), Indices{});
+  EXPECT_EQ(head.keys_of(1), (Indices{0, 2, 3, 4, 6}));
+  EXPECT_EQ(head.keys_of(2), (Indices{1, 5}));
+}
+
+// ---- one byte budget ----------------------------------------------------------------------------------------------
+
+TEST(ByteBudget, TriesEverything) {
+  // raw pages of 8 bytes, coded pages of 2, 2 tokens each; a coded token costs a tenth of its weight
+  const auto options = [](const Numbers& weights) {
+    return budget_options({0, 2, 4}, {8, 2}, 2, [=](Index kept, Index format) {
+      return mass_error(weights, kept, format == 0 ? 0 : .1);
+    });
+  };
+  const std::vector<std::vector<BudgetOption>> lists{options({8, 1, 4, 1}), options({1, 1, 1, 1})};
+  ASSERT_EQ(lists[0].size(), 5u);
+  expect_near({lists[0][0].error, lists[0][1].error, lists[0][2].error, lists[0][3].error, lists[0][4].error},
+              {14, 2, 3.2, 0, 1.4}, 1e-12);
+  const auto free = [](Index, Index) { return 0.0; };
+  EXPECT_EQ(budget_options({3}, {8, 2}, 2, free)[1].bytes, 4);  // two pages for three tokens
+  EXPECT_EQ(budget_options({4}, {8, 2}, 2, free)[0].bytes, 16);
+  EXPECT_FALSE(least_error(lists, -1));
+  EXPECT_EQ(least_error(lists, 0)->option, (Indices{0, 0}));
+  EXPECT_EQ(least_error(lists, 3)->option, (Indices{2, 0}));   // 2 of the first, coded: 3.2 + 4
+  EXPECT_EQ(least_error(lists, 8)->option, (Indices{4, 4}));   // all, coded: 1.4 + .4 in 8 bytes
+  EXPECT_EQ(least_error(lists, 8)->bytes, 8);
+  EXPECT_NEAR(least_error(lists, 8)->error, 1.8, 1e-12);
+  EXPECT_EQ(least_error(lists, 20)->option, (Indices{3, 4}));  // the heavy list raw, the light one coded
+  EXPECT_EQ(least_error(lists, 1000)->bytes, 32);
+  // of equal errors the fewer bytes, of those the lower option
+  EXPECT_EQ(least_error({{{1, 0, 5, 1}, {2, 0, 3, 1}, {3, 0, 3, 1}}}, 9)->option, Indices{1});
+  for (Index budget = 0; budget < 34; ++budget) {
+    const double bound = error_bound(lists, budget, {0, .01, .03, .1, .3, 1, 3, 10});
+    EXPECT_LE(bound, least_error(lists, budget)->error + 1e-12) << budget;
+    if (budget == 32) { EXPECT_EQ(bound, 0); }
+    if (budget == 0) { EXPECT_NEAR(bound, 18, 1e-12); }
+  }
 }
 
 TEST(Dense, OutsideIsAnError) {

@@ -142,6 +142,25 @@ TEST(ChannelMap, UselessFactorsLoseTheirChannelAndNoOther) {
   check(Balanced<Int8>{}, 0.0f);
 }
 
+TEST(ChannelMap, InnerStateFollowsItsOwn) {
+  using C = Balanced<Rotated<Fp8E4M3>>;
+  std::vector<float> state(17);
+  for (std::size_t c = 0; c < 16; ++c) state[c] = static_cast<float>(c + 1);
+  state[16] = 0.25f;  // the scale
+  auto row = test::gaussians(1, 16);
+  GuardedTile<C> tile({1, 16});
+  tile.encode(row, 0, state.data());
+  for (std::size_t c = 0; c < 16; ++c) row[c] *= static_cast<float>(c + 1);
+  Rotated<Fp8E4M3>::forward(16, nullptr, row.data());
+  GuardedTile<Fp8E4M3> inner({1, 16});
+  inner.encode(row, 0, &state[16]);
+  EXPECT_EQ(tile.bytes(), inner.bytes());
+  auto want = inner.decode(0, &state[16]);
+  Rotated<Fp8E4M3>::backward(16, nullptr, want.data());
+  for (std::size_t c = 0; c < 16; ++c)
+    EXPECT_FLOAT_EQ(tile.decode(0, state.data())[c], want[c] / static_cast<float>(c + 1));
+}
+
 TEST(ChannelMap, NullIsNeutral) {
   const auto rows = test::gaussians(4, 4 * 32);
   const auto check = [&](auto codec) {

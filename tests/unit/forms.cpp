@@ -406,6 +406,38 @@ TYPED_TEST(Forms, RunningScoresFollowTheirTokens) {
   EXPECT_EQ(before.values, after.values);
 }
 
+TYPED_TEST(Forms, OneByteBudgetOverEvictionAndForms) {
+  this->cache.tag(this->id, {.begin = 0, .end = 5, .token_class = TokenClass::system, .is_protected = true});
+  ASSERT_EQ(this->append(300), Outcome::done);
+  auto method = make_compressor("h2o(keep=24KiB) + joint(forms=int8+int4_g16)");
+  for (Index l = 0; l < 2; ++l) {
+    const TensorBuffer<TypeParam> q(this->be, random_array(this->dice, 300, 6, 32, DType::f32, 4), DType::f32);
+    std::vector<Position> positions(300);
+    std::iota(positions.begin(), positions.end(), 0);
+    this->cache.observe(this->id, l, method, q.tensor(), positions);
+  }
+  auto all = method;
+  all.precision.held = Joint{.forms = {{Form("int8"), Form("int4_g16")}}, .evict = false};
+  EXPECT_THROW(this->cache.plan(this->id, all), InvalidArgument);  // 300 tokens in 4 bits take 25 KiB and more
+  all.keep = Keep::bytes(60 << 10);
+  const Plan nothing_goes = this->cache.plan(this->id, all);
+  for (const LayerPlan& lp : nothing_goes.layers)
+    for (const Selection& keep : lp.keep) EXPECT_EQ(keep.count(), 300);
+  EXPECT_LE(nothing_goes.promised_bytes, 60 << 10);
+
+  const Plan plan = this->cache.plan(this->id, method);
+  EXPECT_LE(plan.promised_bytes, 24 << 10);
+  EXPECT_GT(plan.promised_bytes, 22 << 10);
+  const CompressReport r = this->cache.commit(plan);
+  EXPECT_EQ(r.page_bytes_after, plan.promised_bytes);
+  EXPECT_EQ(this->cache.pool().stats().bytes_in_use, plan.promised_bytes);
+  EXPECT_GT(r.tokens_changed, 0);
+  this->verify(this->id);
+  const auto kept = this->cache.kept(this->id, 0, 0);
+  for (Position p = 0; p < 5; ++p) EXPECT_EQ(kept[static_cast<std::size_t>(p)], p);
+  EXPECT_THROW(this->cache.plan(this->id, make_compressor("joint(keep=0.2)")), InvalidArgument);
+}
+
 TYPED_TEST(Forms, WhatMakesNoSenseIsRefused) {
   ASSERT_EQ(this->append(40), Outcome::done);
   EXPECT_THROW(this->cache.set_aging(this->id, 0, {.format = 99}), InvalidArgument);
@@ -420,8 +452,12 @@ TYPED_TEST(Forms, WhatMakesNoSenseIsRefused) {
   EXPECT_EQ(this->counts()[raw], 40);
   using Coded = KvCache<TypeParam, Formats<Pair<KiviKeys<2, 16>, Half>>>;
   EXPECT_THROW(Coded(this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20}), InvalidArgument);
-  using Odd = KvCache<TypeParam, Formats<Pair<Half, Half>, Pair<Symmetric<4, 64>, Half>>>;
-  EXPECT_THROW(Odd(this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20}), InvalidArgument);
+  // A format without tiles of this shape may be listed, and is refused where it is asked for.
+  KvCache<TypeParam, Formats<Pair<Half, Half>, Pair<Symmetric<4, 64>, Half>>> odd(
+      this->be, Model{{this->shape()}}, {.page_tokens = 16, .pool_bytes = 1 << 20});
+  EXPECT_EQ(odd.support(0, 0), Support::fused);
+  EXPECT_EQ(odd.support(0, 1), Support::unsupported);
+  EXPECT_THROW(odd.set_aging(odd.create(), 0, {.format = 1}), InvalidArgument);
 }
 
 TYPED_TEST(Forms, TheFirstFormatMayBeCoded) {

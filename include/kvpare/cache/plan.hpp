@@ -55,6 +55,7 @@ struct Plan {
   std::vector<LayerPlan> layers;
   Index candidates = 0;  // tokens that were up for choice, over all layers and kv heads
   Index chosen = 0;      // of these, how many stay
+  Index promised_bytes = -1;  // of pages, once carried out, in layers that policies may touch; -1 = no promise
   bool dense = false;    // pack survivors without holes: the budget was said in pages or bytes
   Index nan_scores = 0;  // candidates whose score was NaN; they rank last
   std::vector<std::string> notes;  // what a guard found, for people

@@ -91,7 +91,7 @@ enum class NvFp4Global : std::uint8_t {
   none         // 1, as ggml
 };
 /// The state of an NvFp4; 1 where there is nothing to scale.
-constexpr float nvfp4_global(NvFp4Global convention, float amax) {
+constexpr KVPARE_HD float nvfp4_global(NvFp4Global convention, float amax) {
   if (convention == NvFp4Global::none || !(amax >= 0x1p-100f && amax <= detail::largest_coded)) return 1.0f;
   return amax / (convention == NvFp4Global::standard ? 448.0f * 6.0f : 448.0f);
 }
@@ -113,6 +113,10 @@ struct NvFp4
   static constexpr std::string_view name = ties == Ties::even ? "nvfp4" : "nvfp4_ggml";
   static constexpr const auto& levels = detail::E2M1::values;
   static constexpr Index state_floats(Index) { return 1; }
+  /// The standard convention; ggml's codec has none, FlashInfer's is the caller's to set.
+  static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
+    *state = nvfp4_global(ties == Ties::even ? NvFp4Global::standard : NvFp4Global::none, r.peak(width));
+  }
   static float scale_of(GroupBits bits, const float* state) {
     return detail::E4M3::values[bits.scale & 255u] * (state ? *state : 1.0f);
   }

@@ -71,6 +71,17 @@ struct TileShape {
 struct ChannelRanges {
   const float *min = nullptr, *max = nullptr;  // [width] of keys or values; NaN are left out
   const float* query_peak = nullptr;           // [width] largest |q| of the observed query rows of the head's group; or null
+
+  /// The largest magnitude of all channels; 0 where there is no number.
+  constexpr KVPARE_HD float peak(Index width) const {
+    float most = 0;
+    for (Index c = 0; c < width; ++c) {
+      if (!(min[c] <= max[c])) continue;
+      const float amax = -min[c] > max[c] ? -min[c] : max[c];
+      if (amax > most) most = amax;
+    }
+    return most;
+  }
 };
 
 template <class C>

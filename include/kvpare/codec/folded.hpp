@@ -55,6 +55,24 @@ struct Around {
 
 }  // namespace detail
 
+// The states, channel by channel.
+
+/// Factor and shift of a channel whose numbers lie in [low, high], for Fixed codes. A constant channel has factor 0.
+struct ChannelRange {
+  float factor = 1, shift = 0;
+};
+constexpr KVPARE_HD ChannelRange channel_range(float low, float high, int bits) {
+  return {(high - low) / static_cast<float>((1 << bits) - 1), low};
+}
+/// ZipCache's factor of a value channel: sqrt(max|v|); 1 where all are zero.
+KVPARE_HD inline float channel_factor(float amax) { return amax > 0 ? std::sqrt(amax) : 1.0f; }
+/// MiKV's balancer: sqrt(max|q| / max|k|) within [1e-4, 1e4]; 1 where either is zero.
+KVPARE_HD inline float channel_balance(float query_amax, float key_amax) {
+  if (!(query_amax > 0) || !(key_amax > 0)) return 1.0f;
+  const float b = std::sqrt(query_amax / key_amax);
+  return b < 1e-4f ? 1e-4f : b > 1e4f ? 1e4f : b;
+}
+
 /// What a ChannelMap stores for a number x of a channel with factor f and shift h.
 enum class ChannelRule : std::uint8_t {
   affine,   // (x - h) / f   state: f [W], h [W]
@@ -86,6 +104,26 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
  public:
   static constexpr std::string_view name = text.view();
   static constexpr Index own_state_floats(Index width) { return shifts ? 2 * width : width; }
+
+  /// affine: the range of each channel over the codes; scaled: sqrt(max|v|); balanced: sqrt(max|q| / max|k|).
+  static constexpr bool needs_query_peak = rule == ChannelRule::balanced;
+  static KVPARE_HD void make_state(Index width, const ChannelRanges& r,
+                                   float* state) requires(kvpare::state_floats<InnerCodec>(1) == 0 &&
+                                                          (rule != ChannelRule::affine || GroupCodec<InnerCodec>)) {
+    for (Index c = 0; c < width; ++c) {
+      const bool any = r.min[c] <= r.max[c];
+      const float low = any ? r.min[c] : 0.0f, high = any ? r.max[c] : 0.0f;
+      const float amax = -low > high ? -low : high;
+      if constexpr (rule == ChannelRule::affine) {
+        const ChannelRange range = channel_range(low, high, InnerCodec::form.bits);
+        state[c] = range.factor, state[width + c] = range.shift;
+      } else if constexpr (rule == ChannelRule::scaled) {
+        state[c] = channel_factor(amax);
+      } else {
+        state[c] = channel_balance(r.query_peak != nullptr ? r.query_peak[c] : 0.0f, amax);
+      }
+    }
+  }
 
   static void forward(Index width, const float* state, float* x) {
     if (!state) return;
@@ -168,24 +206,7 @@ using ZipVlValues = ChannelScaled<Group<GroupSpec{.bits = bits, .fit = Fit::min_
 template <int bits>
 using MikvKeys = Balanced<Group<GroupSpec{.bits = bits, .fit = Fit::min_max, .parts = 2}>>;
 
-// The states, channel by channel.
-
-/// Factor and shift of a channel whose numbers lie in [low, high], for Fixed codes. A constant channel has factor 0.
-struct ChannelRange {
-  float factor = 1, shift = 0;
-};
-constexpr ChannelRange channel_range(float low, float high, int bits) {
-  return {(high - low) / static_cast<float>((1 << bits) - 1), low};
-}
-/// ZipCache's factor of a value channel: sqrt(max|v|); 1 where all are zero.
-inline float channel_factor(float amax) { return amax > 0 ? std::sqrt(amax) : 1.0f; }
-/// MiKV's balancer: sqrt(max|q| / max|k|) within [1e-4, 1e4]; 1 where either is zero.
-inline float channel_balance(float query_amax, float key_amax) {
-  if (!(query_amax > 0) || !(key_amax > 0)) return 1.0f;
-  const float b = std::sqrt(query_amax / key_amax);
-  return b < 1e-4f ? 1e-4f : b > 1e4f ? 1e4f : b;
-}
-
+static_assert(MakesState<ZipVlKeys<4>> && MakesState<ZipVlValues<2>> && MakesState<MikvKeys<2>>);
 static_assert(FoldedCodec<ZipVlKeys<4>> && FoldedCodec<ZipVlValues<2>> && FoldedCodec<MikvKeys<2>>);
 
 }  // namespace kvpare

@@ -6,6 +6,12 @@
 
 namespace kvpare {
 
+/// The scale with which `amax` is the largest number; 1 where there is nothing to scale.
+template <class C>
+constexpr KVPARE_HD float fp8_scale(float amax) {
+  return amax >= detail::least_scale * C::largest && amax <= detail::largest_coded ? amax / C::largest : 1.0f;
+}
+
 /// FP8 as OCP defines it. The scale is state, not stored with the rows: one float per head; per tensor = the same for all.
 ///
 /// Value   x' = value(code) * scale, code = the code nearest to x * (1 / scale), ties to even, saturating
@@ -24,6 +30,9 @@ struct Fp8 : detail::GroupTiles<Fp8<Float>, GroupForm{.bits = 8, .table = true, 
   static constexpr const auto& levels = Float::values;
 
   static constexpr Index state_floats(Index) { return 1; }
+  static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
+    *state = fp8_scale<Fp8>(r.peak(width));
+  }
   static float scale_of(GroupBits, const float* state) { return state ? *state : 1.0f; }
   static float zero_of(GroupBits, const float*) { return 0.0f; }
   static float level(std::uint8_t code) { return levels[code]; }
@@ -36,12 +45,6 @@ struct Fp8 : detail::GroupTiles<Fp8<Float>, GroupForm{.bits = 8, .table = true, 
 };
 using Fp8E4M3 = Fp8<detail::E4M3>;
 using Fp8E5M2 = Fp8<detail::E5M2>;
-
-/// The scale with which `amax` is the largest number; 1 where there is nothing to scale.
-template <class C>
-constexpr float fp8_scale(float amax) {
-  return amax >= detail::least_scale * C::largest && amax <= detail::largest_coded ? amax / C::largest : 1.0f;
-}
 
 static_assert(GroupCodec<Fp8E4M3> && GroupCodec<Fp8E5M2>);
 

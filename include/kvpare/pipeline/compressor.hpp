@@ -12,23 +12,29 @@ namespace kvpare {
 
 /// `Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual}, Keep::ratio(0.1)}` is AirCache at 10 %. A fifth member
 /// gives the survivors, or the dropped, a smaller form: see Precision.
-template <class S, class A, class L = TopK>
+template <class S, class A, class L = TopK, class P = Precision>
 struct Compressor {
   S scorer = {};
   A budget = {};
   L selector = {};
   Keep keep = {};
-  Precision precision = {};
+  P precision = {};
   friend bool operator==(const Compressor&, const Compressor&) = default;
 };
-template <class S, class A, class L>
-Compressor(S, A, L, Keep, Precision) -> Compressor<S, A, L>;
+template <class S, class A, class L, class P>
+Compressor(S, A, L, Keep, P) -> Compressor<S, A, L, P>;
 template <class S, class A, class L>
 Compressor(S, A, L, Keep) -> Compressor<S, A, L>;
 template <class S, class A, class L>
 Compressor(S, A, L) -> Compressor<S, A, L>;
 template <class S, class A>
 Compressor(S, A) -> Compressor<S, A>;
+
+/// Calls `f` with the policy itself; a choice made at run time (AnyOf) overloads this to call it with what it holds.
+template <class P, class F>
+decltype(auto) with_policy(const P& policy, F&& f) {
+  return f(policy);
+}
 
 /// Throws unless all settings of a method make sense.
 template <class C>
@@ -38,13 +44,15 @@ void check(const C& compressor) {
   check_settings(compressor.scorer);
   check_settings(compressor.budget);
   check_settings(compressor.selector);
-  check(compressor.precision);
+  if constexpr (requires { check_settings(compressor.precision); }) check_settings(compressor.precision);
 }
 
-/// Calls `f` with the policy itself; a choice made at run time (AnyOf) overloads this to call it with what it holds.
-template <class P, class F>
-decltype(auto) with_policy(const P& policy, F&& f) {
-  return f(policy);
+/// The forms that a method asks for, of a model of so many layers. Throws where its settings do not go with them.
+template <class C>
+Precision precision_of(const C& compressor, Index layers) {
+  const Precision p = with_policy(compressor.precision, [&](const auto& policy) { return policy.precision(layers); });
+  check(p);
+  return p;
 }
 
 /// The name of a policy, or of the one that was chosen at run time.

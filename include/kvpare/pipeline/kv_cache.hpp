@@ -22,6 +22,7 @@
 #include "../cache/page_pool.hpp"
 #include "../cache/sequence_image.hpp"
 #include "../codec/raw.hpp"
+#include "byte_budget.hpp"
 #include "planning.hpp"
 #include "sequence.hpp"
 
@@ -109,9 +110,14 @@ class KvCache {
       auto& sizes_of_layer = size_class_.emplace_back();
       FormatList::for_each([&](int format, auto pair) {
         using P = decltype(pair);
-        require(P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim), "cache: format ", format, " (",
-                P::Key::name, " keys, ", P::Value::name, " values) has no tiles of ", page_tokens_, " tokens with ",
+        const bool fits = P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim);
+        require(fits || format != append_format, "cache: format ", format, " (", P::Key::name, " keys, ",
+                P::Value::name, " values), which append writes, has no tiles of ", page_tokens_, " tokens with ",
                 shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
+        if (!fits) {  // of no use in this layer, see `support`
+          sizes_of_layer.push_back(-1);
+          return;
+        }
         const Index bytes = P::page_bytes(page_tokens_, shape(l).key_dim, shape(l).value_dim);
         auto at = std::find(sizes.begin(), sizes.end(), bytes);
         sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
@@ -143,6 +149,8 @@ class KvCache {
       FormatList::for_each([&](int, auto pair) {
         using P = decltype(pair);
         PageGeometry g;
+        geometry.push_back(g);
+        if (!P::fits(page_tokens_, shape.key_dim, shape.value_dim)) return;
         g.keys = memory;
         g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
         g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
@@ -159,7 +167,7 @@ class KvCache {
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
         g.rows_move = P::Key::rows_move && P::Value::rows_move;
-        geometry.push_back(g);
+        geometry.back() = g;
       });
     }
   }
@@ -330,8 +338,14 @@ class KvCache {
     Plan plan;
     plan.sequence = id;
     plan.layers.resize(model_.layers.size());
-    const std::vector<LayerForms> forms = layer_forms(compressor.precision);
-    const KeyRanges key_ranges(*this, s, compressor.precision);
+    const Precision precision = precision_of(compressor, layers());
+    if (!precision.choice.empty()) {
+      plan_joint(s, compressor, precision, plan);
+      plan.epoch = s.epoch;
+      return plan;
+    }
+    const std::vector<LayerForms> forms = layer_forms(precision);
+    const KeyRanges key_ranges(*this, s, precision);
     if (compressor.keep != Keep::ratio(1)) {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
@@ -355,7 +369,7 @@ class KvCache {
       }
       plan_layers(*be_, compressor, scored, PlanScope{}, plan);
     }
-    plan_forms(s, compressor.precision, forms, key_ranges, plan);
+    plan_forms(s, precision, forms, key_ranges, plan);
     plan.epoch = s.epoch;
     return plan;
   }
@@ -389,7 +403,7 @@ class KvCache {
       if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
     }
     reform(s, moved, report);
-    for (const auto& [layer, changes] : moved) pack(s, layer, report);  // tokens that moved have left holes
+    for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
     age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     return report;
@@ -408,7 +422,7 @@ class KvCache {
   void set_aging(SequenceId id, Index layer, const Aging& aging) {
     Sequence& s = get(id);
     check_layer(layer, "set_aging");
-    check_aging(aging, layer);
+    check_aging(aging, layer, "set_aging");
     s.layers[static_cast<std::size_t>(layer)].aging = aging;
     ++s.epoch;
   }
@@ -427,10 +441,13 @@ class KvCache {
     return report;
   }
 
-  /// How well this cache's backend runs a format in one layer: the weaker of its two sides.
+  /// How well this cache's backend runs a format in one layer: the weaker of its two sides. A format that has no tiles of the
+  /// layer's shape is unsupported there; whoever asks for it gets an error.
   Support support(Index layer, int format) const {
     check_layer(layer, "support");
-    check_format(format, layer, "support");
+    require(format >= 0 && format < FormatList::count, "support: format = ", format, ", must be within [0, ",
+            FormatList::count, ")");
+    if (size_class(layer, format) < 0) return Support::unsupported;
     const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
     const Support keys = g.key_codec == nullptr ? Support::fused : be_->support(g.key_codec);
     return std::min(keys, g.value_codec == nullptr ? Support::fused : be_->support(g.value_codec));
@@ -582,7 +599,7 @@ class KvCache {
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
       out.running_bytes += layer.running.bytes();
-      out.observation_bytes += layer.query_peaks.bytes();
+      out.observation_bytes += layer.query_peaks.bytes() + layer.query_squares.bytes();
       for (const auto& block : layer.states) out.state_bytes += block->memory.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
@@ -764,8 +781,9 @@ class KvCache {
   }
 
   /// Joins pages that tokens of a layer have left.
-  void pack(Sequence& s, Index layer, CompressReport& report) {
+  void pack(Sequence& s, Index layer, CompressReport& report, bool dense = false) {
     Plan all;
+    all.dense = dense;
     all.layers.resize(model_.layers.size());
     LayerPlan& lp = all.layers[static_cast<std::size_t>(layer)];
     lp.touched = true;
@@ -787,11 +805,16 @@ class KvCache {
   std::vector<LayerForms> layer_forms(const Precision& precision) const;
   void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
                   const KeyRanges& key_ranges, Plan& plan) const;
+  struct FormSample;  // rows to measure forms on
+  int find_form(const Precision& precision, const Form& form, Index layer) const;
+  template <class C>
+  void plan_joint(const Sequence& s, const C& compressor, const Precision& precision, Plan& plan) const;
+  double form_error(int format, Index layer, const FormSample& sample) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
-  void check_aging(const Aging& aging, Index layer) const;
+  void check_aging(const Aging& aging, Index layer, const char* verb) const;
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
   FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
   FormChanges aged_changes(Sequence& s, Index layer);
@@ -951,3 +974,4 @@ class KvCache {
 #include "kv_cache_forms.hpp"
 #include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"
+#include "kv_cache_joint.hpp"

@@ -11,7 +11,8 @@ struct KvCache<B, Listed>::DecodeStep {
   Sequence* sequence;
   Layer* at;
   LayerLists lists;
-  int rest = -1;  // the form of tokens that would be evicted
+  int rest = -1;    // the form of tokens that would be evicted
+  Index block = 1;  // how many at a time take it
   typename RunningScores<B>::Admission admission = {};
   std::vector<float*> mass = {};
   ObservedLayer<B> made = {};           // scores of a scorer that reads no rows, over columns
@@ -42,12 +43,13 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
   const Reads reads = method.scorer.reads();
   const std::string_view scorer = policy_name(method.scorer);
   const bool together = method.selector.heads == SelectHeads::layer;
-  const int rest = layer_forms(method.precision)[static_cast<std::size_t>(layer)].rest;
+  const Precision precision = precision_of(method, layers());
+  const int rest = layer_forms(precision)[static_cast<std::size_t>(layer)].rest;
   std::vector<DecodeStep> steps;
   for (const AttendRequest& r : batch) {
     check_request(r, sh, "decode", 0);
     Sequence& s = get(r.sequence);
-    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer), rest};
+    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer), rest, precision.block};
     for (const DecodeStep& other : steps)
       require(other.sequence != &s, "decode: sequence ", r.sequence, " is in the batch twice");
     const Index rows = static_cast<Index>(r.positions.size());
@@ -88,7 +90,7 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
         step.sequence->decode_budget.of(method, place, sharing, step.at->given(step.sequence->tags, selector.among));
     for (Index h = 0; h < (together ? 1 : heads); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
-                                step.rest, step.rest < 0 ? 1 : method.precision.block, row))
+                                step.rest, step.rest < 0 ? 1 : step.block, row))
         continue;
       step.evicts = true;
       choices.push_back({&step, h, together ? heads : 1, row, words});

@@ -8,21 +8,23 @@ namespace kvpare {
 
 namespace detail {
 
-/// One query head group's channel per call: the largest |q| so far and in these rows.
-struct PeakOfQueries {
+/// One query head group's channel per call: the largest |q| and the sum of q^2, so far and in these rows.
+struct WatchQueries {
   ConstTensor queries;
   Index group;
-  float* peaks;  // [kv_heads, width]
+  float *peaks, *squares;  // [kv_heads, width]
   KVPARE_HD void operator()(Index i) const {
     const Index head = i / queries.width, channel = i % queries.width;
-    float peak = peaks[i];
+    float peak = peaks[i], sum = 0;
     for (Index r = 0; r < queries.rows; ++r)
       for (Index g = 0; g < group; ++g) {
         const float x = element(queries.at(r, head * group + g), channel);
         const float size = x < 0 ? -x : x;
         if (size > peak) peak = size;
+        sum += x * x;
       }
     peaks[i] = peak;
+    squares[i] += sum;
   }
   KVPARE_HD float element(const void* row, Index channel) const {
     switch (queries.dtype) {
@@ -71,18 +73,21 @@ void KvCache<B, Listed>::check_format(int format, Index layer, const char* what)
   require(format >= 0 && format < FormatList::count, what, ": layer ", layer, ": format ", format,
           ", must be within [0, ", FormatList::count, "), this cache's formats being ",
           detail::format_names<FormatList>());
+  require(size_class(layer, format) >= 0, what, ": layer ", layer, ": format ", format,
+          " has no tiles for its shape: ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
+          shape(layer).value_dim, " channels; the formats are ", detail::format_names<FormatList>());
 }
 
 template <Backend B, class Listed>
-void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer) const {
+void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer, const char* verb) const {
   if (aging.format < 0) {
-    require(aging.format == -1 && aging.keys_first == -1, "aging: layer ", layer, ": format = ", aging.format,
+    require(aging.format == -1 && aging.keys_first == -1, verb, ": layer ", layer, ": aging: format = ", aging.format,
             ", keys_first = ", aging.keys_first, ", must be -1 (none) together");
     return;
   }
-  check_format(aging.format, layer, "aging");
-  if (aging.keys_first != -1) check_format(aging.keys_first, layer, "aging");
-  require(aging.format != append_format && aging.keys_first != append_format, "aging: layer ", layer,
+  check_format(aging.format, layer, verb);
+  if (aging.keys_first != -1) check_format(aging.keys_first, layer, verb);
+  require(aging.format != append_format && aging.keys_first != append_format, verb, ": layer ", layer,
           ": tokens have the form of format ", append_format, " already");
   if (aging.keys_first != -1) {
     const auto& formats = geometry_[static_cast<std::size_t>(layer)];
@@ -90,20 +95,20 @@ void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer) const {
                        &last = formats[static_cast<std::size_t>(aging.format)], &appended = formats[append_format];
     require(first.key_codec == last.key_codec && first.value_codec == appended.value_codec &&
                 first.value_type == appended.value_type,
-            "aging: layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
+            verb, ": layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
             aging.format, " and the values of format ", append_format, "; the formats are ",
             detail::format_names<FormatList>());
   }
   require(aging.keep_raw_keys >= 0 && aging.keep_raw_values >= 0 && aging.flush_keys >= 1 && aging.flush_values >= 1 &&
               aging.sinks >= 0,
-          "aging: layer ", layer, ": keep_raw_keys = ", aging.keep_raw_keys, ", keep_raw_values = ",
+          verb, ": layer ", layer, ": keep_raw_keys = ", aging.keep_raw_keys, ", keep_raw_values = ",
           aging.keep_raw_values, ", flush_keys = ", aging.flush_keys, ", flush_values = ", aging.flush_values,
           ", sinks = ", aging.sinks, "; counts must not be negative, flushes at least 1");
 }
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index layer) const {
-  if (lp.aging) check_aging(*lp.aging, layer);
+  if (lp.aging) check_aging(*lp.aging, layer, "commit");
   for (const Tier& tier : lp.tiers) {
     check_format(tier.format, layer, "commit");
     require(tier.tokens.size() == at.heads.size(), "commit: layer ", layer, ": a tier has ", tier.tokens.size(),
@@ -370,7 +375,7 @@ auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shar
   auto block = std::make_shared<detail::StateBlock<B>>();
   block->format = wanted;
   FormatList::for_each([&](int format, auto pair) {
-    if (format != wanted) return;
+    if (format != wanted || size_class(layer, format) < 0) return;
     block->key_floats = state_floats<typename decltype(pair)::Key>(shape(layer).key_dim);
     block->value_floats = state_floats<typename decltype(pair)::Value>(shape(layer).value_dim);
   });
@@ -454,16 +459,21 @@ void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
-  bool wanted = false;
-  FormatList::for_each([&](int, auto pair) { wanted = wanted || needs_query_peak<typename decltype(pair)::Key>(); });
-  if (!wanted || queries.rows == 0) return;
+  bool coded = false;
+  FormatList::for_each([&](int, auto pair) {
+    coded = coded || !is_raw<typename decltype(pair)::Key> || !is_raw<typename decltype(pair)::Value>;
+  });
+  if (!coded || queries.rows == 0) return;
   const Index heads = shape(layer).kv_heads, width = shape(layer).key_dim;
   if (at.query_peaks.size() == 0) {
-    Buffer<B, float> peaks(*be_, heads * width);
+    Buffer<B, float> peaks(*be_, heads * width), squares(*be_, heads * width);
     fill(*be_, peaks.data(), heads * width, 0.0f);
-    at.query_peaks = std::move(peaks);
+    fill(*be_, squares.data(), heads * width, 0.0f);
+    at.query_peaks = std::move(peaks), at.query_squares = std::move(squares);
   }
-  be_->each(heads * width, detail::PeakOfQueries{queries, shape(layer).group(), at.query_peaks.data()});
+  be_->each(heads * width,
+            detail::WatchQueries{queries, shape(layer).group(), at.query_peaks.data(), at.query_squares.data()});
+  at.query_vectors += queries.rows * shape(layer).group();
 }
 
 }  // namespace kvpare

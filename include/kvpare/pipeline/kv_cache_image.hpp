@@ -140,7 +140,7 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
     require(state.values.size() == floats && floats > 0, "restore: layer ", layer, " state ", b, " has ",
             state.values.size(), " floats, format ", state.format, " takes ", floats);
   }
-  check_aging(from.aging, layer);
+  check_aging(from.aging, layer, "restore");
   for (std::size_t h = 0; h < from.heads.size(); ++h) {
     const SequenceImage::Head& head = from.heads[h];
     Index before = -1, slots = 0;

@@ -77,27 +77,40 @@ class KvCache<B, Listed>::KeyRanges {
   mutable std::optional<typename B::Ticket> last_;
 };
 
-/// Names become formats of this cache. Throws for those that it does not list.
+/// The format of this name. Throws where the cache does not list it, or it has no tiles in the layer.
+template <Backend B, class Listed>
+int KvCache<B, Listed>::find_form(const Precision& p, const Form& form, Index layer) const {
+  int found = -1;
+  FormatList::for_each([&](int format, auto pair) {
+    if (found < 0 && decltype(pair)::Key::name == form.keys && decltype(pair)::Value::name == form.values)
+      found = format;
+  });
+  require(found >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values, " is none of this cache's: ",
+          detail::format_names<FormatList>());
+  require(size_class(layer, found) >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values,
+          " has no tiles in layer ", layer, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
+          shape(layer).value_dim, " channels");
+  return found;
+}
+
+/// Names become formats of this cache.
 template <Backend B, class Listed>
 auto KvCache<B, Listed>::layer_forms(const Precision& p) const -> std::vector<LayerForms> {
   std::vector<LayerForms> forms(model_.layers.size());
   if (!p.changes_forms()) return forms;
-  std::vector<std::pair<std::string_view, std::string_view>> listed;
-  FormatList::for_each(
-      [&](int, auto pair) { listed.emplace_back(decltype(pair)::Key::name, decltype(pair)::Value::name); });
-  const auto find = [&](std::string_view keys, std::string_view values) {
-    const auto at = std::find(listed.begin(), listed.end(), std::pair(keys, values));
-    require(at != listed.end(), "precision ", p.said, ": form ", keys, "/", values,
-            " is none of this cache's: ", detail::format_names<FormatList>());
-    return static_cast<int>(at - listed.begin());
-  };
+  std::string_view appended_values;
+  FormatList::for_each([&](int format, auto pair) {
+    if (format == append_format) appended_values = decltype(pair)::Value::name;
+  });
+  Index layer = 0;
+  const auto find = [&](const Form& form) { return find_form(p, form, layer); };
   const auto aging = [&](const Form& form) {
     Aging a;
     if (form.as_appended()) return a;
-    a.format = find(form.keys, form.values);
+    a.format = find(form);
     if (a.format == append_format) return Aging{};
     if (p.keep_raw_keys != p.keep_raw_values || p.flush_keys != p.flush_values)
-      a.keys_first = find(form.keys, listed[append_format].second);
+      a.keys_first = find(Form(form.keys, appended_values));
     a.keep_raw_keys = p.keep_raw_keys, a.flush_keys = p.flush_keys;
     a.keep_raw_values = p.keep_raw_values, a.flush_values = p.flush_values;
     a.classes = p.only, a.sinks = p.sinks;
@@ -106,12 +119,13 @@ auto KvCache<B, Listed>::layer_forms(const Precision& p) const -> std::vector<La
   require(p.layers.empty() || p.layers.size() == model_.layers.size(), "precision ", p.said, ": forms for ",
           p.layers.size(), " layers, the model has ", model_.layers.size());
   for (Index l = 0; l < layers(); ++l) {
+    layer = l;
     if (!shape(l).compress || l < p.first_layers || l >= layers() - p.last_layers) continue;
     LayerForms& of = forms[static_cast<std::size_t>(l)];
     of.aging = aging(p.layers.empty() ? p.kept : p.layers[static_cast<std::size_t>(l)]);
     if (p.guard > 0) of.guarded = aging(p.guarded);
     if (!p.rest.as_appended()) {
-      of.rest = find(p.rest.keys, p.rest.values);
+      of.rest = find(p.rest);
       require(of.rest != append_format && of.rest != of.aging.format, "precision ", p.said,
               ": tokens that matter and the rest have the same form, ", print_setting(p.rest));
     }

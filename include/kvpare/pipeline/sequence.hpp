@@ -70,7 +70,9 @@ struct SequenceLayer {
   std::vector<SequenceHead> heads;
   std::vector<std::shared_ptr<const StateBlock<B>>> states;  // by Entry::state - 1
   Aging aging;
-  Buffer<B, float> query_peaks;  // [kv_heads, key_dim] largest |q| observed; empty where no codec asks for it
+  Buffer<B, float> query_peaks;    // [kv_heads, key_dim] largest |q| observed; empty where there are only raw formats
+  Buffer<B, float> query_squares;  // [kv_heads, key_dim] sum of q^2 over rows and query heads
+  Index query_vectors = 0;         // how many vectors per kv head those are of
   std::vector<std::pair<Position, Position>>
       given_spans;            // [begin, end) of all positions ever appended, minus truncated
   ObservedLayer<B> observed;  // scores, or query rows, that wait for compress

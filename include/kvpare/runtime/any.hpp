@@ -9,6 +9,13 @@
 
 namespace kvpare {
 
+namespace detail {
+template <class P>
+concept Reading = requires(const P& p) {
+  p.reads();
+};
+}  // namespace detail
+
 template <class... Ps>
 struct AnyOf {
   static constexpr std::string_view name = "any";
@@ -21,7 +28,9 @@ struct AnyOf {
     requires(std::same_as<P, Ps> || ...)
   constexpr AnyOf(P policy) : held(policy) {}
 
-  constexpr Reads reads() const {
+  constexpr Reads reads() const
+    requires(detail::Reading<Ps> && ...)
+  {
     return std::visit([](const auto& p) { return p.reads(); }, held);
   }
   void check() const {

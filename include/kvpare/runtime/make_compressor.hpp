@@ -1,4 +1,4 @@
-// Methods by name and text settings: "air_cache(keep=0.1, alpha=0.9)".
+// Methods by name and text settings: "air_cache(keep=0.1, alpha=0.9)", "snap_kv(keep=0.2) + kivi(bits=4)".
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "../pipeline/recipes.hpp"
+#include "../policy/precision/kv_tuner.hpp"
+#include "../policy/precision/recipes.hpp"
 #include "any.hpp"
 
 namespace kvpare {
@@ -19,7 +21,8 @@ namespace kvpare {
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, EliteWindow>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
-using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK>;
+using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
+using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
 /// A method that can be had by name.
 struct Recipe {
@@ -29,7 +32,7 @@ struct Recipe {
 };
 
 inline std::span<const Recipe> known_recipes() {
-  const auto any = [](const auto& c) { return AnyCompressor{c.scorer, c.budget, c.selector, c.keep}; };
+  const auto any = [](const auto& c) { return AnyCompressor{c.scorer, c.budget, c.selector, c.keep, {}}; };
   static const std::array recipes{
       Recipe{"full", "keeps everything", "", any(full()), false},
       Recipe{"random", "a seeded coin per token", "", any(random_choice())},
@@ -45,6 +48,28 @@ inline std::span<const Recipe> known_recipes() {
              any(ada_kv())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
+  };
+  return recipes;
+}
+
+/// A precision that can be had by name.
+struct PrecisionRecipe {
+  std::string_view name, summary, source, base;  // base: the method that goes with it when none is named
+  AnyPrecision precision;
+};
+
+inline std::span<const PrecisionRecipe> known_precisions() {
+  static const std::array recipes{
+      PrecisionRecipe{InForm::name, "one form for all tokens, such as int8, fp8_e4m3 or q4_0", "", InForm::base, InForm{}},
+      PrecisionRecipe{Kivi::name, "keys per channel, values per token, the newest tokens as they are",
+                      "KIVI, arXiv 2402.02750", Kivi::base, Kivi{}},
+      PrecisionRecipe{Mikv::name, "what would be evicted stays in few bits", "MiKV, arXiv 2402.18096", Mikv::base,
+                      Mikv{}},
+      PrecisionRecipe{ZipCache::name, "more bits for tokens that matter, fewer for the others",
+                      "ZipCache, arXiv 2405.14256; ZipVL, arXiv 2410.08584v1", ZipCache::base, ZipCache{}},
+      PrecisionRecipe{KvTuner::name, "bits layer by layer, from a search", "KVTuner, arXiv 2502.04420", KvTuner::base,
+                      KvTuner{}},
+      PrecisionRecipe{Joint::name, "eviction and forms as one byte budget makes best", "", Joint::base, Joint{}},
   };
   return recipes;
 }
@@ -88,13 +113,14 @@ std::string print_setting(E value) {
 }
 
 template <class N>
-  requires std::is_arithmetic_v<N>
+  requires(std::is_arithmetic_v<N> && !std::is_same_v<N, bool>)
 bool parse_setting(std::string_view word, N& out) {
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), out);
   return error == std::errc{} && end == word.data() + word.size();
 }
 
 template <std::integral N>
+  requires(!std::is_same_v<N, bool>)
 std::string print_setting(N value) {
   return message(value);
 }
@@ -127,7 +153,7 @@ bool set_field(P& part, std::string_view recipe, std::string_view key, std::stri
     Value parsed{};
     using kvpare::parse_setting;
     using detail::parse_setting;
-    if constexpr (std::is_arithmetic_v<Value>) {
+    if constexpr (std::is_arithmetic_v<Value> && !std::is_same_v<Value, bool>) {
       require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", field.low,
               ", ", field.high, "]");
       require(parsed >= field.low && parsed <= field.high, recipe, ": ", key, " = ", value, ", must be within [",
@@ -164,91 +190,178 @@ inline std::string_view trimmed(std::string_view s) {
 
 }  // namespace detail
 
+namespace detail {
+
+template <class P>
+void add_settings(const P& part, std::vector<SettingText>& out) {
+  for_each_field<P>([&](const auto& field) {
+    if (std::any_of(out.begin(), out.end(), [&](const SettingText& s) { return s.name == field.name; })) return;
+    const auto& value = part.*field.member;
+    using kvpare::print_setting;
+    using detail::print_setting;
+    std::string allowed;
+    if constexpr (requires { field.low; })
+      allowed = message("[", field.low, ", ", field.high, "]");
+    else
+      allowed = detail::allowed_values(value);
+    out.push_back({std::string(field.name), print_setting(value), allowed, std::string(field.help)});
+  });
+}
+
+/// One method in a text: its name and settings.
+struct MethodText {
+  std::string_view name;
+  bool in_brackets = false;
+  std::vector<std::pair<std::string_view, std::string_view>> settings;
+};
+
+inline MethodText read_method(std::string_view words) {
+  MethodText method;
+  const std::string_view whole = trimmed(words);
+  const auto open = whole.find('(');
+  method.name = trimmed(whole.substr(0, open));
+  if (open == std::string_view::npos) return method;
+  const std::string_view name = method.name;
+  method.in_brackets = true;
+  require(whole.back() == ')', name, ": settings must end with ')', got '", whole, "'");
+  std::string_view list = trimmed(whole.substr(open + 1, whole.size() - open - 2));
+  for (bool more = !list.empty(); more;) {
+    more = list.find(',') != std::string_view::npos;  // what follows a comma must be a setting too
+    const std::string_view item = next_word(list, ',');
+    const auto equals = item.find('=');
+    require(equals != std::string_view::npos, name, ": '", trimmed(item), "' is no setting, must be key=value");
+    method.settings.emplace_back(trimmed(item.substr(0, equals)), trimmed(item.substr(equals + 1)));
+  }
+  for (std::size_t i = 0; i < method.settings.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      require(method.settings[i].first != method.settings[j].first, name, ": ", method.settings[i].first,
+              " is set twice");
+  return method;
+}
+
+/// What stands between the plus signs outside of brackets.
+inline std::vector<std::string_view> split_methods(std::string_view words) {
+  std::vector<std::string_view> methods;
+  std::size_t begin = 0;
+  int depth = 0;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    depth += words[i] == '(' ? 1 : words[i] == ')' ? -1 : 0;
+    if (words[i] != '+' || depth > 0) continue;
+    methods.push_back(words.substr(begin, i - begin));
+    begin = i + 1;
+  }
+  methods.push_back(words.substr(begin));
+  return methods;
+}
+
+template <class Known>
+auto find_named(const Known& known, std::string_view name) -> decltype(&known[0]) {
+  for (const auto& recipe : known)
+    if (recipe.name == name) return &recipe;
+  return nullptr;
+}
+
+inline std::string names_of(const std::vector<SettingText>& settings) {
+  std::string names;
+  for (const SettingText& s : settings) names += ' ', names += s.name;
+  return names;
+}
+
+}  // namespace detail
+
+/// The settings of a precision with their present values.
+inline std::vector<SettingText> settings_of(const AnyPrecision& precision) {
+  std::vector<SettingText> out;
+  std::visit([&](const auto& p) { detail::add_settings(p, out); }, precision.held);
+  return out;
+}
+
 /// The settings of a compressor with their present values; `keep` first. One that several parts have, as PyramidKV's scorer
-/// and budget have `window`, comes once: text sets it for all of them.
+/// and budget have `window`, comes once: text sets it for all of them. Those of its precision are not among them.
 inline std::vector<SettingText> settings_of(const AnyCompressor& compressor) {
   std::vector<SettingText> out{
       {"keep", print_setting(compressor.keep), std::string(detail::keep_allowed),
        "how much of the chosen classes stays"},
       {"budget", std::string(compressor.budget.held_name()), AnyBudget::names(), "how layers share it"}};
-  detail::for_each_part(compressor, [&](const auto& part) {
-    using P = std::remove_cvref_t<decltype(part)>;
-    for_each_field<P>([&](const auto& field) {
-      if (std::any_of(out.begin(), out.end(), [&](const SettingText& s) { return s.name == field.name; })) return;
-      const auto& value = part.*field.member;
-      using kvpare::print_setting;
-      using detail::print_setting;
-      std::string allowed;
-      if constexpr (requires { field.low; })
-        allowed = message("[", field.low, ", ", field.high, "]");
-      else
-        allowed = detail::allowed_values(value);
-      out.push_back({std::string(field.name), print_setting(value), allowed, std::string(field.help)});
-    });
-  });
+  detail::for_each_part(compressor, [&](const auto& part) { detail::add_settings(part, out); });
   return out;
 }
 
-/// Parses `name` or `name(key=value, …)`; keys are those of `settings_of`, in any order, each at most once.
-/// Throws InvalidArgument on an unknown name or key, a value out of range, or text that is no such list; the message
-/// says what was got and what is known.
-inline AnyCompressor make_compressor(std::string_view words) {
-  using detail::trimmed;
-  const std::string_view whole = trimmed(words);
-  const auto open = whole.find('(');
-  const std::string_view name = trimmed(whole.substr(0, open));
-  const Recipe* recipe = nullptr;
-  std::string known;
-  for (const Recipe& r : known_recipes()) {
-    if (r.name == name) recipe = &r;
-    known += ' ';
-    known += r.name;
-  }
-  require(recipe != nullptr, "no policy named '", name, "'; known:", known);
-  AnyCompressor compressor = recipe->compressor;
-  if (open == std::string_view::npos) return compressor;
-  require(whole.back() == ')', name, ": settings must end with ')', got '", whole, "'");
-  std::string_view list = trimmed(whole.substr(open + 1, whole.size() - open - 2));
+namespace detail {
 
-  std::vector<std::pair<std::string_view, std::string_view>> settings;
-  for (bool more = !list.empty(); more;) {
-    more = list.find(',') != std::string_view::npos;  // what follows a comma must be a setting too
-    const std::string_view item = detail::next_word(list, ',');
-    const auto equals = item.find('=');
-    require(equals != std::string_view::npos, name, ": '", trimmed(item), "' is no setting, must be key=value");
-    settings.emplace_back(trimmed(item.substr(0, equals)), trimmed(item.substr(equals + 1)));
-  }
-  require(recipe->has_settings || settings.empty(), name, ": has no settings, got '",
-          settings.empty() ? "" : settings[0].first, "'");
-  for (std::size_t i = 0; i < settings.size(); ++i)
-    for (std::size_t j = 0; j < i; ++j)
-      require(settings[i].first != settings[j].first, name, ": ", settings[i].first, " is set twice");
-
+/// Settings of a method that evicts; `also` names further ones that are known elsewhere, for the message.
+inline void apply_settings(AnyCompressor& compressor, std::string_view name,
+                           std::span<const std::pair<std::string_view, std::string_view>> settings,
+                           const std::string& also) {
   for (const auto& [key, value] : settings)  // first, since it brings its own settings
     if (key == "budget") {
       require(compressor.budget.choose(value), name, ": budget = '", value, "', must be one of: ", AnyBudget::names());
-      detail::agree(compressor, name);
+      agree(compressor, name);
     }
   for (const auto& [key, value] : settings) {
     if (key == "budget") continue;
     if (key == "keep") {
-      require(parse_setting(value, compressor.keep), name, ": keep = '", value, "', must be ", detail::keep_allowed);
-      check(compressor.keep);
+      require(parse_setting(value, compressor.keep), name, ": keep = '", value, "', must be ", keep_allowed);
+      kvpare::check(compressor.keep);
       continue;
     }
     bool found = false;
     // Named anew in the capture: clang before 16 cannot capture a structured binding.
-    detail::for_each_part(
-        compressor, [&, k = key, v = value](auto& part) { found = detail::set_field(part, name, k, v) || found; });
-    if (!found) {
-      std::string keys;
-      for (const SettingText& s : settings_of(compressor)) {
-        keys += ' ';
-        keys += s.name;
-      }
-      fail(message(name, ": unknown setting '", key, "'; known:", keys));
+    for_each_part(compressor,
+                  [&, k = key, v = value](auto& part) { found = set_field(part, name, k, v) || found; });
+    require(found, name, ": unknown setting '", key, "'; known:", names_of(settings_of(compressor)), also);
+  }
+}
+
+}  // namespace detail
+
+/// Parses `name` or `name(key=value, …)`, or two such joined by a plus sign: a method that evicts and a precision, in either
+/// order ("air_cache(keep=0.1) + kivi(bits=2)"). Keys are those of `settings_of`, in any order, each at most once. A precision
+/// alone goes with the method it was published with (`base`), whose settings it then takes as well: "mikv(keep=0.2)".
+/// Throws InvalidArgument on an unknown name or key, a value out of range, or text that is no such list; the message
+/// says what was got and what is known.
+inline AnyCompressor make_compressor(std::string_view words) {
+  using namespace detail;
+  const std::vector<std::string_view> texts = split_methods(words);
+  require(texts.size() <= 2, "'", words, "': ", texts.size(), " methods, must be one that evicts, a precision, or both");
+  const Recipe* recipe = nullptr;
+  const PrecisionRecipe* precision = nullptr;
+  MethodText evicts, forms;
+  for (const std::string_view part : texts) {
+    MethodText method = read_method(part);
+    if (const Recipe* r = find_named(known_recipes(), method.name)) {
+      require(recipe == nullptr, "'", words, "': ", evicts.name, " and ", r->name, " both evict, must be one method");
+      recipe = r, evicts = std::move(method);
+    } else if (const PrecisionRecipe* p = find_named(known_precisions(), method.name)) {
+      require(precision == nullptr, "'", words, "': ", forms.name, " and ", p->name,
+              " are both precisions, must be one");
+      precision = p, forms = std::move(method);
+    } else {
+      std::string known;
+      for (const Recipe& k : known_recipes()) known += ' ', known += k.name;
+      for (const PrecisionRecipe& k : known_precisions()) known += ' ', known += k.name;
+      fail(message("no policy named '", method.name, "'; known:", known));
     }
   }
+  const bool alone = recipe == nullptr;
+  if (alone) recipe = find_named(known_recipes(), precision->base);
+  AnyCompressor compressor = recipe->compressor;
+  require(alone || recipe->has_settings || evicts.settings.empty(), recipe->name, ": has no settings, got '",
+          evicts.settings.empty() ? "" : evicts.settings[0].first, "'");
+  if (precision != nullptr) {
+    compressor.precision = precision->precision;
+    for (const auto& [key, value] : forms.settings) {
+      bool found = false;
+      std::visit([&, k = key, v = value](auto& p) { found = set_field(p, forms.name, k, v); },
+                 compressor.precision.held);
+      if (found) continue;
+      require(alone && recipe->has_settings, forms.name, ": unknown setting '", key,
+              "'; known:", names_of(settings_of(compressor.precision)));
+      evicts.settings.emplace_back(key, value);
+    }
+  }
+  apply_settings(compressor, alone ? forms.name : recipe->name, evicts.settings,
+                 alone ? names_of(settings_of(compressor.precision)) : "");
   check(compressor);
   return compressor;
 }

@@ -158,6 +158,7 @@ struct KvTuner {
     require(static_cast<Index>(chosen.layers.size()) == model_layers, "kvtuner: bits for ", chosen.layers.size(),
             " layers, the model has ", model_layers);
     Precision p;
+    p.said = name;
     for (const LayerBits::Pair& layer : chosen.layers)
       p.layers.push_back(how == TunedMode::kivi ? Kivi::form(layer.keys, layer.values, 32)
                                                 : Form("int" + std::to_string(layer.keys) + "_zero",

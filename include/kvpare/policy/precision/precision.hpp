@@ -42,6 +42,8 @@ inline bool parse_setting(std::string_view words, Form& out) {
 /// kept     tokens that stay take this form as they grow old (see Aging): the newest keep_raw_… stay as appended, older ones
 ///          change flush_… at a time. Keys and values by rules of their own where these differ
 /// rest     tokens that the selector would evict take this form at once instead, and never go back; empty: they are evicted
+/// choice   tokens take the form, as appended, one of these or none at all (evicted), that a byte budget makes best: the method's
+///          `keep` must be in bytes; see kv_cache_joint.hpp. In place of all of the above
 /// layers   forms layer by layer, in place of `kept`
 /// guard    a layer whose keys have a channel that reaches more than `guard` times its median channel (largest |k| each, over
 ///          all heads and tokens) takes `guarded` in place of its form; 0 = no guard. The report says which and why
@@ -50,6 +52,8 @@ struct Precision {
 
   Form kept;
   Form rest;
+  std::vector<Form> choice;
+  bool may_evict = true;  // with `choice`: false = every token stays, in the smallest form at worst
   std::vector<Form> layers;
   Index keep_raw_keys = 0, flush_keys = 1;      // tokens of one head
   Index keep_raw_values = 0, flush_values = 1;  // tokens of one head
@@ -61,7 +65,9 @@ struct Precision {
   bool fresh_state = false;  // codec state is made anew of every lot of tokens that take the form `rest`
   Index block = 16;          // between decode steps tokens go over into `rest` so many at a time
 
-  bool changes_forms() const { return !kept.as_appended() || !rest.as_appended() || !layers.empty(); }
+  /// A Precision is itself a policy.
+  Precision precision(Index) const { return *this; }
+  bool changes_forms() const { return !kept.as_appended() || !rest.as_appended() || !layers.empty() || !choice.empty(); }
   friend bool operator==(const Precision&, const Precision&) = default;
 };
 
@@ -73,6 +79,8 @@ inline void check(const Precision& p) {
           ", first_layers = ", p.first_layers, ", last_layers = ", p.last_layers, ", block = ", p.block,
           "; must not be negative, block at least 1");
   require(p.guard == 0 || p.guard > 1, "precision: guard = ", p.guard, ", must be 0 (none) or above 1");
+  require(p.choice.empty() || (p.kept.as_appended() && p.rest.as_appended() && p.layers.empty() && p.guard == 0),
+          "precision: a choice of forms stands alone, got `kept`, `rest`, `layers` or `guard` as well");
   require(p.guard == 0 || !p.guarded.as_appended() || p.changes_forms(),
           "precision: guard without a form to guard");
 }

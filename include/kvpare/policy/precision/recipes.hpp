@@ -25,6 +25,14 @@ concept PrecisionPolicy = Policy<P> && requires(const P& p, Index layers) {
   { p.precision(layers) } -> std::same_as<Precision>;
 };
 
+/// Nothing changes its form.
+struct AsAppended {
+  static constexpr std::string_view name = "as_appended", base = "full";
+  static constexpr auto fields() { return std::tuple{}; }
+  Precision precision(Index) const { return {}; }
+  friend bool operator==(const AsAppended&, const AsAppended&) = default;
+};
+
 /// Everything in one form: the common 8- and 4-bit caches.
 ///
 /// Tokens change at the first append or commit after them, `residual` newest ones apart.
@@ -53,6 +61,7 @@ struct InForm {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form, p.only = only, p.sinks = sinks, p.first_layers = first_layers, p.last_layers = last_layers;
     p.keep_raw_keys = p.keep_raw_values = residual;
     p.guard = guard;
@@ -90,6 +99,7 @@ struct Kivi {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form(bits, bits, group);
     p.flush_keys = residual, p.keep_raw_values = residual;
     p.sinks = sinks;
@@ -116,6 +126,7 @@ struct Mikv {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.rest = low;
     // int2 alone stands for the paper's quantiser: two groups per head, keys balanced.
     for (const char* bits : {"int4", "int3", "int2"})
@@ -150,6 +161,7 @@ struct ZipCache {
   }
   Precision precision(Index) const {
     Precision p;
+    p.said = name;
     p.kept = form(high), p.rest = form(low);
     p.keep_raw_keys = p.keep_raw_values = 0;
     p.flush_keys = p.flush_values = residual, p.block = residual;
@@ -159,6 +171,59 @@ struct ZipCache {
   friend bool operator==(const ZipCache&, const ZipCache&) = default;
 };
 
+/// Forms to choose among. Text: names joined by a plus sign, "int8+int4_g32+kivi…/…".
+struct FormChoice {
+  std::vector<Form> forms;
+  friend bool operator==(const FormChoice&, const FormChoice&) = default;
+};
+inline std::string print_setting(const FormChoice& choice) {
+  std::string words;
+  for (const Form& f : choice.forms) words += (words.empty() ? "" : "+") + print_setting(f);
+  return words;
+}
+inline bool parse_setting(std::string_view words, FormChoice& out) {
+  FormChoice choice;
+  while (!words.empty()) {
+    const auto plus = words.find('+');
+    Form form;
+    if (!parse_setting(words.substr(0, plus), form)) return false;
+    choice.forms.push_back(form);
+    if (plus == std::string_view::npos) break;
+    words.remove_prefix(plus + 1);
+    if (words.empty()) return false;
+  }
+  out = choice;
+  return !choice.forms.empty();
+}
+
+/// One byte budget over eviction and precision: each token stays as appended, takes one of some forms, or goes, so that the
+/// estimated error of attention is least for the bytes. Scores must be shares of attention, as those of h2o; ranks that put
+/// some tokens first (the window of snap_kv) count as attention too. The base method's `keep` is the budget, in bytes: "joint(keep=2MiB)".
+struct Joint {
+  static constexpr std::string_view name = "joint", base = "h2o";
+  FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};
+  bool evict = true;
+
+  static constexpr auto fields() {
+    return std::tuple{Choice{"forms", &Joint::forms, "forms to choose among, joined by +"},
+                      Choice{"evict", &Joint::evict, "may tokens go altogether?"}};
+  }
+  Precision precision(Index) const {
+    Precision p;
+    p.said = name;
+    p.choice = forms.forms, p.may_evict = evict;
+    return p;
+  }
+  friend bool operator==(const Joint&, const Joint&) = default;
+};
+inline std::string print_setting(bool yes) { return yes ? "yes" : "no"; }
+inline bool parse_setting(std::string_view word, bool& out) {
+  if (word != "yes" && word != "no") return false;
+  out = word == "yes";
+  return true;
+}
+
+static_assert(PrecisionPolicy<Joint>);
 static_assert(PrecisionPolicy<InForm> && PrecisionPolicy<Kivi> && PrecisionPolicy<Mikv> && PrecisionPolicy<ZipCache>);
 
 }  // namespace kvpare

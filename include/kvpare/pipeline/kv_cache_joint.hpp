@@ -1,0 +1,289 @@
+// KvCache: one byte budget over eviction and precision.
+//
+// What a token being wrong costs is estimated from its share of attention a_i, which the method's scores stand for: evicted, the
+// output of its head loses a_i (v_i - o); coded, its value is off by dv_i and its logit by ds_i, which moves the output by
+// a_i (dv_i + ds_i (v_i - o)). Errors of different tokens are taken as independent, so squares add up:
+//
+//   cost of token i in form f   a_i^2 c_f,   c_evicted = 1,   c_f = E|dv|^2 / E|v - mean v|^2 + E ds^2
+//   E ds^2 = scale^2 sum_c E q_c^2 E dk_c^2, at most 1
+//
+// dv and dk are measured on this sequence: up to four pages of each head are coded on the host, with states made of them;
+// E q_c^2 comes from the queries observed. Where none were, logits are taken to have deviation 1. The budget is then split by
+// split_bytes, over all layers and heads at once.
+#pragma once
+
+#include "byte_budget.hpp"
+#include "kv_cache.hpp"
+
+namespace kvpare {
+
+/// Rows of one head, on the host.
+template <Backend B, class Listed>
+struct KvCache<B, Listed>::FormSample {
+  std::vector<float> keys, values;          // [tokens, width], consecutive tokens of whole pages as far as there are any
+  std::vector<float> query_peak, query_square;  // [key_dim]; square: mean of q^2; empty: no queries observed
+  Index tokens = 0;
+};
+
+/// c_f of the formula above, for one head.
+template <Backend B, class Listed>
+double KvCache<B, Listed>::form_error(int wanted, Index layer, const FormSample& sample) const {
+  double error = 1;
+  FormatList::for_each([&](int format, auto pair) {
+    if (format != wanted) return;
+    /// rows -> rows decoded
+    const auto coded = [&]<class C>(C*, const std::vector<float>& rows, Index width) {
+      std::vector<float> state(static_cast<std::size_t>(state_floats<C>(width)));
+      if constexpr (MakesState<C>) {
+        std::vector<float> min(static_cast<std::size_t>(width), std::numeric_limits<float>::infinity()), max;
+        for (const float x : min) max.push_back(-x);
+        for (std::size_t i = 0; i < rows.size(); ++i) {
+          float &least = min[i % static_cast<std::size_t>(width)], &most = max[i % static_cast<std::size_t>(width)];
+          least = std::min(least, rows[i]), most = std::max(most, rows[i]);
+        }
+        C::make_state(width, ChannelRanges{min.data(), max.data(), sample.query_peak.empty() ? nullptr : sample.query_peak.data()},
+                      state.data());
+      }
+      const float* known = MakesState<C> ? state.data() : nullptr;
+      const TileShape tile{page_tokens_, width};
+      std::vector<std::byte> bytes(static_cast<std::size_t>(C::tile_bytes(tile)));
+      std::vector<float> out(rows.size());
+      for (Index t = 0; t < sample.tokens; t += page_tokens_) {
+        const Index count = std::min(page_tokens_, sample.tokens - t);
+        C::encode(tile, rows.data() + t * width, 0, count, known, bytes.data());
+        for (Index r = 0; r < count; ++r) C::decode(tile, bytes.data(), r, known, out.data() + (t + r) * width);
+      }
+      return out;
+    };
+    const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
+    const std::vector<float> keys = coded(static_cast<typename decltype(pair)::Key*>(nullptr), sample.keys, key_dim),
+                             values =
+                                 coded(static_cast<typename decltype(pair)::Value*>(nullptr), sample.values, value_dim);
+    const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
+    double logit = 0, key_power = 0, key_error = 0;
+    for (Index c = 0; c < key_dim; ++c) {
+      double square = 0;
+      for (Index t = 0; t < sample.tokens; ++t) {
+        const auto at = static_cast<std::size_t>(t * key_dim + c);
+        const double d = static_cast<double>(keys[at]) - static_cast<double>(sample.keys[at]);
+        square += d * d, key_power += static_cast<double>(sample.keys[at]) * static_cast<double>(sample.keys[at]);
+      }
+      key_error += square;
+      if (!sample.query_square.empty()) logit += square / n * static_cast<double>(sample.query_square[static_cast<std::size_t>(c)]);
+    }
+    const double scale = static_cast<double>(shape(layer).scale);
+    logit = sample.query_square.empty() ? (key_power > 0 ? key_error / key_power : 0) : logit * scale * scale;
+    double value_error = 0, spread = 0;
+    for (Index c = 0; c < value_dim; ++c) {
+      double sum = 0, square = 0;
+      for (Index t = 0; t < sample.tokens; ++t) {
+        const auto at = static_cast<std::size_t>(t * value_dim + c);
+        const double v = static_cast<double>(sample.values[at]), d = static_cast<double>(values[at]) - v;
+        value_error += d * d, sum += v, square += v * v;
+      }
+      spread += square - sum * sum / n;
+    }
+    error = std::min(1.0, (spread > 0 ? value_error / spread : 0.0) + logit);
+  });
+  return error;
+}
+
+template <Backend B, class Listed>
+template <class C>
+void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, const Precision& precision,
+                                    Plan& plan) const {
+  require(compressor.keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
+          ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
+  constexpr Index sampled_pages = 4;
+  constexpr double least_weight = 1e-30;  // a token that nobody looks at is still worth bytes that nobody else wants
+  struct OfLayer {
+    Index layer;
+    LayerLists lists;
+    Columns columns;
+    std::vector<float> scores, keys, values, peaks, squares;  // on their way to the host
+    Index scored_columns = 0;
+    std::vector<Index> samples;  // tokens of each head
+    std::vector<Buffer<B, float>> gathered;
+    std::vector<Buffer<B, std::uint64_t>> masks;
+    ObservedLayer<B> made;
+  };
+  std::deque<OfLayer> work;
+  std::optional<typename B::Ticket> last;
+  for (Index l = 0; l < layers(); ++l) {
+    const Layer& at = s.layers[static_cast<std::size_t>(l)];
+    if (!shape(l).compress || at.empty()) continue;
+    OfLayer& w = work.emplace_back(OfLayer{l, LayerLists(*this, s, l), {}, {}, {}, {}, {}, {}, 0, {}, {}, {}, {}});
+    w.columns = columns_of(w.lists.heads, s.tags);
+    const ObservedLayer<B>& observed = scores_of(at, l, w.lists, w.columns, compressor, w.made, "compress");
+    const Index heads = shape(l).kv_heads;
+    w.scored_columns = observed.columns();
+    w.scores.resize(static_cast<std::size_t>(heads * w.scored_columns));
+    last = be_->to_host(w.scores.data(), observed.scores(), static_cast<Index>(w.scores.size() * sizeof(float)));
+
+    std::vector<GatherRow> rows;
+    Index total = 0;
+    std::vector<std::vector<std::uint64_t>> words;
+    for (const HeadPages& list : w.lists.heads) {
+      auto& of_head = words.emplace_back(list.entries.size(), 0);
+      const Index n = static_cast<Index>(list.entries.size()), pages = std::min(n, sampled_pages);
+      Index tokens = 0;
+      for (Index i = 0; i < pages; ++i) {
+        const auto e = static_cast<std::size_t>(i * n / pages);
+        of_head[e] = list.entries[e].live;
+        tokens += std::popcount(of_head[e]);
+      }
+      w.samples.push_back(tokens);
+      total += tokens;
+    }
+    w.gathered.emplace_back(*be_, total * shape(l).key_dim);
+    w.gathered.emplace_back(*be_, total * shape(l).value_dim);
+    Index before = 0;
+    for (std::size_t h = 0; h < words.size(); ++h) {
+      w.masks.emplace_back(*be_, std::span<const std::uint64_t>(words[h]));
+      const std::uint64_t* mask = w.masks.back().data();
+      rows.push_back({w.lists.heads[h], Side::keys, mask, shape(l).key_dim, w.gathered[0].data() + before * shape(l).key_dim});
+      rows.push_back({w.lists.heads[h], Side::values, mask, shape(l).value_dim, w.gathered[1].data() + before * shape(l).value_dim});
+      before += w.samples[h];
+    }
+    be_->gather(rows);
+    w.gathered[0].to_host(w.keys);
+    last = w.gathered[1].to_host(w.values);
+    if (at.query_vectors > 0) {
+      at.query_peaks.to_host(w.peaks);
+      last = at.query_squares.to_host(w.squares);
+    }
+  }
+  if (!last) return;
+  be_->wait(*last);
+
+  // Every head's tokens by falling weight, and what each form costs there.
+  struct OfHead {
+    OfLayer* work;
+    Index head;
+    std::vector<std::pair<Index, Index>> tokens;  // (entry, slot), heaviest first
+    Index fixed = 0;                              // of these, the first so many are not up for choice
+    std::vector<int> formats;                     // of the list's forms; -1 = evicted
+  };
+  std::vector<OfHead> heads;
+  std::vector<BudgetList> lists;
+  Index settled_bytes = 0, fixed_bytes = 0;
+  for (OfLayer& w : work) {
+    ScoredLayer layer;
+    layer.heads = w.lists.heads, layer.columns = &w.columns, layer.scored_columns = w.scored_columns;
+    const Layer& at = s.layers[static_cast<std::size_t>(w.layer)];
+    Index before = 0;
+    for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
+      const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
+      const detail::PlanRow row =
+          detail::plan_row(layer, 0, h, false, compressor.selector.among);
+      const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
+      OfHead head{&w, h, {}, 0, {}};
+      std::vector<std::pair<double, std::pair<Index, Index>>> order;
+      double sum = 0;
+      for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
+        const Entry& entry = list.entries[static_cast<std::size_t>(e)];
+        if (entry.format != append_format) {  // coded once: it stays so
+          settled_bytes += pool_->page_bytes(size_class(w.layer, entry.format));
+          continue;
+        }
+        for_each_bit(entry.live, [&](Index slot) {
+          if ((candidates[static_cast<std::size_t>(e)] >> slot & 1u) == 0) {
+            head.tokens.emplace_back(e, slot);
+            return;
+          }
+          const Index at_slot = e * page_tokens_ + slot;
+          const Index column =
+              w.columns.aligned ? at_slot
+                                : Index{w.columns.of_slot[static_cast<std::size_t>(h)][static_cast<std::size_t>(at_slot)]};
+          const float score = w.scores[static_cast<std::size_t>(h * w.scored_columns + column)];
+          plan.nan_scores += score != score;
+          const double weight = score > 0 ? static_cast<double>(score) : 0.0;
+          sum += weight;
+          order.push_back({weight, {e, slot}});
+        });
+      }
+      head.fixed = static_cast<Index>(head.tokens.size());
+      fixed_bytes += ceil_div(head.fixed, page_tokens_) * pool_->page_bytes(size_class(w.layer, append_format));
+      std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+      BudgetList budget;
+      budget.weights.assign(static_cast<std::size_t>(head.fixed), 1e30);
+      for (const auto& [weight, token] : order) {
+        budget.weights.push_back(std::max(least_weight, sum > 0 ? weight / sum * (weight / sum) : 0.0));
+        head.tokens.push_back(token);
+      }
+
+      FormSample sample;
+      const Index key_dim = shape(w.layer).key_dim, value_dim = shape(w.layer).value_dim;
+      sample.tokens = w.samples[static_cast<std::size_t>(h)];
+      const auto part = [](const std::vector<float>& all, Index from, Index count) {
+        return std::vector<float>(all.begin() + from, all.begin() + from + count);
+      };
+      sample.keys = part(w.keys, before * key_dim, sample.tokens * key_dim);
+      sample.values = part(w.values, before * value_dim, sample.tokens * value_dim);
+      before += sample.tokens;
+      if (at.query_vectors > 0) {
+        sample.query_peak = part(w.peaks, h * key_dim, key_dim);
+        sample.query_square = part(w.squares, h * key_dim, key_dim);
+        for (float& x : sample.query_square) x /= static_cast<float>(at.query_vectors);
+      }
+      budget.forms.push_back({pool_->page_bytes(size_class(w.layer, append_format)), 0});
+      head.formats.push_back(append_format);
+      for (const Form& form : precision.choice) {
+        const int format = find_form(precision, form, w.layer);
+        require(geometry_[static_cast<std::size_t>(w.layer)][static_cast<std::size_t>(format)].rows_move, "precision ",
+                precision.said, ": ", print_setting(form), " takes whole pages of neighbours, must code tokens one by one");
+        budget.forms.push_back({pool_->page_bytes(size_class(w.layer, format)), form_error(format, w.layer, sample)});
+        head.formats.push_back(format);
+      }
+      budget.forms.push_back({0, precision.may_evict ? 1.0 : 1e30});
+      head.formats.push_back(-1);
+      heads.push_back(std::move(head));
+      lists.push_back(std::move(budget));
+    }
+  }
+  const Index budget = static_cast<Index>(compressor.keep.amount);
+  require(fixed_bytes + settled_bytes <= budget, "plan: keep = ", budget, " bytes, but tokens that are not up for choice take ",
+          fixed_bytes + settled_bytes);
+  const BudgetSplit split = split_bytes(lists, page_tokens_, budget - settled_bytes);
+  for (std::size_t i = 0; i < lists.size(); ++i)
+    require(precision.may_evict || split.counts[i].back() == 0, "plan: keep = ", budget,
+            " bytes do not hold all tokens in the smallest of the forms; allow eviction or more bytes");
+
+  plan.dense = true;
+  plan.promised_bytes = settled_bytes + split.bytes;
+  for (std::size_t i = 0; i < heads.size(); ++i) {
+    const OfHead& head = heads[i];
+    const auto& entries = head.work->lists.heads[static_cast<std::size_t>(head.head)].entries;
+    LayerPlan& lp = plan.layers[static_cast<std::size_t>(head.work->layer)];
+    if (!lp.touched) {
+      lp.touched = true;
+      for (const HeadPages& list : head.work->lists.heads) lp.keep.push_back(Selection::live(list.entries));
+      for (const int format : head.formats)
+        if (format > append_format)
+          lp.tiers.push_back({.format = format,
+                              .tokens = std::vector<Selection>(head.work->lists.heads.size())});
+    }
+    for (Tier& tier : lp.tiers)
+      tier.tokens[static_cast<std::size_t>(head.head)] = Selection(static_cast<Index>(entries.size()));
+    std::vector<std::size_t> best_first(head.formats.size());
+    std::iota(best_first.begin(), best_first.end(), std::size_t{0});
+    std::stable_sort(best_first.begin(), best_first.end(), [&](std::size_t a, std::size_t b) {
+      return lists[i].forms[a].error < lists[i].forms[b].error;
+    });
+    auto token = head.tokens.begin();
+    for (const std::size_t f : best_first)
+      for (Index n = split.counts[i][f]; n > 0; --n, ++token) {
+        const auto [e, slot] = *token;
+        const std::uint64_t bit = std::uint64_t{1} << slot;
+        if (head.formats[f] < 0)
+          lp.keep[static_cast<std::size_t>(head.head)].word(e) &= ~bit;
+        else if (head.formats[f] != append_format)
+          for (Tier& tier : lp.tiers)
+            if (tier.format == head.formats[f]) tier.tokens[static_cast<std::size_t>(head.head)].word(e) |= bit;
+      }
+    plan.candidates += static_cast<Index>(head.tokens.size()) - head.fixed;
+    plan.chosen += static_cast<Index>(head.tokens.size()) - head.fixed - split.counts[i].back();
+  }
+}
+
+}  // namespace kvpare

@@ -5,6 +5,7 @@
 #include <array>
 #include <type_traits>
 
+#include "../../../codec/group.hpp"
 #include "../tile_ops.hpp"
 #include "sets.hpp"
 
@@ -105,9 +106,10 @@ struct GroupTiles {
     if constexpr (along_channels) {
       alignas(64) std::uint8_t codes[max_width];
       for (Index r = 0; r < count; ++r) {
-        for (Index g = 0; g < at.row_groups(); ++g)
-          at.put_bits(tile, at.group_at(first + r, g * at.group),
-                      C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
+        if (!quantize_fast(at, rows + r * shape.width, first + r, codes, tile))
+          for (Index g = 0; g < at.row_groups(); ++g)
+            at.put_bits(tile, at.group_at(first + r, g * at.group),
+                        C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
         Set::place(at, tile, first + r, codes);
       }
     } else {
@@ -211,6 +213,34 @@ struct GroupTiles {
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  private:
+  /// A row by the set's vectors, where its form and its numbers are of the common kind.
+  static bool quantize_fast(const Layout& at, const float* x, Index slot, std::uint8_t* codes, std::byte* tile) {
+    if constexpr (requires { C::spec; }) {
+      constexpr GroupSpec spec = C::spec;
+      constexpr bool known = spec.fit == Fit::amax || spec.fit == Fit::extreme || spec.fit == Fit::min_max;
+      constexpr bool rounds = spec.ties == Ties::even || spec.ties == Ties::away || spec.ties == Ties::up;
+      if constexpr (known && rounds && bits > 1 && spec.scale == ScaleType::f16) {
+        if (at.group % Set::quantize_lanes != 0) return false;
+        half scales[max_groups], zeros[max_groups];
+        constexpr Rule rule = spec.fit == Fit::amax ? Rule::amax : spec.fit == Fit::extreme ? Rule::extreme : Rule::min_max;
+        constexpr Rounding rounding = spec.ties == Ties::even   ? Rounding::even
+                                      : spec.ties == Ties::away ? Rounding::away
+                                                                : Rounding::up;
+        if (!Set::template quantize<bits, rule, rounding, spec.from == CodesFrom::exact>(x, at.shape.width, at.group, codes,
+                                                                                         scales, zeros))
+          return false;
+        std::byte* to = tile + at.code_bytes();
+        const Index step = at.shape.tokens * 2;  // from a group's scales to the next one's
+        for (Index g = 0; g < at.row_groups(); ++g) {
+          std::memcpy(to + g * step + slot * 2, &scales[g].bits, 2);
+          if (rule == Rule::min_max) std::memcpy(to + (at.row_groups() + g) * step + slot * 2, &zeros[g].bits, 2);
+        }
+        return true;
+      }
+    }
+    return false;
+  }
+
   static void take_row(const Layout& at, const std::byte* tile, Index slot, std::uint8_t* codes) {
     for (Index c = 0; c < at.shape.width; ++c) codes[c] = at.code(tile, slot, c);
   }

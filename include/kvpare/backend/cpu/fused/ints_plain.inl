@@ -48,6 +48,15 @@ KVPARE_INLINE Ints nearest_ints(Vec x) {
 }
 KVPARE_INLINE Vec absolute(Vec x) { return (Vec)((Ints)x & 0x7fffffff); }
 
+KVPARE_INLINE void store_bytes(std::uint8_t* p, Ints x) {
+  for (int l = 0; l < lanes; ++l) p[l] = static_cast<std::uint8_t>(x[l]);
+}
+KVPARE_INLINE Ints whole_ints(Vec x) { return __builtin_convertvector(x, Ints); }
+KVPARE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+KVPARE_INLINE Vec divide(Vec a, Vec b) { return a / b; }
+KVPARE_INLINE Vec negative(Vec x) { return -x; }
+KVPARE_INLINE void keep(Vec& x) { asm("" : "+m"(x)); }
+
 // Floats of 8 bits: `lanes` from p and as many from p + step. As floats with too small an exponent, which one product mends,
 // subnormals included; E4M3 and E5M2 alike.
 template <bool e5m2>

@@ -906,6 +906,110 @@ void accumulate_small(const ValueCall& call) {
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
+KVPARE_INLINE float absolute_of(float x) { return x < 0 ? -x : x; }
+KVPARE_INLINE std::uint16_t saturated(std::uint16_t bits) {
+  return (bits & 0x7fffu) >= 0x7c00u ? static_cast<std::uint16_t>((bits & 0x8000u) | 0x7bffu) : bits;
+}
+KVPARE_INLINE Vec whole_floats(Vec x) { return to_floats(whole_ints(x)); }
+
+// How a row of floats becomes codes, for the commonest forms: the very codes and bits of codec/group.hpp.
+
+// Rows of `width` numbers in groups, a multiple of `lanes`. False where a number is not finite or very large, or two are
+// equally extreme, or the minimum is a zero: then nothing has been written that counts.
+template <int bits, Rule rule, Rounding rounding, bool exact>
+bool quantize_row(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
+  constexpr int half_range = 1 << (bits - 1);
+  constexpr float top_code = static_cast<float>((1 << bits) - 1);
+  constexpr int offset = rule == Rule::min_max ? 0 : half_range, lowest = rule == Rule::amax ? 1 : 0;
+  alignas(64) float high[max_groups + lanes] = {}, low[max_groups + lanes] = {}, inverse[max_groups + lanes];
+  const Index groups = width / group;
+  // The extremes, four groups at a time.
+  for (Index g = 0; g < groups; g += 4) {
+    Vec most[4], least[4];
+    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
+      const float* from = x + (g + j < groups ? g + j : g) * group;
+      most[j] = least[j] = load(from);
+      for (Index c = lanes; c < group; c += lanes) {
+        const Vec v = load(from + c);
+        most[j] = max(most[j], v), least[j] = min(least[j], v);
+      }
+      least[j] = negative(least[j]);
+    }
+    max_four(most[0], most[1], most[2], most[3], high + g);
+    max_four(least[0], least[1], least[2], least[3], low + g);
+  }
+  // max and min drop NaN in one of their places only, so they are looked for by themselves.
+  Vec odd = zero();
+  for (Index c = 0; c < width; c += lanes) odd = fma(load(x + c), zero(), odd);
+  if (sum_of(odd) != 0) return false;
+  for (Index g = 0; g < groups; ++g) {
+    if (!(high[g] <= 0x1p126f && low[g] <= 0x1p126f)) return false;
+    if (rule == Rule::extreme && high[g] == low[g] && high[g] != 0) return false;
+    if (rule == Rule::min_max && low[g] == 0) return false;  // which of two zeros is the minimum
+  }
+  for (Index g = 0; g < groups; g += lanes) {
+    const Vec most = load(high + g), least = negative(load(low + g));
+    Vec scale;
+    if constexpr (rule == Rule::amax) {
+      scale = divide(max(most, negative(least)), broadcast(static_cast<float>(half_range - 1)));
+    } else if constexpr (rule == Rule::extreme) {
+      float signed_extreme[lanes];
+      for (Index l = 0; l < lanes; ++l) signed_extreme[l] = high[g + l] > low[g + l] ? high[g + l] : -low[g + l];
+      scale = divide(load(signed_extreme), broadcast(static_cast<float>(-half_range)));
+    } else {
+      scale = divide(sub(most, least), broadcast(top_code));
+    }
+    float all[lanes], stored[lanes], zero_at[lanes];
+    store(all, scale);
+    for (Index l = 0; l < lanes && g + l < groups; ++l)
+      if (absolute_of(all[l]) < 0x1p-126f) all[l] = 0;
+    half bits_of[lanes], zero_bits[lanes];
+    store(bits_of, load(all));
+    if constexpr (rule == Rule::min_max) store(zero_bits, least);
+    for (Index l = 0; l < lanes; ++l) {
+      bits_of[l].bits = saturated(bits_of[l].bits);
+      if constexpr (rule == Rule::min_max) zero_bits[l].bits = saturated(zero_bits[l].bits);
+    }
+    store(stored, load(bits_of));
+    if constexpr (rule == Rule::min_max) store(zero_at, load(zero_bits));
+    const float* used = exact ? all : stored;
+    store(inverse + g, divide_or_zero(broadcast(1.0f), load(used)));
+    if constexpr (rule == Rule::min_max) store(low + g, exact ? least : load(zero_at));
+    for (Index l = 0; l < lanes && g + l < groups; ++l) {
+      scales[g + l] = bits_of[l];
+      if constexpr (rule == Rule::min_max) zeros[g + l] = zero_bits[l];
+    }
+  }
+  for (Index g = 0; g < groups; ++g) {
+    const Vec up = broadcast(inverse[g]), from = broadcast(low[g]);
+    for (Index c = g * group; c < (g + 1) * group; c += lanes) {
+      Vec v = load(x + c);
+      if constexpr (rule == Rule::min_max) v = sub(v, from);
+      v = mul(v, up);
+      keep(v);  // two roundings: no fused product here
+      if constexpr (rounding == Rounding::up) {
+        v = add(v, broadcast(static_cast<float>(offset) + 0.5f));
+        v = min(max(v, broadcast(static_cast<float>(lowest))), broadcast(top_code));
+        store_bytes(codes + c, whole_ints(v));
+      } else {
+        v = min(max(v, broadcast(static_cast<float>(lowest - offset))), broadcast(top_code - static_cast<float>(offset)));
+        Ints code;
+        if constexpr (rounding == Rounding::even) {
+          code = nearest_ints(v);
+        } else {
+          // Away from zero: half a step more, cut off. The largest float below a half must not become one.
+          const Ints whole = whole_ints(v);
+          const Vec rest = sub(v, to_floats(whole));
+          const Vec step = whole_floats(add(rest, rest));  // -1, 0 or 1: rest is exact, and below 1
+          code = add_ints(whole, whole_ints(step));
+        }
+        store_bytes(codes + c, add_ints(code, each_int(offset)));
+      }
+    }
+  }
+  return true;
+}
+
 // The codes of one token, one to a byte, into their places. Codes of other tokens stay.
 inline void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
   const Units unit = layout.units;
@@ -972,6 +1076,11 @@ struct Set {
   static void accumulate_small_values(const ValueCall& call) {
     accumulate_small<e5m2>(call);
   }
+  template <int bits, Rule rule, Rounding rounding, bool exact>
+  static bool quantize(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
+    return quantize_row<bits, rule, rounding, exact>(x, width, group, codes, scales, zeros);
+  }
+  static constexpr Index quantize_lanes = lanes;
   static void place(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
     place_row(layout, tile, slot, codes);
   }

@@ -32,6 +32,7 @@ TEST(Fixed, CodesSaturateAndTiesAreEven) {
   EXPECT_EQ(tile.bytes(), (std::vector<int>{0 | 0 << 2 | 2 << 4 | 2 << 6, 3 | 0 << 2 | 3 << 4 | 0 << 6}));
   test::expect_decodes_anything<Fixed<3>>({16, 24});
   test::expect_rows_move<Fixed<5>>({16, 24});
+  test::expect_strides_do_not_matter<Fixed<5>>(24);
 }
 
 // ---- channel maps ---------------------------------------------------------------------------------------------------
@@ -140,6 +141,25 @@ TEST(ChannelMap, UselessFactorsLoseTheirChannelAndNoOther) {
   check(ChannelAffine<Int8>{}, 0.5f);
   check(ChannelScaled<Int8>{}, 0.0f);
   check(Balanced<Int8>{}, 0.0f);
+}
+
+TEST(ChannelMap, InnerStateFollowsItsOwn) {
+  using C = Balanced<Rotated<Fp8E4M3>>;
+  std::vector<float> state(17);
+  for (std::size_t c = 0; c < 16; ++c) state[c] = static_cast<float>(c + 1);
+  state[16] = 0.25f;  // the scale
+  auto row = test::gaussians(1, 16);
+  GuardedTile<C> tile({1, 16});
+  tile.encode(row, 0, state.data());
+  for (std::size_t c = 0; c < 16; ++c) row[c] *= static_cast<float>(c + 1);
+  Rotated<Fp8E4M3>::forward(16, nullptr, row.data());
+  GuardedTile<Fp8E4M3> inner({1, 16});
+  inner.encode(row, 0, &state[16]);
+  EXPECT_EQ(tile.bytes(), inner.bytes());
+  auto want = inner.decode(0, &state[16]);
+  Rotated<Fp8E4M3>::backward(16, nullptr, want.data());
+  for (std::size_t c = 0; c < 16; ++c)
+    EXPECT_FLOAT_EQ(tile.decode(0, state.data())[c], want[c] / static_cast<float>(c + 1));
 }
 
 TEST(ChannelMap, NullIsNeutral) {

@@ -229,6 +229,20 @@ TEST(Ggml, EncodersAreGgmlsToTheBit) {
   expect_textbook<MxFp4<Ties::down>>(textbook_mxfp4);
 }
 
+TEST(Ggml, TiesGoWhereGgmlSendsThem) {
+  std::vector<float> x(32, 0.0f);
+  const float eight[] = {127, 0.5f, 1.5f, 2.5f, -0.5f, -2.5f};
+  std::copy(std::begin(eight), std::end(eight), x.begin());
+  const auto bytes = ggml_bytes<Q8_0>(x);
+  EXPECT_EQ(std::vector<int>(bytes.begin() + 2, bytes.begin() + 9), (std::vector<int>{127, 1, 2, 3, 255, 253, 0}));
+  // d0 = 1: midway between -10 and 1, -22 and -10, 89 and 113.
+  std::vector<float> y(32, 1.0f);
+  y[0] = -127, y[1] = -4.5f, y[2] = -16, y[3] = 101, y[4] = 113, y[5] = 120, y[6] = -126;
+  std::uint8_t codes[32];
+  Iq4Nl::quantize(y.data(), 1, 32, nullptr, codes, 1);
+  EXPECT_EQ(std::vector<int>(codes, codes + 8), (std::vector<int>{0, 8, 7, 15, 15, 15, 0, 8}));
+}
+
 // ---- laws -----------------------------------------------------------------------------------------------------------
 
 template <class C>
@@ -257,6 +271,7 @@ TYPED_TEST(GgmlCodecs, AnyBytesGoOutAndComeBack) {
 TYPED_TEST(GgmlCodecs, RowsMoveAndAnythingDecodes) {
   using C = TypeParam;
   test::expect_rows_move<C>({16, 256});
+  test::expect_strides_do_not_matter<C>(C::form.group);
   test::expect_decodes_anything<C>({16, 256}, {2.0f});
 }
 

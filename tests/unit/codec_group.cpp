@@ -292,6 +292,7 @@ TYPED_TEST(GroupFamily, ErrorIsHalfAScale) {
 TYPED_TEST(GroupFamily, IsAGroupCodecOfUniqueBytes) {
   using C = TypeParam;
   static_assert(GroupCodec<C>);
+  test::expect_strides_do_not_matter<C>(32);
   if constexpr (C::rows_move) test::expect_rows_move<C>({32, 128});
   test::expect_decodes_anything<C>({32, 64});
   test::expect_decodes_anything<C>({64, 192});
@@ -437,7 +438,7 @@ TEST(Group, RoundingCatchesWhatIsFarOut) {
   using detail::round_even_int;
   for (const float v : {0.0f, -0.0f, 0.5f, 1.5f, -0.5f, -2.5f, 4194302.5f, -4194303.5f, 1e-40f})
     EXPECT_EQ(round_even_int(v), static_cast<int>(std::nearbyint(v))) << v;
-  for (const float v : {5e6f, 1e10f, 1e20f, 3e38f, inf}) {
+  for (const float v : {5e6f, 1.25e7f, 12582912.0f, 1.3e7f, 2e7f, 2.6e7f, 1e10f, 1e20f, 3e38f, inf}) {
     EXPECT_GT(round_even_int(v), 4000000) << v;
     EXPECT_LT(round_even_int(-v), -4000000) << v;
   }
@@ -449,6 +450,34 @@ TEST(Group, MinimaOfZeroHaveNoSign) {
   EXPECT_EQ(bits.zero, 0u);
   codes_of<Affine<4>>({-0.0f, -0.0f, -0.0f}, &bits);
   EXPECT_EQ(bits.zero, 0u);
+}
+
+TEST(Group, CodesOfEmptySlotsAreZero) {
+  GuardedTile<KiviKeys<8>> tile({64, 4});
+  tile.encode(test::gaussians(12, 37 * 4));  // a full group, then one of five tokens
+  const auto bytes = tile.bytes();
+  for (std::size_t c = 0; c < 4; ++c)
+    for (std::size_t i = 5; i < 32; ++i) ASSERT_EQ(bytes[4 * 32 + c * 32 + i], 0);
+  tile.encode(test::gaussians(12, 5 * 4));  // the second group has no token: no scale and no minimum either
+  const auto few = tile.bytes();
+  for (std::size_t i = 4 * 32; i < 8 * 32; ++i) ASSERT_EQ(few[i], 0);
+  for (std::size_t c = 4; c < 8; ++c)
+    for (const std::size_t plane : {std::size_t{256}, std::size_t{256 + 16}})
+      ASSERT_EQ(few[plane + 2 * c] | few[plane + 2 * c + 1], 0);
+}
+
+TEST(Group, ScalesWithoutAnInverseAreZero) {
+  using Even = Group<GroupSpec{.bits = 4, .scale = ScaleType::f32}>;
+  using Low = Group<GroupSpec{.bits = 4, .fit = Fit::min_max, .scale = ScaleType::f32}>;
+  GroupBits bits;
+  EXPECT_EQ(codes_of<Even>({1e-40f, 0, -2e-40f}, &bits), (std::vector<int>{8, 8, 8}));
+  EXPECT_EQ(bits.scale, 0u);
+  EXPECT_EQ(codes_of<Low>({1e-40f, 0, -2e-40f}, &bits), (std::vector<int>{0, 0, 0}));
+  EXPECT_EQ(bits.scale, 0u);
+  EXPECT_EQ(Low::zero_of(bits), -2e-40f);
+  const float least = detail::least_scale;
+  EXPECT_EQ(codes_of<Even>({7 * least, -7 * least, 0}, &bits), (std::vector<int>{15, 1, 8}));
+  EXPECT_EQ(Even::scale_of(bits), least);
 }
 
 // ---- ties -----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,12 @@
 #include <cstring>
 #include <kvpare/backend/cpu/tiles.hpp>
 #include <kvpare/codec/block_float.hpp>
+#include <kvpare/codec/folded.hpp>
+#include <kvpare/codec/fp8.hpp>
 #include <kvpare/codec/ggml.hpp>
 #include <kvpare/codec/group.hpp>
+#include <kvpare/codec/ternary.hpp>
+#include <kvpare/codec/turbo_quant.hpp>
 #include <kvpare/core/random.hpp>
 #include <limits>
 #include <string>
@@ -203,7 +207,7 @@ class CpuTiles : public ::testing::Test {};
 
 using Codecs = ::testing::Types<Symmetric<8, 32>, Symmetric<8>, Affine<8, 32>, Symmetric<4, 32>, Affine<4, 32>, Symmetric<3, 32>,
                                 Affine<2, 32>, Symmetric<2>, Affine<1, 32>, Symmetric<1>, KvTunerToken<4>, KiviKeys<2>, KiviKeys<4>,
-                                KiviKeys<8>, KiviKeys<3, 0>, MikvGroup<4>, Q4_0, Q5_0, Q5_1, Iq4Nl, Q2_0,
+                                KiviKeys<8>, KiviKeys<3, 0>, MikvGroup<4>, Q4_0, Q5_0, Q5_1, Iq4Nl, Q2_0, Fp8E4M3, Fp8E5M2, MxFp4<>, NvFp4<>,
                                 Group<GroupSpec{.bits = 4, .fit = Fit::min_max, .group = 16, .scale = ScaleType::f32}>>;
 TYPED_TEST_SUITE(CpuTiles, Codecs);
 

@@ -409,7 +409,7 @@ TYPED_TEST(Forms, RunningScoresFollowTheirTokens) {
 TYPED_TEST(Forms, OneByteBudgetOverEvictionAndForms) {
   this->cache.tag(this->id, {.begin = 0, .end = 5, .token_class = TokenClass::system, .is_protected = true});
   ASSERT_EQ(this->append(300), Outcome::done);
-  auto method = make_compressor("snap_kv(keep=24KiB) + joint(forms=int8+int4_g16)");
+  auto method = make_compressor("h2o(keep=24KiB) + joint(forms=int8+int4_g16)");
   for (Index l = 0; l < 2; ++l) {
     const TensorBuffer<TypeParam> q(this->be, random_array(this->dice, 300, 6, 32, DType::f32, 4), DType::f32);
     std::vector<Position> positions(300);

@@ -109,9 +109,9 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
   static constexpr bool needs_query_peak = rule == ChannelRule::balanced;
   /// MiKV's and ZipVL's maxima are the prompt's; ranges of codes are those of the tokens that get them.
   static constexpr bool ranges_of_all = rule != ChannelRule::affine;
-  static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state)
-    requires(kvpare::state_floats<InnerCodec>(1) == 0 && (rule != ChannelRule::affine || GroupCodec<InnerCodec>))
-  {
+  static KVPARE_HD void make_state(Index width, const ChannelRanges& r,
+                                   float* state) requires(kvpare::state_floats<InnerCodec>(1) == 0 &&
+                                                          (rule != ChannelRule::affine || GroupCodec<InnerCodec>)) {
     for (Index c = 0; c < width; ++c) {
       const bool any = r.min[c] <= r.max[c];
       const float low = any ? r.min[c] : 0.0f, high = any ? r.max[c] : 0.0f;

@@ -207,8 +207,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   static GroupBits plain(const float* x, Index n, float amax, std::uint8_t* codes) {
     GroupBits bits;
     if constexpr (s.fit == Fit::mean) {
-      double sum = 0;
-      for (Index i = 0; i < n; ++i) sum += static_cast<double>(std::abs(x[i]));
+      const double sum = detail::sum_of(n, [x](Index i) { return std::abs(x[i]); });
       bits.scale = stored(n > 0 ? static_cast<float>(sum / static_cast<double>(n)) : 0.0f);
       for (Index i = 0; i < n; ++i) codes[i] = x[i] >= 0 ? 1 : 0;
     } else if constexpr (s.fit == Fit::amax || s.fit == Fit::extreme) {
@@ -269,7 +268,8 @@ using Int2 = Symmetric<2>;
 using Int1 = Symmetric<1>;
 
 /// Affine with a float minimum, per token and head, or per `group` channels of it: b + 32 / group bits per number.
-/// LMDeploy's uint4 and uint8 (group 0) and MLX's groups of 64 hold the same codes, scales and minima, in other tensors.
+/// The form in which LMDeploy (uint4 and uint8, whole heads) and MLX (groups of 64) decode theirs; their encoders round scale
+/// and zero in their own ways and keep them in other tensors.
 template <int bits, Index group = 0>
 using Affine = Group<GroupSpec{.bits = bits, .fit = Fit::min_max, .group = group}>;
 template <int bits>

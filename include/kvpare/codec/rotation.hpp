@@ -10,16 +10,32 @@ namespace kvpare {
 
 namespace detail {
 
-/// x <- H x / sqrt(n), n a power of two: the Walsh-Hadamard matrix in natural order, its own inverse.
+/// x <- H x, n a power of two: halves first, then the butterflies between them. Sizes are constants so that every loop but the
+/// smallest is made of whole vectors.
+template <Index n>
+inline void butterflies(float* x) {
+  if constexpr (n == 4) {
+    const float a = x[0] + x[1], b = x[0] - x[1], c = x[2] + x[3], d = x[2] - x[3];
+    x[0] = a + c, x[1] = b + d, x[2] = a - c, x[3] = b - d;
+  } else if constexpr (n > 1) {
+    butterflies<n / 2>(x);
+    butterflies<n / 2>(x + n / 2);
+    for (Index i = 0; i < n / 2; ++i) {
+      const float a = x[i], b = x[i + n / 2];
+      x[i] = a + b, x[i + n / 2] = a - b;
+    }
+  }
+}
+
+/// x <- H x / sqrt(n), n a power of two up to max_coded_width: the Walsh-Hadamard matrix in natural order, its own inverse.
+template <Index largest = max_coded_width>
 inline void hadamard(float* x, Index n) {
-  for (Index half_block = 1; half_block < n; half_block *= 2)
-    for (Index start = 0; start < n; start += 2 * half_block)
-      for (Index i = start; i < start + half_block; ++i) {
-        const float a = x[i], b = x[i + half_block];
-        x[i] = a + b, x[i + half_block] = a - b;
-      }
-  const float unit = 1.0f / std::sqrt(static_cast<float>(n));
-  for (Index i = 0; i < n; ++i) x[i] *= unit;
+  if constexpr (largest > 1) {
+    if (n < largest) return hadamard<largest / 2>(x, n);
+  }
+  butterflies<largest>(x);
+  const float unit = 1.0f / std::sqrt(static_cast<float>(largest));
+  for (Index i = 0; i < largest; ++i) x[i] *= unit;
 }
 
 /// Block-diagonal where n is no power of two: 96 = 64 + 32, 80 = 64 + 16, the largest blocks first.

@@ -51,7 +51,8 @@ inline float rounded(float x) {
 /// side, for a clamp to catch. No NaN. The sum's bits are integers in the order of floats, so nothing here can branch.
 inline std::int32_t round_even_int(float x) {
   constexpr float shift = 0x1.8p23f;
-  return std::bit_cast<std::int32_t>(x + shift) - std::bit_cast<std::int32_t>(shift);
+  const auto word = std::bit_cast<std::int32_t>(x + shift);
+  return (word > 0 ? word : 0) - std::bit_cast<std::int32_t>(shift);
 }
 
 /// |x| < 2^22, to the nearest integer, ties away from zero.
@@ -85,6 +86,17 @@ constexpr std::int32_t ordered(float x) {
   return word ^ (word >> 31 & 0x7fffffff);
 }
 constexpr float from_ordered(std::int32_t word) { return std::bit_cast<float>(word ^ (word >> 31 & 0x7fffffff)); }
+
+/// Σ term(i) in four interleaved sums: additions need not wait for each other.
+template <class Term>
+double sum_of(Index n, Term term) {
+  double sums[4] = {};
+  const Index whole = n / 4 * 4;
+  for (Index i = 0; i < whole; i += 4)
+    for (Index k = 0; k < 4; ++k) sums[k] += static_cast<double>(term(i + k));
+  for (Index i = whole; i < n; ++i) sums[0] += static_cast<double>(term(i));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 
 constexpr float inverse_of(float scale) { return scale != 0 ? 1.0f / scale : 0.0f; }
 

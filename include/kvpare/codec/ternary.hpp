@@ -50,13 +50,10 @@ struct Ternary
   static float level(std::uint8_t code) { return static_cast<float>(code) - 1.0f; }
   static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
                             Index code_stride) {
-    double sum = 0;
+    const auto magnitude = [x, stride](Index i) { return std::abs(detail::as_coded(x[i * stride])); };
     float amax = 0;
-    for (Index i = 0; i < n; ++i) {
-      const float a = std::abs(detail::as_coded(x[i * stride]));
-      sum += static_cast<double>(a);
-      amax = a > amax ? a : amax;
-    }
+    for (Index i = 0; i < n; ++i) amax = magnitude(i) > amax ? magnitude(i) : amax;
+    const double sum = detail::sum_of(n, magnitude);
     const float mean = n > 0 ? static_cast<float>(sum / static_cast<double>(n)) : 0.0f;
     // From `threshold` on a number counts, where it is not 0 itself; for the means only above it.
     const float threshold = fit == TernaryFit::amax ? amax / 2 : mean * (static_cast<float>(gamma_percent) / 100.0f);

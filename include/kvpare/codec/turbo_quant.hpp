@@ -74,23 +74,21 @@ struct Lloyd : detail::GroupTiles<Lloyd<bits, corrected>, GroupForm{.bits = bits
     float scale = n > 0 ? static_cast<float>(length / std::sqrt(static_cast<double>(n))) : 0.0f;
     if (scale < detail::least_scale) scale = 0;
     const float inverse = detail::inverse_of(scale);
-    double coded = 0;
-    for (Index i = 0; i < n; ++i) {
-      const std::uint8_t code = nearest(detail::as_coded(x[i * stride]) * inverse);
-      codes[i * code_stride] = code;
-      coded += static_cast<double>(levels[code]) * static_cast<double>(levels[code]);
-    }
-    if (corrected && scale > 0) scale = static_cast<float>(length / std::sqrt(coded));
+    std::uint8_t own[detail::max_coded_width];
+    for (Index i = 0; i < n; ++i) own[i] = nearest(detail::as_coded(x[i * stride]) * inverse);
+    for (Index i = 0; i < n; ++i) codes[i * code_stride] = own[i];
+    if (corrected && scale > 0)
+      scale = static_cast<float>(length / std::sqrt(detail::sum_of(n, [&own](Index i) {
+                                   return static_cast<double>(levels[own[i]]) * static_cast<double>(levels[own[i]]);
+                                 })));
     return {detail::saturated_half(scale), 0};
   }
 
   static double length_of(const float* x, Index stride, Index n) {
-    double sum = 0;
-    for (Index i = 0; i < n; ++i) {
-      const double v = static_cast<double>(detail::as_coded(x[i * stride]));
-      sum += v * v;
-    }
-    return std::sqrt(sum);
+    return std::sqrt(detail::sum_of(n, [x, stride](Index i) {
+      const auto v = static_cast<double>(detail::as_coded(x[i * stride]));
+      return v * v;
+    }));
   }
   static std::uint8_t nearest(float v) {
     unsigned code = 0;

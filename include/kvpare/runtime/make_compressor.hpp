@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <concepts>
+#include <istream>
 #include <optional>
 #include <span>
 #include <string>
@@ -364,6 +365,15 @@ inline AnyCompressor make_compressor(std::string_view words) {
                  alone ? names_of(settings_of(compressor.precision)) : "");
   check(compressor);
   return compressor;
+}
+
+/// A method from a file: lines that begin with # are comments, the others are joined and taken as make_compressor does.
+inline AnyCompressor read_compressor(std::istream& in) {
+  std::string words;
+  for (std::string line; std::getline(in, line);)
+    if (const std::string_view said = detail::trimmed(line); !said.empty() && said[0] != '#') words += line + ' ';
+  require(!detail::trimmed(words).empty(), "the file holds no policy");
+  return make_compressor(words);
 }
 
 }  // namespace kvpare

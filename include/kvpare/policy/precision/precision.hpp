@@ -24,7 +24,7 @@ struct Form {
 };
 
 inline std::string print_setting(const Form& form) {
-  return form.keys == form.values ? form.keys : form.keys + "/" + form.values;
+  return form.keys == form.values ? form.keys : message(form.keys, '/', form.values);
 }
 
 /// False when the text is no form; whether a cache lists it is found out when a plan is made.

@@ -5,6 +5,7 @@
 #include <array>
 #include <type_traits>
 
+#include "../../../codec/group.hpp"
 #include "../tile_ops.hpp"
 #include "sets.hpp"
 
@@ -105,9 +106,10 @@ struct GroupTiles {
     if constexpr (along_channels) {
       alignas(64) std::uint8_t codes[max_width];
       for (Index r = 0; r < count; ++r) {
-        for (Index g = 0; g < at.row_groups(); ++g)
-          at.put_bits(tile, at.group_at(first + r, g * at.group),
-                      C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
+        if (!quantize_fast(at, rows + r * shape.width, first + r, codes, tile))
+          for (Index g = 0; g < at.row_groups(); ++g)
+            at.put_bits(tile, at.group_at(first + r, g * at.group),
+                        C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
         Set::place(at, tile, first + r, codes);
       }
     } else {
@@ -188,7 +190,7 @@ struct GroupTiles {
   }
 
   static Index query_bytes(Index rows, Index) {
-    return rows * (along_channels ? Index{sizeof(QueryRow)} : max_width * 4);
+    return rows * (along_channels ? Index{sizeof(QueryRow)} : entering_floats * 4);
   }
   static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
                             std::byte* prepared) {
@@ -211,6 +213,34 @@ struct GroupTiles {
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  private:
+  /// A row by the set's vectors, where its form and its numbers are of the common kind.
+  static bool quantize_fast(const Layout& at, const float* x, Index slot, std::uint8_t* codes, std::byte* tile) {
+    if constexpr (requires { C::spec; }) {
+      constexpr GroupSpec spec = C::spec;
+      constexpr bool known = spec.fit == Fit::amax || spec.fit == Fit::extreme || spec.fit == Fit::min_max;
+      constexpr bool rounds = spec.ties == Ties::even || spec.ties == Ties::away || spec.ties == Ties::up;
+      if constexpr (known && rounds && bits > 1 && spec.scale == ScaleType::f16) {
+        if (at.group % Set::quantize_lanes != 0) return false;
+        half scales[max_groups], zeros[max_groups];
+        constexpr Rule rule = spec.fit == Fit::amax ? Rule::amax : spec.fit == Fit::extreme ? Rule::extreme : Rule::min_max;
+        constexpr Rounding rounding = spec.ties == Ties::even   ? Rounding::even
+                                      : spec.ties == Ties::away ? Rounding::away
+                                                                : Rounding::up;
+        if (!Set::template quantize<bits, rule, rounding, spec.from == CodesFrom::exact>(x, at.shape.width, at.group, codes,
+                                                                                         scales, zeros))
+          return false;
+        std::byte* to = tile + at.code_bytes();
+        const Index step = at.shape.tokens * 2;  // from a group's scales to the next one's
+        for (Index g = 0; g < at.row_groups(); ++g) {
+          std::memcpy(to + g * step + slot * 2, &scales[g].bits, 2);
+          if (rule == Rule::min_max) std::memcpy(to + (at.row_groups() + g) * step + slot * 2, &zeros[g].bits, 2);
+        }
+        return true;
+      }
+    }
+    return false;
+  }
+
   static void take_row(const Layout& at, const std::byte* tile, Index slot, std::uint8_t* codes) {
     for (Index c = 0; c < at.shape.width; ++c) codes[c] = at.code(tile, slot, c);
   }
@@ -221,9 +251,6 @@ struct GroupTiles {
     }
   }
 };
-
-template <GroupCodec C, Side side, class Set, bool wide>
-inline constexpr TileOps group_table = detail::ops_of<C, GroupTiles<C, side, Set, wide>>(Support::fused, false);
 
 /// Calls `f(Set{})` with the loops of a set.
 template <class F>
@@ -239,24 +266,11 @@ auto with_set(Isa isa, const F& f) {
   }
 }
 
-/// The fused loops for a codec, or null where the shape does not fit them.
-template <GroupCodec C>
-const TileOps* group_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
-  return with_set(isa, [&](auto set) -> const TileOps* {
-    using Set = decltype(set);
-    if (side == Side::keys) {
-      using Keys = GroupTiles<C, Side::keys, Set, true>;
-      if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4))
-        if (Keys::fits(shape)) return &group_table<C, Side::keys, Set, true>;
-      return nullptr;
-    }
-    using Tiles = GroupTiles<C, Side::values, Set, true>;
-    if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4) && !(C::form.bits == 8 && Tiles::flips)) {
-      if (!Tiles::fits(shape)) return nullptr;
-      return probability_bits == 8 ? &group_table<C, Side::values, Set, false> : &group_table<C, Side::values, Set, true>;
-    }
-    return nullptr;
-  });
+/// Whether a codec's codes have loops at all, whatever the shape.
+template <GroupCodec C, Side side>
+constexpr bool has_group_loops() {
+  if (C::form.ternary || (C::form.table && C::form.bits > 4)) return false;
+  return side == Side::keys || C::form.bits != 8 || C::form.along == Along::tokens || !signed_scales<C>();
 }
 
 }  // namespace kvpare::cpu::fused

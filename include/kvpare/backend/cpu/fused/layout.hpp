@@ -58,6 +58,10 @@ struct AheadBytes {
 
 namespace fused {
 
+/// How the commonest forms find their scale, and round: as Fit and Ties of codec/group.hpp.
+enum class Rule { amax, extreme, min_max };
+enum class Rounding { even, away, up };
+
 inline constexpr Index max_width = 256, max_groups = 16, max_tokens = 64;
 
 /// How a signed level comes out of the bits of a code; see `Codes` above.
@@ -82,7 +86,7 @@ struct Units {
 struct Layout {
   Side side = Side::keys;
   TileShape shape;
-  Units units;
+  Units units{};
   int flip = 0;  // what codes are kept xored with
   Along along = Along::channels;
   Index group = 0;
@@ -184,10 +188,13 @@ struct alignas(64) QueryRow {
   float sum[max_groups];                 // of the q of a group
 };
 
+/// Floats of a query row for keys with groups along tokens: it meets their scales group by group.
+inline constexpr Index entering_floats = max_width + 16;
+
 struct KeyCall {
   Layout layout;
   Values values;
-  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][max_width]
+  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][entering_floats]
   Index rows = 0;
   TileRows keys;
   AheadBytes ahead;

@@ -187,6 +187,24 @@ auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan&
   return changes;
 }
 
+/// The states of the forms of age are made while all tokens are as they were: tiers are about to round some of them.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers) {
+  Layer& at = s.layers[static_cast<std::size_t>(layer)];
+  std::vector<std::vector<std::uint64_t>> left;
+  bool any = false;
+  for (std::size_t h = 0; h < at.heads.size(); ++h) {
+    auto& words = left.emplace_back();
+    for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e) {
+      words.push_back(at.heads[h].entries[e].format == append_format ? at.heads[h].entries[e].live : 0);
+      for (const FormChange& change : tiers[h]) words.back() &= ~change.words[e];
+      any = any || words.back() != 0;
+    }
+  }
+  for (const int format : {at.aging.format, at.aging.keys_first})
+    if (any && format >= 0) (void)state_for(at, layer, format, left, false);
+}
+
 /// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by
 /// turns, with the rest of the lists packed behind them: pages taken at the same time share chunks, and a chunk serves
 /// another form once all of its pages are back. What finds no room, or fills no page, keeps its form.

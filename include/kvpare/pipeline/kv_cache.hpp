@@ -166,7 +166,8 @@ class KvCache {
             g.key_codec, g.key_tile_bytes);
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
-        g.rows_move = P::Key::rows_move && P::Value::rows_move;
+        g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
+        g.rows_move = g.keys_move && g.values_move;
         geometry.back() = g;
       });
     }
@@ -400,7 +401,9 @@ class KvCache {
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
       if (lp.aging) s.layers[static_cast<std::size_t>(l)].aging = *lp.aging;
-      if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
+      if (lp.tiers.empty()) continue;
+      moved[l] = tier_changes(s, l, lp, tiers);
+      make_states_of_age(s, l, moved[l]);
     }
     reform(s, moved, report);
     for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
@@ -818,6 +821,7 @@ class KvCache {
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
   FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
   FormChanges aged_changes(Sequence& s, Index layer);
+  void make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers);
   void reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report);
   bool reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report);
   std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,

@@ -62,7 +62,9 @@ class KvCache<B, Listed>::KeyRanges {
     const float size = *largest;
     std::nth_element(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(sizes.size() / 2), sizes.end());
     const float median = sizes[sizes.size() / 2];
-    peak = {median > 0 ? static_cast<double>(size / median) : 0, at / of.width, at % of.width};
+    const double over = median > 0 ? static_cast<double>(size / median)
+                        : size > 0 ? std::numeric_limits<double>::infinity() : 0;  // most channels are nothing at all
+    peak = {over, at / of.width, at % of.width};
     return peak;
   }
 

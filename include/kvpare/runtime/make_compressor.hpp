@@ -126,6 +126,12 @@ std::string print_setting(N value) {
   return message(value);
 }
 
+inline std::string allowed_values(const Form&) {
+  return "a codec for keys and values, keys/values, or as_appended";
+}
+inline std::string allowed_values(const FormChoice&) { return "codecs, or keys/values, joined by +"; }
+inline std::string allowed_values(bool) { return "yes, no"; }
+inline std::string allowed_values(const LayerBits&) { return "keys/values layer by layer: 8/4 4/4 2/2 …"; }
 template <class E>
 std::string allowed_values(const E&) {
   if constexpr (Enumerated<E>)

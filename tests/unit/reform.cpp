@@ -84,7 +84,8 @@ struct List {
         end = piece.to_slot + piece.count;
         EXPECT_NE(piece.page, page.page);
         for (int t = 0; t < piece.count; ++t)
-          rows[page.page][static_cast<std::size_t>(piece.to_slot + t)] = before.at(piece.page)[static_cast<std::size_t>(piece.slot + t)];
+          rows[page.page][static_cast<std::size_t>(piece.to_slot + t)] =
+              before.at(piece.page)[static_cast<std::size_t>(piece.slot + t)];
       }
     }
     const HeadPages after{out.entries, out.offsets.data(), formats, page_tokens};
@@ -107,14 +108,17 @@ struct List {
         EXPECT_TRUE(e.format == was[p] || (positions.contains(p) && e.format == format));
         changed += e.format != was[p];
         const std::int32_t from = out.source[at * page_tokens + static_cast<std::size_t>(s)];
-        EXPECT_EQ(from < 0 ? -1 : pages().position(entries[static_cast<std::size_t>(from) / page_tokens], from % page_tokens), p);
+        EXPECT_EQ(
+            from < 0 ? -1 : pages().position(entries[static_cast<std::size_t>(from) / page_tokens], from % page_tokens),
+            p);
       });
     }
     EXPECT_EQ(says, held);
     EXPECT_EQ(out.changed, changed);
     for (const Entry& e : out.released) EXPECT_FALSE(in_use.contains(e.page)) << "released and in use";
     for (const PageId p : old_pages)
-      EXPECT_TRUE(in_use.contains(p) || std::any_of(out.released.begin(), out.released.end(), [&](const Entry& e) { return e.page == p; }));
+      EXPECT_TRUE(in_use.contains(p) ||
+                  std::any_of(out.released.begin(), out.released.end(), [&](const Entry& e) { return e.page == p; }));
     entries = out.entries, offsets = out.offsets;
     return out;
   }
@@ -175,6 +179,7 @@ TEST(Reform, TilesWithHolesChangeWholeOrWait) {
   List list;
   list.add(tile_keys, 0, 16, 0xbffe).add(tile_keys, 16, 16).add(raw, 32, 4);
   EXPECT_EQ(list.change(tiles, span_of(0, 10)).changed, 0);
+  EXPECT_EQ(list.change(tiles, span_of(4, 28)).changed, 0) << "enough for a page, but coded elsewhere already";
   const ReformedList out = list.change(tiles, span_of(0, 20));
   EXPECT_EQ(out.changed, 14);
   EXPECT_EQ(list.entries[0].format, tiles);
@@ -188,12 +193,15 @@ TEST(Reform, TilesWithHolesChangeWholeOrWait) {
 TEST(Reform, AnyChangesKeepEveryToken) {
   for (std::uint64_t seed = 1; seed <= 300; ++seed) {
     std::uint64_t at = 0;
-    const auto below = [&](Index n) { return static_cast<Index>(random_bits(seed, at++) % static_cast<std::uint64_t>(n)); };
+    const auto below = [&](Index n) {
+      return static_cast<Index>(random_bits(seed, at++) % static_cast<std::uint64_t>(n));
+    };
     List list;
     Position next = 0;
     for (Index p = below(6) + 1; p > 0; --p) {
       std::vector<Position> positions;
-      for (Index t = p == 1 ? below(16) + 1 : 16; t > 0; --t) positions.push_back(next += static_cast<Position>(below(8) == 0 ? below(4000) + 1 : 1));
+      for (Index t = p == 1 ? below(16) + 1 : 16; t > 0; --t)
+        positions.push_back(next += static_cast<Position>(below(8) == 0 ? below(4000) + 1 : 1));
       next += below(3) == 0 ? 40000 : 0;  // a page spans less than 65536
       std::uint64_t live = below(2) == 0 ? all : random_bits(seed, at++);
       if ((live & low_bits(std::ssize(positions))) == 0) live = all;

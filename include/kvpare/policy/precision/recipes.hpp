@@ -141,8 +141,10 @@ struct Mikv {
 /// that go over together, values divided by a factor per channel and then per token.
 ///
 /// Source     He et al. 2024, "ZipVL", arXiv 2410.08584v1, and "ZipCache", arXiv 2405.14256
-/// Deviation  scales of values are per token and head (the paper: per token over all heads). How many tokens matter is the
-///            base method's `keep` (ZipCache's fixed share), not the share of attention
+/// Deviation  of a prompt's tokens that matter, too, whole lots of `residual` go over; what is left waits for more. Keys of
+///            later lots keep the ranges of the first in `high`. Scales of values are per token and head (the paper: per
+///            token over all heads). How many tokens matter is the base method's `keep` (ZipCache's fixed share), not the
+///            share of attention
 struct ZipCache {
   static constexpr std::string_view name = "zip_cache", base = "snap_kv";
   Index high = 4, low = 2;  // bits

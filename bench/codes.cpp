@@ -112,8 +112,8 @@ template <class K, class V>
 bool add_codes(std::string_view name, int probability_bits) {
   for (const LayerShape& shape : {llama_8b(), qwen_vl_7b()})
     for (const Index tokens : {1024, 4096, 16384, 32768}) {
-      const std::string text = kvpare::message("codes/cpu/", name, "/Q:", shape.q_heads, "/H:", shape.kv_heads, "/D:",
-                                               shape.key_dim, "/N:", tokens, "/p:", probability_bits);
+      const std::string text = kvpare::message("codes/cpu/", name, "/Q:", shape.q_heads, "/H:", shape.kv_heads,
+                                               "/D:", shape.key_dim, "/N:", tokens, "/p:", probability_bits);
       add(text, [=](benchmark::State& state) {
         auto& pages = kept(text, [&] { return std::make_unique<CodedPages<K, V>>(shape, tokens, probability_bits); });
         const double bytes = static_cast<double>(pages.bytes());
@@ -141,8 +141,7 @@ using kvpare::Symmetric;
     add_codes<kvpare::Raw<kvpare::half>>("half_by_rows") && add_codes<kvpare::Fp8E4M3>("fp8_e4m3") &&
     add_codes<Symmetric<8, 32>>("int8_g32") && add_codes<Symmetric<4, 32>>("int4_g32") &&
     add_codes<Symmetric<4, 32>>("int4_g32", 8) && add_codes<Affine<4, 32>>("int4_g32_min") &&
-    add_codes<Affine<2, 32>>("int2_g32_min") &&
-    add_codes<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>("kivi4", 16) &&
+    add_codes<Affine<2, 32>>("int2_g32_min") && add_codes<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>("kivi4", 16) &&
     add_codes<kvpare::KiviKeys<2>, kvpare::KiviValues<2>>("kivi2", 16);
 
 }  // namespace

@@ -85,9 +85,9 @@ inline double square_of_ranges(Index group, const std::vector<float>& row) {
 
 template <Codec C>
 void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vector<Index> row_counts, double bound) {
-  SCOPED_TRACE(std::string(C::name) + (side == Side::keys ? " keys " : " values ") + std::string(name_of(isa)) + " tokens " +
-               std::to_string(shape.tokens) + " width " + std::to_string(shape.width) +
-               " p " + std::to_string(probability_bits));
+  SCOPED_TRACE(std::string(C::name) + (side == Side::keys ? " keys " : " values ") + std::string(name_of(isa)) +
+               " tokens " + std::to_string(shape.tokens) + " width " + std::to_string(shape.width) + " p " +
+               std::to_string(probability_bits));
   const TileOps* ops = tile_ops<C>(side, shape, isa, probability_bits);
   ASSERT_NE(ops, nullptr);
   const Kernels& k = kernels(isa);
@@ -133,65 +133,75 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
     ASSERT_TRUE(other.intact());
     ASSERT_EQ(std::memcmp(other.data(), tile.data(), static_cast<std::size_t>(bytes)), 0);
 
-    const TileRows listed{tile.data(), shape, state, slots.list.data(), static_cast<int>(slots.list.size()), slots.gapless};
+    const TileRows listed{tile.data(),  shape, state, slots.list.data(), static_cast<int>(slots.list.size()),
+                          slots.gapless};
     const Index n = listed.count;
-    for (const Index rows : row_counts) if (side == Side::keys) {
-      const Index stride = shape.width + 3, out_stride = 67;
-      std::vector<float> q(static_cast<std::size_t>(rows * stride), nan), out(static_cast<std::size_t>(rows * out_stride), nan);
-      for (Index i = 0; i < rows; ++i)
-        for (Index c = 0; c < shape.width; ++c) q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
-      TileMemory prepared(ops->query_bytes(rows, shape.width));
-      ops->prepare_query(k, q.data(), stride, rows, shape.width, state, prepared.data());
-      ASSERT_TRUE(prepared.intact());
-      ops->score(k, prepared.data(), rows, listed, {tile.data(), bytes}, out.data(), out_stride);
-      for (Index i = 0; i < rows; ++i) {
-        for (Index t = n; t < out_stride; ++t) ASSERT_TRUE(std::isnan(out[static_cast<std::size_t>(i * out_stride + t)]));
-        for (Index t = 0; t < n; ++t) {
-          double sum = 0, size = 0;
-          for (Index c = 0; c < shape.width; ++c) {
-            const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
-            const double y = static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
-            sum += x * y, size += x * x;
-          }
-          if constexpr (GroupCodec<C>)
-            size += square_of_ranges(C::form.along == Along::channels ? C::form.group_of(shape) : shape.width,
-                                     decoded[static_cast<std::size_t>(t)]);
-          // An integer query is off by a share of its largest number: relative to |k| times that, by sqrt(width).
-          ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
-                      bound * 4 * std::sqrt(size) + 1e-5)
-              << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
-        }
-      }
-    } else {
-      const Index stride = 64, acc_stride = round_up(shape.width, 16);
-      std::vector<float> p(static_cast<std::size_t>(rows * stride), nan), acc(static_cast<std::size_t>(rows * acc_stride), nan);
-      std::vector<float> alpha(static_cast<std::size_t>(rows));
-      for (Index i = 0; i < rows; ++i) {
-        alpha[static_cast<std::size_t>(i)] = i % 3 == 0 ? 0.0f : 0.25f;
-        const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
-        for (Index t = 0; t < n; ++t)
-          p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
-        if (i % 3 != 0)
-          for (Index c = 0; c < shape.width; ++c) acc[static_cast<std::size_t>(i * acc_stride + c)] = tiny * normal(4, i * 300 + c);
-      }
-      const std::vector<float> before = acc;
-      ops->accumulate(k, p.data(), stride, alpha.data(), rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
-      for (Index i = 0; i < rows; ++i)
-        for (Index c = 0; c < shape.width; ++c) {
-          const float a = alpha[static_cast<std::size_t>(i)];
-          double sum = a == 0 ? 0.0 : static_cast<double>(a) * static_cast<double>(before[static_cast<std::size_t>(i * acc_stride + c)]);
-          double size = std::abs(sum), largest = 0, top = 0;
+    for (const Index rows : row_counts)
+      if (side == Side::keys) {
+        const Index stride = shape.width + 3, out_stride = 67;
+        std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
+            out(static_cast<std::size_t>(rows * out_stride), nan);
+        for (Index i = 0; i < rows; ++i)
+          for (Index c = 0; c < shape.width; ++c)
+            q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
+        TileMemory prepared(ops->query_bytes(rows, shape.width));
+        ops->prepare_query(k, q.data(), stride, rows, shape.width, state, prepared.data());
+        ASSERT_TRUE(prepared.intact());
+        ops->score(k, prepared.data(), rows, listed, {tile.data(), bytes}, out.data(), out_stride);
+        for (Index i = 0; i < rows; ++i) {
+          for (Index t = n; t < out_stride; ++t)
+            ASSERT_TRUE(std::isnan(out[static_cast<std::size_t>(i * out_stride + t)]));
           for (Index t = 0; t < n; ++t) {
-            const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
-            const double y = static_cast<double>(p[static_cast<std::size_t>(i * stride + t)]);
-            sum += x * y, size += std::abs(x * y), top = std::max(top, y);
-            for (const float v : decoded[static_cast<std::size_t>(t)]) largest = std::max(largest, std::abs(static_cast<double>(v)));
+            double sum = 0, size = 0;
+            for (Index c = 0; c < shape.width; ++c) {
+              const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+              const double y = static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
+              sum += x * y, size += x * x;
+            }
+            if constexpr (GroupCodec<C>)
+              size += square_of_ranges(C::form.along == Along::channels ? C::form.group_of(shape) : shape.width,
+                                       decoded[static_cast<std::size_t>(t)]);
+            // An integer query is off by a share of its largest number: relative to |k| times that, by sqrt(width).
+            ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
+                        bound * 4 * std::sqrt(size) + 1e-5)
+                << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
           }
-          ASSERT_NEAR(static_cast<double>(acc[static_cast<std::size_t>(i * acc_stride + c)]), sum,
-                      bound * largest * top * 8 + 1e-6 * size)
-              << "row " << i << " channel " << c;
         }
-    }
+      } else {
+        const Index stride = 64, acc_stride = round_up(shape.width, 16);
+        std::vector<float> p(static_cast<std::size_t>(rows * stride), nan),
+            acc(static_cast<std::size_t>(rows * acc_stride), nan);
+        std::vector<float> alpha(static_cast<std::size_t>(rows));
+        for (Index i = 0; i < rows; ++i) {
+          alpha[static_cast<std::size_t>(i)] = i % 3 == 0 ? 0.0f : 0.25f;
+          const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
+          for (Index t = 0; t < n; ++t)
+            p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
+          if (i % 3 != 0)
+            for (Index c = 0; c < shape.width; ++c)
+              acc[static_cast<std::size_t>(i * acc_stride + c)] = tiny * normal(4, i * 300 + c);
+        }
+        const std::vector<float> before = acc;
+        ops->accumulate(k, p.data(), stride, alpha.data(), rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
+        for (Index i = 0; i < rows; ++i)
+          for (Index c = 0; c < shape.width; ++c) {
+            const float a = alpha[static_cast<std::size_t>(i)];
+            double sum = a == 0 ? 0.0
+                                : static_cast<double>(a) *
+                                      static_cast<double>(before[static_cast<std::size_t>(i * acc_stride + c)]);
+            double size = std::abs(sum), largest = 0, top = 0;
+            for (Index t = 0; t < n; ++t) {
+              const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+              const double y = static_cast<double>(p[static_cast<std::size_t>(i * stride + t)]);
+              sum += x * y, size += std::abs(x * y), top = std::max(top, y);
+              for (const float v : decoded[static_cast<std::size_t>(t)])
+                largest = std::max(largest, std::abs(static_cast<double>(v)));
+            }
+            ASSERT_NEAR(static_cast<double>(acc[static_cast<std::size_t>(i * acc_stride + c)]), sum,
+                        bound * largest * top * 8 + 1e-6 * size)
+                << "row " << i << " channel " << c;
+          }
+      }
     ASSERT_TRUE(tile.intact());
   }
 }
@@ -225,7 +235,8 @@ void check_values() {
   for (const int probability_bits : {16, 8})
     for_each_shape([probability_bits](Isa isa, TileShape shape) {
       if (C::fits(shape) && !::testing::Test::HasFatalFailure())
-        check<C>(Side::values, shape, isa, probability_bits, rows_for(shape), probability_bits == 16 ? 1.0 / 32767 : 1.0 / 255);
+        check<C>(Side::values, shape, isa, probability_bits, rows_for(shape),
+                 probability_bits == 16 ? 1.0 / 32767 : 1.0 / 255);
     });
 }
 

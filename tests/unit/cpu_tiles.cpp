@@ -9,9 +9,9 @@ namespace {
 template <Codec C>
 class CpuTiles : public ::testing::Test {};
 
-using Codecs = ::testing::Types<Symmetric<8, 32>, Symmetric<8>, Affine<8, 32>, Symmetric<4, 32>, Affine<4, 32>, Symmetric<3, 32>,
-                                Affine<2, 32>, Symmetric<2>, Affine<1, 32>, Symmetric<1>, KvTunerToken<4>, KiviKeys<2>,
-                                KiviKeys<4>, KiviKeys<8>, KiviKeys<3, 0>, MikvGroup<4>,
+using Codecs = ::testing::Types<Symmetric<8, 32>, Symmetric<8>, Affine<8, 32>, Symmetric<4, 32>, Affine<4, 32>,
+                                Symmetric<3, 32>, Affine<2, 32>, Symmetric<2>, Affine<1, 32>, Symmetric<1>,
+                                KvTunerToken<4>, KiviKeys<2>, KiviKeys<4>, KiviKeys<8>, KiviKeys<3, 0>, MikvGroup<4>,
                                 Group<GroupSpec{.bits = 4, .fit = Fit::min_max, .group = 16, .scale = ScaleType::f32}>>;
 TYPED_TEST_SUITE(CpuTiles, Codecs);
 

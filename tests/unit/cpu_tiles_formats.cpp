@@ -29,7 +29,9 @@ void check_folded(Isa isa, const float* state) {
   std::vector<float> x(64 * 128), q(5 * 128), out(5 * 64), p(5 * 64), acc(5 * 128), sums(5), alpha(5, 0.0f), row(128);
   for (Index i = 0; i < 64 * 128; ++i) x[static_cast<std::size_t>(i)] = normal(1, i) + 0.25f;
   for (Index i = 0; i < 5 * 128; ++i) q[static_cast<std::size_t>(i)] = normal(2, i);
-  for (Index i = 0; i < 5 * 64; ++i) p[static_cast<std::size_t>(i)] = random_unit(3, i), sums[static_cast<std::size_t>(i / 64)] += p[static_cast<std::size_t>(i)];
+  for (Index i = 0; i < 5 * 64; ++i)
+    p[static_cast<std::size_t>(i)] = random_unit(3, i),
+    sums[static_cast<std::size_t>(i / 64)] += p[static_cast<std::size_t>(i)];
   const Slots all = slot_lists(64, 1)[0];
   const TileOps* keys = tile_ops<C>(Side::keys, shape, isa, 16);
   const TileOps* values = tile_ops<C>(Side::values, shape, isa, 16);
@@ -40,7 +42,8 @@ void check_folded(Isa isa, const float* state) {
   values->encode(k, shape, x.data(), 0, 64, state, value.data());
   keys->prepare_query(k, q.data(), 128, rows, 128, state, prepared.data());
   keys->score(k, prepared.data(), rows, {key.data(), shape, state, all.list.data(), 64, true}, {}, out.data(), 64);
-  values->accumulate(k, p.data(), 64, alpha.data(), rows, {value.data(), shape, state, all.list.data(), 64, true}, {}, acc.data(), 128);
+  values->accumulate(k, p.data(), 64, alpha.data(), rows, {value.data(), shape, state, all.list.data(), 64, true}, {},
+                     acc.data(), 128);
   values->finish_output(rows, 128, state, sums.data(), acc.data(), 128);
   ASSERT_TRUE(key.intact() && value.intact() && prepared.intact());
   std::vector<double> want(5 * 128, 0.0);
@@ -49,13 +52,17 @@ void check_folded(Isa isa, const float* state) {
     for (Index i = 0; i < rows; ++i) {
       double sum = 0;
       for (Index c = 0; c < 128; ++c) {
-        sum += static_cast<double>(q[static_cast<std::size_t>(i * 128 + c)]) * static_cast<double>(row[static_cast<std::size_t>(c)]);
-        want[static_cast<std::size_t>(i * 128 + c)] += static_cast<double>(p[static_cast<std::size_t>(i * 64 + t)]) * static_cast<double>(row[static_cast<std::size_t>(c)]);
+        sum += static_cast<double>(q[static_cast<std::size_t>(i * 128 + c)]) *
+               static_cast<double>(row[static_cast<std::size_t>(c)]);
+        want[static_cast<std::size_t>(i * 128 + c)] += static_cast<double>(p[static_cast<std::size_t>(i * 64 + t)]) *
+                                                       static_cast<double>(row[static_cast<std::size_t>(c)]);
       }
-      ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * 64 + t)]), sum, 0.6) << C::name << " " << name_of(isa);
+      ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * 64 + t)]), sum, 0.6)
+          << C::name << " " << name_of(isa);
     }
   }
-  for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.05) << C::name << " " << name_of(isa);
+  for (std::size_t i = 0; i < want.size(); ++i)
+    ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.05) << C::name << " " << name_of(isa);
 }
 
 TEST(CpuFoldedTiles, AreTheLoopsOfWhatTheyFold) {

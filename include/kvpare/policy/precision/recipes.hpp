@@ -178,7 +178,10 @@ struct FormChoice {
 };
 inline std::string print_setting(const FormChoice& choice) {
   std::string words;
-  for (const Form& f : choice.forms) words += (words.empty() ? "" : "+") + print_setting(f);
+  for (const Form& f : choice.forms) {
+    if (!words.empty()) words += '+';
+    words += print_setting(f);
+  }
   return words;
 }
 inline bool parse_setting(std::string_view words, FormChoice& out) {

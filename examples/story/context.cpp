@@ -5,18 +5,22 @@
 #include <sstream>
 #include <stdexcept>
 
+template class kvpare::KvCache<kvpare::cpu::Backend, story::Formats>;
+
 namespace story {
 namespace {
 
 constexpr Index rows_per_attend = 64;  // the most that one call takes
 
-/// Pages of one size, as many as one text can need: one more per head than its tokens fill.
-kvpare::CacheOptions cache_options(const Shape& shape, const ContextOptions& options) {
+/// Pages as appended, as many as one text can need, one more per head than its tokens fill; and room for other forms.
+kvpare::CacheOptions cache_options(const Decoder& decoder, const ContextOptions& options) {
+  const Shape& shape = decoder.shape();
   using Floats = kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>;
   const Index page_bytes = kvpare::round_up(Floats::page_bytes(options.page_tokens, shape.head_dim(), shape.head_dim()),
                                             kvpare::PagePool::unit_bytes);
   const Index pages = shape.layers * shape.kv_heads * (kvpare::ceil_div(options.most_tokens, options.page_tokens) + 1);
-  return {.page_tokens = options.page_tokens, .pool_bytes = pages * page_bytes};
+  return example::with_room_for_forms<Formats>({.page_tokens = options.page_tokens, .pool_bytes = pages * page_bytes},
+                                               decoder.attention_shapes());
 }
 
 }  // namespace
@@ -25,6 +29,8 @@ const char* name_of(Acts acts) {
   switch (acts) {
     case Acts::never:
       return "never";
+    case Acts::by_age:
+      return "by age";
     case Acts::each_token:
       return "each token";
     case Acts::each_block:
@@ -35,8 +41,12 @@ const char* name_of(Acts acts) {
 
 Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_decode) {
   Method method{.compressor = std::move(compressor), .block = block};
+  const kvpare::AnyPrecision& precision = method.compressor.precision;
+  const auto* in_form = std::get_if<kvpare::InForm>(&precision.held);
   if (method.compressor.keep == kvpare::Keep::ratio(1))
-    method.acts = Acts::never;
+    method.acts = precision.held_name() == kvpare::AsAppended::name  ? Acts::never
+                  : in_form != nullptr && in_form->guard > 0 ? Acts::each_block  // looks at the keys there are
+                                                             : Acts::by_age;
   else
     method.acts = at_decode == AtDecode::each_token && kvpare::acts_at_decode(method.compressor) ? Acts::each_token
                                                                                                  : Acts::each_block;
@@ -45,8 +55,17 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
 
 Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options)
     : decoder_(decoder), method_(std::move(method)),
-      cache_(backend, decoder.attention_shapes(), cache_options(decoder.shape(), options)), sequence_(cache_.create()) {
+      cache_(backend, decoder.attention_shapes(), cache_options(decoder, options)), sequence_(cache_.create()) {
   kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
+  take_aging();
+}
+
+/// What a precision says of old tokens goes for a text from its begin: a plan of nothing says so to the cache.
+void Context::take_aging() {
+  if (std::holds_alternative<kvpare::Joint>(method_.compressor.precision.held)) return;
+  kvpare::AnyCompressor ages = method_.compressor;
+  ages.keep = kvpare::Keep::ratio(1);
+  cache_.compress(sequence_, ages);
 }
 
 Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options,
@@ -78,7 +97,10 @@ Context::Image Context::image() {
 Matrix Context::read(std::span<const int> tokens, const Attention& watch) {
   Matrix hidden(std::ssize(tokens), decoder_.shape().width);
   for (Index done = 0; done < hidden.rows();) {
-    Index rows = std::min(hidden.rows() - done, method_.acts == Acts::each_token ? 1 : rows_per_attend);
+    const bool one_by_one = method_.acts == Acts::each_token || method_.acts == Acts::by_age;
+    // Within a page, so that what is counted after a part was in use all along.
+    const Index left_of_page = cache_.page_tokens() - length_ % cache_.page_tokens();
+    Index rows = std::min({hidden.rows() - done, one_by_one ? 1 : rows_per_attend, left_of_page});
     bool block_ends = false;
     if (method_.acts == Acts::each_block) {
       const Index left_of_block = method_.block - length_ % method_.block;
@@ -99,6 +121,10 @@ Matrix Context::read_part(std::span<const int> tokens, bool block_ends, const At
     if (watch) watch(layer_rows);
     attend(layer_rows, block_ends);
   });
+  const example::Footprint footprint = example::footprint(cache_, sequence_);
+  usage_.bytes += static_cast<double>(rows * footprint.bytes);
+  usage_.held += static_cast<double>(rows * footprint.live_tokens);
+  usage_.support = std::min(usage_.support, footprint.support);
   if (block_ends) {
     const kvpare::CompressReport report = cache_.compress(sequence_, method_.compressor);
     usage_.evicted += report.tokens_before - report.tokens_after;

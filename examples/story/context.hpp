@@ -5,20 +5,22 @@
 #include <string>
 
 #include "decoder.hpp"
+#include "support/formats.hpp"
 
 namespace story {
 
-using Cache =
-    kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>>>;
+using Formats = example::ModelFormats<float, 8>;  // the smallest heads of these models have 8 channels
+using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
 
-/// When a method evicts while a text is read or written.
+/// When a method evicts tokens, or changes their form, while a text is read or written.
 enum class Acts {
-  never,       // it keeps everything
-  each_token,  // methods that decide at decode: tokens go through one at a time, each layer evicts after each
+  never,       // it keeps everything as it is
+  by_age,      // it keeps everything; tokens go through one at a time, older ones change their form at each append
+  each_token,  // methods that decide at decode: tokens go through one at a time, each layer evicts (or demotes) after each
   each_block,  // methods that decide at the end of a prefill: every `block` tokens, from those tokens' queries
 };
 
-/// "never", "each token", "each block".
+/// "never", "by age", "each token", "each block".
 const char* name_of(Acts acts);
 
 /// A policy as this program runs it.
@@ -45,6 +47,9 @@ struct Usage {
   Index evicted = 0;  // over all layers and kv heads
   double seen = 0;    // tokens that a query saw in a kv head, itself included: mean over heads, summed over tokens
   Index peak_page_bytes = 0;  // of whole pages in use
+  double bytes = 0;  // of whole pages in use and of codec states as a token was attended, summed over tokens
+  double held = 0;   // tokens in these pages, over layers and kv heads, likewise
+  kvpare::Support support = kvpare::Support::fused;  // the least of the formats that were attended to
 };
 
 class Context {
@@ -84,6 +89,7 @@ class Context {
  private:
   Matrix read_part(std::span<const int> tokens, bool block_ends, const Attention& watch);
   void attend(const LayerRows& rows, bool block_ends);
+  void take_aging();
 
   const Decoder& decoder_;
   Method method_;
@@ -94,3 +100,5 @@ class Context {
 };
 
 }  // namespace story
+
+extern template class kvpare::KvCache<kvpare::cpu::Backend, story::Formats>;  // in context.cpp

@@ -58,6 +58,8 @@ std::vector<Setting> make_settings(const std::vector<std::string>& policies, con
 void Result::operator+=(const Result& more) {
   nats += more.nats, tokens += more.tokens, seen += more.seen, evicted += more.evicted;
   peak_page_bytes = std::max(peak_page_bytes, more.peak_page_bytes);
+  bytes += more.bytes, held += more.held;
+  support = std::min(support, more.support);
   seconds += more.seconds;
 }
 
@@ -72,6 +74,7 @@ Result measure(const Decoder& decoder, kvpare::cpu::Backend& backend, const std:
   const Usage usage = context.usage();
   result.tokens = count, result.seen = usage.seen, result.evicted = usage.evicted;
   result.peak_page_bytes = usage.peak_page_bytes;
+  result.bytes = usage.bytes, result.held = usage.held, result.support = usage.support;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

@@ -36,10 +36,15 @@ struct Result {
   double seen = 0;   // tokens that a query saw in a kv head, itself included: mean over heads, summed over queries
   Index evicted = 0;
   Index peak_page_bytes = 0;  // of whole pages in use, of the largest story
+  double bytes = 0;           // in use as a token was attended, codec states included, summed over tokens
+  double held = 0;            // tokens of layers and kv heads in these, likewise
+  kvpare::Support support = kvpare::Support::fused;  // the least of the formats in use
   double seconds = 0;
 
   double nats_per_token() const { return nats / count(); }
   double seen_per_token() const { return seen / count(); }
+  double bytes_in_use() const { return bytes / count(); }
+  double bytes_per_held_token() const { return held > 0 ? bytes / held : 0; }
   double us_per_token() const { return seconds * 1e6 / count(); }
   void operator+=(const Result& more);
 

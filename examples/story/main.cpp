@@ -44,6 +44,15 @@ std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
   return budgets;
 }
 
+/// What pages of a model's cache can hold; without a model, of one as small as stories260K.
+void print_formats(std::ostream& out, const std::string& model, Index page_tokens) {
+  kvpare::Model shapes{{{.q_heads = 8, .kv_heads = 4, .key_dim = 8, .value_dim = 8, .scale = 1}}};
+  if (!model.empty()) shapes = Decoder(parse_model(example::read_bytes(model), model)).attention_shapes();
+  kvpare::cpu::Backend backend({.threads = 1});
+  example::print_formats(
+      out, Cache(backend, shapes, example::with_room_for_forms<Formats>({.page_tokens = page_tokens}, shapes)));
+}
+
 /// The one policy with the one budget that a text is written under.
 Terms terms_of(const Arguments& a) {
   if (a.policies.size() > 1 || a.budgets.size() > 1)
@@ -112,7 +121,8 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
   const Shape& shape = decoder.shape();
   if (a.rule.most_tokens > shape.longest)
     throw CLI::ValidationError("--story-tokens", "the model's longest sequence is " + std::to_string(shape.longest));
-  Measured measured{.text = a.nll, .rule = a.rule, .options = {.threads = a.threads, .page_tokens = a.page_tokens}};
+  Measured measured{.text = a.nll, .rule = a.rule, .options = {.threads = a.threads, .page_tokens = a.page_tokens},
+                    .numbers = 2 * shape.head_dim()};
   const std::vector<std::vector<int>> stories = read_stories(example::read_bytes(a.nll), tokenizer, a.rule);
   example::expect(!stories.empty(), a.nll, "no story of at least ", a.rule.shortest, " characters among the first ",
                   a.rule.stories);
@@ -145,11 +155,12 @@ void declare(CLI::App& app, Arguments& a) {
   task->add_option("--text", a.text, "write the text of this file on");
   auto* nll = task->add_option("--nll", a.nll, "measure how well the text of this file is predicted");
   auto* load = task->add_option("--load", a.load, "write on what --save put aside, on the same terms");
-  task->add_flag("--list", a.list, "show the policies with their settings and sources");
+  task->add_flag("--list", a.list, "show the policies and precisions with their settings and sources, and the page formats (of the --model)");
   task->require_option(1);
 
   app.add_option("--policy", a.policies,
-                 "a policy with its settings, e.g. \"h2o(recent_share=0.25)\"; may be repeated with --nll")
+                 "a policy with its settings, a precision, or both: \"h2o(recent_share=0.25)\", \"kivi(bits=4, group=8)\", "
+                 "\"h2o + kivi(bits=4, group=8)\"; may be repeated with --nll")
       ->excludes(load)
       ->allow_extra_args(false);
   app.add_option("--keep", a.budgets,
@@ -207,6 +218,7 @@ void declare(CLI::App& app, Arguments& a) {
 int run(Arguments& a) {
   if (a.list) {
     example::print_policies(std::cout);
+    print_formats(std::cout, a.model, a.page_tokens);
     return 0;
   }
   for (const auto& [option, file] : {std::pair("--model", &a.model), std::pair("--tokenizer", &a.tokenizer)})

@@ -17,6 +17,10 @@ std::string fixed(double value, int digits) {
   return out.str();
 }
 
+double bits(const Result& result, const Measured& measured) {
+  return 8 * result.bytes_per_held_token() / static_cast<double>(measured.numbers);
+}
+
 std::string print_acts(const Method& method) {
   if (method.acts != Acts::each_block) return name_of(method.acts);
   return "blocks of " + std::to_string(method.block);
@@ -36,8 +40,9 @@ void print_table(std::ostream& out, const Measured& measured, const std::vector<
   for (const Setting& setting : settings) widest = std::max(widest, setting.policy.size());
   const int first = static_cast<int>(widest);
   out << std::left << std::setw(first) << "policy" << std::right << std::setw(8) << "keep"
-      << "  " << std::left << std::setw(16) << "evicts" << std::right << std::setw(10) << "nats/token" << std::setw(12)
-      << "perplexity" << std::setw(9) << "seen" << std::setw(7) << "KiB" << std::setw(10) << "us/token" << '\n';
+      << "  " << std::left << std::setw(16) << "acts" << std::right << std::setw(10) << "nats/token" << std::setw(12)
+      << "perplexity" << std::setw(9) << "seen" << std::setw(8) << "KiB" << std::setw(7) << "peak" << std::setw(9) << "bytes/t" << std::setw(7)
+      << "bits" << std::setw(13) << "attention" << std::setw(10) << "us/token" << '\n';
   for (std::size_t i = 0; i < settings.size(); ++i) {
     const Setting& setting = settings[i];
     const Result& result = results[i];
@@ -45,17 +50,21 @@ void print_table(std::ostream& out, const Measured& measured, const std::vector<
     out << std::left << std::setw(first) << setting.policy << std::right << std::setw(8) << print_budget(setting.budget)
         << "  " << std::left << std::setw(16) << print_acts(setting.method) << std::right << std::setw(10)
         << fixed(result.nats_per_token(), 4) << std::setw(12) << fixed(std::exp(result.nats_per_token()), 3)
-        << std::setw(9) << fixed(result.seen_per_token(), 1) << std::setw(7)
-        << fixed(static_cast<double>(result.peak_page_bytes) / 1024, 0) << std::setw(10)
+        << std::setw(9) << fixed(result.seen_per_token(), 1) << std::setw(8) << fixed(result.bytes_in_use() / 1024, 1)
+        << std::setw(7) << fixed(static_cast<double>(result.peak_page_bytes) / 1024, 0) << std::setw(9)
+        << fixed(result.bytes_per_held_token(), 1) << std::setw(7) << fixed(bits(result, measured), 2) << std::setw(13)
+        << name_of(result.support) << std::setw(10)
         << fixed(result.us_per_token(), 0) << '\n';
   }
   out << '\n'
       << measured.text << ": " << measured.tokens << " tokens of " << measured.stories
       << (measured.stories == 1 ? " story" : " stories") << ", at most " << measured.rule.most_tokens << " of each.\n"
-      << "keep: tokens per kv head of each layer (t), or a share of those read so far. evicts: after each token, or\n"
-         "after each block of tokens, by the queries of that block. seen: tokens that a query saw in a kv head, "
+      << "keep: tokens per kv head of each layer (t), or a share of those read so far. acts: after each token, or\n"
+         "after each block of tokens, by the queries of that block, or as tokens grow old. seen: tokens that a query saw in a kv head, "
          "itself\n"
-         "included, on average. KiB: of whole pages in use, at most, pages of "
+         "included, on average. KiB: whole pages and codec states in use as a token is attended, on average; bytes a\n"
+         "token of a layer and kv head, and bits per number, come of that. peak: of pages, of the largest story. "
+         "attention:\nthe least of the formats in use. Pages of "
       << measured.options.page_tokens << " tokens. " << measured.options.threads
       << (measured.options.threads == 1 ? " thread.\n" : " threads.\n");
 }
@@ -87,6 +96,10 @@ void write_json(const std::string& path, const Measured& measured, const std::ve
                   {"seen_tokens_per_head", result.seen_per_token()},
                   {"evicted", result.evicted},
                   {"peak_page_bytes", result.peak_page_bytes},
+                  {"bytes_in_use", result.bytes_in_use()},
+                  {"bytes_per_token", result.bytes_per_held_token()},
+                  {"bits_per_number", bits(result, measured)},
+                  {"attention", name_of(result.support)},
                   {"us_per_token", result.us_per_token()}};
     all["results"].push_back(std::move(entry));
   }

@@ -17,6 +17,7 @@ struct Measured {
   Index stories = 0, tokens = 0;
   TextRule rule;
   EvaluateOptions options;
+  Index numbers = 16;  // of one token in a kv head: key and value channels
 };
 
 void print_table(std::ostream& out, const Measured& measured, const std::vector<Setting>& settings,

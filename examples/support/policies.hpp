@@ -5,7 +5,7 @@
 
 namespace example {
 
-/// Every policy with its source and its settings: present value, what is allowed, what for.
+/// Every policy, then every precision, with its source and its settings: present value, what is allowed, what for.
 void print_policies(std::ostream& out);
 
 }  // namespace example

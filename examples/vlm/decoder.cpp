@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;
+
 namespace vlm {
 namespace {
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model_shape.hpp"
+#include "support/formats.hpp"
 #include "support/safetensors.hpp"
 
 namespace vlm {
@@ -20,8 +21,8 @@ using example::Safetensors;
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Row = Eigen::RowVectorXf;
 
-using Cache =
-    kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>>>;
+using Formats = example::ModelFormats<float, 32>;
+using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
 
 /// What the cache needs to know of the model.
 kvpare::Model attention_shapes();
@@ -67,3 +68,5 @@ class Decoder {
 };
 
 }  // namespace vlm
+
+extern template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;  // in decoder.cpp

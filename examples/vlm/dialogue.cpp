@@ -1,5 +1,6 @@
 #include "dialogue.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include "evaluation_set.hpp"
@@ -22,6 +23,8 @@ void Cost::operator+=(const Cost& more) {
   prefill_us += more.prefill_us, compress_us += more.compress_us;
   decode_us += more.decode_us, decode_steps += more.decode_steps;
   bytes_before += more.bytes_before, bytes_after += more.bytes_after;
+  answers += more.answers, answer_bytes += more.answer_bytes, answer_tokens += more.answer_tokens;
+  support = std::min(support, more.support);
 }
 
 Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
@@ -74,6 +77,10 @@ void Dialogue::read(std::span<const int> prompt) {
 
 std::vector<int> Dialogue::answer(int longest) {
   std::vector<int> tokens;
+  const example::Footprint held = example::footprint(*cache_, sequence_);
+  ++cost_.answers;
+  cost_.answer_bytes += held.bytes, cost_.answer_tokens += held.live_tokens;
+  cost_.support = std::min(cost_.support, held.support);
   const Stopwatch decode;
   while (std::ssize(tokens) < longest && (tokens.empty() || tokens.back() != end_of_answer)) {
     Index best = 0;

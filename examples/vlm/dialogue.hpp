@@ -15,6 +15,10 @@ struct Cost {
   double decode_us = 0;
   Index decode_steps = 0;
   Index bytes_before = 0, bytes_after = 0;  // of the pages in use, right before and after the compression
+  Index answers = 0;                        // given so far; the next two are sums over them
+  Index answer_bytes = 0;                   // of the pages in use as an answer begins, and of codec states
+  Index answer_tokens = 0;                  // that they hold, over layers and kv heads
+  kvpare::Support support = kvpare::Support::fused;  // the least of the formats in use as an answer begins
   void operator+=(const Cost& more);
 };
 

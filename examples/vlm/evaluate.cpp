@@ -103,10 +103,19 @@ double Result::kept_visual_tokens() const {
   return static_cast<double>(kept_visual) / static_cast<double>(std::max<Index>(prompts, 1) * layer_count * kv_heads);
 }
 
+double Result::answer_bytes() const {
+  return static_cast<double>(cost.answer_bytes) / static_cast<double>(std::max<Index>(cost.answers, 1));
+}
+
+double Result::token_bytes() const {
+  return static_cast<double>(cost.answer_bytes) / static_cast<double>(std::max<Index>(cost.answer_tokens, 1));
+}
+
 kvpare::CacheOptions cache_options(Index page_tokens) {
   constexpr Index dialogues = 4, longest = 320;  // tokens; the longest dialogue of the set has fewer than 300
   constexpr Index token_bytes = layer_count * kv_heads * 2 * head_dim * static_cast<Index>(sizeof(float));
-  return {.page_tokens = page_tokens, .pool_bytes = dialogues * (longest + page_tokens) * token_bytes};
+  return example::with_room_for_forms<Formats>(
+      {.page_tokens = page_tokens, .pool_bytes = dialogues * (longest + page_tokens) * token_bytes}, attention_shapes());
 }
 
 std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, const std::vector<Setting>& settings,

@@ -46,6 +46,9 @@ struct Result {
 
   /// Mean per layer and kv head.
   double kept_visual_tokens() const;
+  /// Of the cache as an answer begins: mean over answers, and per live token of a layer and kv head.
+  double answer_bytes() const;
+  double token_bytes() const;
   const Score& operator[](Task task) const { return scores[static_cast<std::size_t>(task)]; }
 };
 

@@ -38,7 +38,7 @@ struct Arguments {
   std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
-  Index page_tokens = 16;
+  Index page_tokens = 32;  // which groups of 32 tokens fill
   std::string data, json, plot, dump;
   Index show = -1, scene = 0;
   bool list = false, verify = false, demo = false;
@@ -197,9 +197,8 @@ int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Argum
 
 void declare(CLI::App& app, Arguments& a) {
   app.add_option("--policy", a.policies,
-                 "a policy with its settings, e.g. \"air_cache(alpha=0.5)\"; may be repeated. It evicts visual tokens "
-                 "only, unless "
-                 "it says among=")
+                 "a policy with its settings, a precision, or both: \"air_cache(alpha=0.5)\", \"kivi(bits=4)\", "
+                 "\"air_cache + kivi(bits=4)\"; may be repeated. It evicts visual tokens only, unless it says among=")
       ->allow_extra_args(false)
       ->capture_default_str();
   app.add_option("--keep", a.keeps, "shares of the visual tokens to keep")
@@ -233,7 +232,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
   app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
-  app.add_flag("--list", a.list, "show the policies with their settings and sources");
+  app.add_flag("--list", a.list, "show the policies and precisions with their settings and sources, and the page formats");
 }
 
 /// The demo is an evaluation whose files go beside the program, with a picture where one can be drawn.
@@ -248,7 +247,9 @@ void fill_in_demo(Arguments& arguments) {
 
 int run(Arguments& arguments) {
   if (arguments.list) {
+    kvpare::cpu::Backend backend({.threads = 1});
     example::print_policies(std::cout);
+    example::print_formats(std::cout, Cache(backend, attention_shapes(), cache_options(arguments.page_tokens)));
     return 0;
   }
   if (arguments.demo) fill_in_demo(arguments);

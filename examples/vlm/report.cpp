@@ -32,9 +32,12 @@ struct Means {
       : kept_visual(r.kept_visual_tokens()), kib_before(static_cast<double>(r.cost.bytes_before) / 1024 / prompts(r)),
         kib_after(static_cast<double>(r.cost.bytes_after) / 1024 / prompts(r)),
         step_us(r.cost.decode_us / static_cast<double>(std::max<Index>(r.cost.decode_steps, 1))),
-        prefill_us(r.cost.prefill_us / prompts(r)), compress_us(r.cost.compress_us / prompts(r)) {}
+        prefill_us(r.cost.prefill_us / prompts(r)), compress_us(r.cost.compress_us / prompts(r)),
+        kib_answer(r.answer_bytes() / 1024), token_bytes(r.token_bytes()), bits(8 * token_bytes / (2 * head_dim)) {}
 
   double kept_visual, kib_before, kib_after, step_us, prefill_us, compress_us;
+  double kib_answer;         // as an answer begins
+  double token_bytes, bits;  // per live token of a kv head, and per number of it
 
  private:
   static double prompts(const Result& r) { return static_cast<double>(std::max<Index>(r.prompts, 1)); }
@@ -75,10 +78,12 @@ void print_table(std::ostream& out, const std::vector<Setting>& settings, const 
 
   out << '\n' << std::left << std::setw(first) << "" << std::right << std::setw(7) << "";
   out << std::setw(7 * static_cast<int>(options.tasks.size())) << "right answers" << std::setw(10) << "visual"
-      << std::setw(16) << "KiB of pages" << std::setw(9) << "us per" << std::setw(12) << "compress" << '\n';
+      << std::setw(24) << "KiB of pages" << std::setw(8) << "bytes" << std::setw(9) << "bits per" << std::setw(13) << "attention"
+      << std::setw(8) << "us per" << std::setw(12) << "compress" << '\n';
   out << std::left << std::setw(first) << "policy" << std::right << std::setw(7) << "keep";
   for (const Task task : options.tasks) out << std::setw(7) << name_of(task);
-  out << std::setw(10) << "kept" << std::setw(8) << "before" << std::setw(8) << "after" << std::setw(9) << "step"
+  out << std::setw(10) << "kept" << std::setw(8) << "before" << std::setw(8) << "after" << std::setw(8) << "answer"
+      << std::setw(8) << "a token" << std::setw(9) << "number" << std::setw(13) << "runs" << std::setw(8) << "step"
       << std::setw(12) << "of prefill" << '\n';
   for (std::size_t i = 0; i < settings.size(); ++i) {
     const Means mean(results[i]);
@@ -89,12 +94,16 @@ void print_table(std::ostream& out, const std::vector<Setting>& settings, const 
       out << std::setw(7) << fixed(task == Task::desc ? score.by_token() : score.exact(), 3);
     }
     out << std::setw(10) << fixed(mean.kept_visual, 1) << std::setw(8) << fixed(mean.kib_before, 0) << std::setw(8)
-        << fixed(mean.kib_after, 0) << std::setw(9) << fixed(mean.step_us, 0) << std::setw(10)
+        << fixed(mean.kib_after, 0) << std::setw(8) << fixed(mean.kib_answer, 1) << std::setw(8)
+        << fixed(mean.token_bytes, 1) << std::setw(9) << fixed(mean.bits, 2) << std::setw(13)
+        << name_of(results[i].cost.support) << std::setw(8) << fixed(mean.step_us, 0) << std::setw(10)
         << fixed(100 * mean.compress_us / std::max(mean.prefill_us, 1e-9), 1) << " %\n";
   }
   out << "\ndesc: share of right words; others: share of right answers. visual kept: tokens of " << visual_tokens
       << " per layer and kv head.\nKiB: all pages in use of a dialogue, text included, before and after compressing. "
-         "compress: watching the prefill, scoring, evicting.\n"
+         "answer: the mean over answers of what is in use as they begin, codec states included; bytes a token of a layer "
+         "and kv\nhead, and bits per number, come of that. attention runs: the least of the formats then in use. compress: "
+         "watching the\nprefill, scoring, evicting, coding.\n"
       << options.scenes << " scenes, pages of " << options.page_tokens << " tokens, " << options.threads
       << (options.threads == 1 ? " thread.\n" : " threads.\n");
 }
@@ -123,6 +132,10 @@ void write_json(const std::string& path, const std::vector<Setting>& settings, c
                   {"kept_visual_tokens", mean.kept_visual},
                   {"bytes_before", mean.kib_before * 1024},
                   {"bytes_after", mean.kib_after * 1024},
+                  {"answer_bytes", mean.kib_answer * 1024},
+                  {"bytes_per_token", mean.token_bytes},
+                  {"bits_per_number", mean.bits},
+                  {"attention", name_of(results[i].cost.support)},
                   {"decode_step_us", mean.step_us},
                   {"prefill_us", mean.prefill_us},
                   {"compress_us", mean.compress_us}};

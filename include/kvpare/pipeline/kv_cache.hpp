@@ -75,7 +75,7 @@ struct CompressReport {
   Index page_bytes_before = 0, page_bytes_after = 0;
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
-  std::vector<std::string> notes;  // what a guard found, for people
+  std::vector<std::string> notes = {};  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
   Index nan_scores = 0;

@@ -150,7 +150,7 @@ void KvCache<B, Listed>::plan_forms(const Sequence& s, const Precision& p, const
         lp.aging = of.guarded;
         plan.notes.push_back(message("layer ", l, ": key channel ", peak.channel, " of head ", peak.head, " reaches ",
                                      peak.over_median, " times the median channel, above ", p.guard, ": takes ",
-                                     p.guarded.as_appended() ? "no other form" : print_setting(p.guarded)));
+                                     p.guarded.as_appended() ? std::string("no other form") : print_setting(p.guarded)));
       }
     }
     if (of.rest < 0 || !lp.touched) continue;

@@ -127,7 +127,8 @@ template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
   if constexpr (GroupCodec<C> || FoldedCodec<C>)
-    return fused::with_set(isa, [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
+    return fused::with_set(isa,
+                           [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);
   return &ops;
 }

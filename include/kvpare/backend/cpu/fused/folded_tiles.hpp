@@ -27,20 +27,26 @@ struct FoldedTiles {
     for (Index r = 0; r < count; ++r) C::forward(shape.width, state, turned + r * shape.width);
     Tiles::encode(k, shape, turned, first, count, inner(shape.width, state), tile);
   }
-  static void decode(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, const float* state, float* row) {
+  static void decode(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, const float* state,
+                     float* row) {
     Tiles::decode(k, shape, tile, slot, inner(shape.width, state), row);
     C::backward(shape.width, state, row);
   }
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot, Index count) {
+  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
+                        Index count) {
     Tiles::move_rows(shape, from, from_slot, to, to_slot, count);
   }
-  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) { Tiles::to_canonical(shape, from, to); }
-  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) { Tiles::from_canonical(shape, from, to); }
+  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
+    Tiles::to_canonical(shape, from, to);
+  }
+  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) {
+    Tiles::from_canonical(shape, from, to);
+  }
 
   /// Behind the prepared queries: what each row adds to all of its scores.
   static Index query_bytes(Index rows, Index width) { return Tiles::query_bytes(rows, width) + round_up(rows * 4, 64); }
-  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width, const float* state,
-                            std::byte* prepared) {
+  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
+                            const float* state, std::byte* prepared) {
     const Index stride = round_up(width, 16);
     float* folded = memory(rows * stride);
     float* bias = reinterpret_cast<float*>(prepared + Tiles::query_bytes(rows, width));
@@ -63,7 +69,8 @@ struct FoldedTiles {
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     Tiles::accumulate(k, p, p_stride, alpha, rows, inner(values), ahead, acc, acc_stride);
   }
-  static void finish_output(Index rows, Index width, const float* state, const float* sum, float* acc, Index acc_stride) {
+  static void finish_output(Index rows, Index width, const float* state, const float* sum, float* acc,
+                            Index acc_stride) {
     Tiles::finish_output(rows, width, inner(width, state), sum, acc, acc_stride);
     for (Index i = 0; i < rows; ++i) C::fold_output(width, state, sum[i], acc + i * acc_stride);
   }

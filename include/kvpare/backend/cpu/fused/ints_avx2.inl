@@ -41,6 +41,12 @@ KVPARE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 KVPARE_INLINE Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 KVPARE_INLINE Vec negative(Vec x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
 KVPARE_INLINE void keep(Vec& x) { asm("" : "+x"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) {
+  return _mm256_and_ps(_mm256_cmp_ps(absolute(x), _mm256_set1_ps(0x1p-126f), _CMP_GE_OQ), x);
+}
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
 
 // Floats of 8 bits: `lanes` from p and as many from p + step, as halves that are 2^-8 of E4M3, or E5M2 itself.
 template <bool e5m2>

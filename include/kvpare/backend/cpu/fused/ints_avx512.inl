@@ -41,6 +41,12 @@ KVPARE_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 KVPARE_INLINE Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 KVPARE_INLINE Vec negative(Vec x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
 KVPARE_INLINE void keep(Vec& x) { asm("" : "+v"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(absolute(x), _mm512_set1_ps(0x1p-126f), _CMP_GE_OQ), x);
+}
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
 
 // Floats of 8 bits: `lanes` from p and as many from p + 16, as halves that are 2^-8 of E4M3, or E5M2 itself.
 template <bool e5m2>

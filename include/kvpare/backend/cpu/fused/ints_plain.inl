@@ -56,6 +56,8 @@ KVPARE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 KVPARE_INLINE Vec divide(Vec a, Vec b) { return a / b; }
 KVPARE_INLINE Vec negative(Vec x) { return -x; }
 KVPARE_INLINE void keep(Vec& x) { asm("" : "+m"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) { return (Vec)((Ints)x & (Ints)(absolute(x) >= 0x1p-126f)); }
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) { return a > b ? x : y; }
 
 // Floats of 8 bits: `lanes` from p and as many from p + step. As floats with too small an exponent, which one product mends,
 // subnormals included; E4M3 and E5M2 alike.

@@ -906,10 +906,8 @@ void accumulate_small(const ValueCall& call) {
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-KVPARE_INLINE float absolute_of(float x) { return x < 0 ? -x : x; }
-KVPARE_INLINE std::uint16_t saturated(std::uint16_t bits) {
-  return (bits & 0x7fffu) >= 0x7c00u ? static_cast<std::uint16_t>((bits & 0x8000u) | 0x7bffu) : bits;
-}
+// What a half that saturates makes of it is what a half makes of this.
+KVPARE_INLINE Vec as_half_range(Vec x) { return max(min(x, broadcast(65504.0f)), broadcast(-65504.0f)); }
 KVPARE_INLINE Vec whole_floats(Vec x) { return to_floats(whole_ints(x)); }
 
 // How a row of floats becomes codes, for the commonest forms: the very codes and bits of codec/group.hpp.
@@ -953,28 +951,19 @@ bool quantize_row(const float* x, Index width, Index group, std::uint8_t* codes,
     if constexpr (rule == Rule::amax) {
       scale = divide(max(most, negative(least)), broadcast(static_cast<float>(half_range - 1)));
     } else if constexpr (rule == Rule::extreme) {
-      float signed_extreme[lanes];
-      for (Index l = 0; l < lanes; ++l) signed_extreme[l] = high[g + l] > low[g + l] ? high[g + l] : -low[g + l];
-      scale = divide(load(signed_extreme), broadcast(static_cast<float>(-half_range)));
+      const Vec extreme = pick_greater(most, negative(least), most, least);
+      scale = divide(extreme, broadcast(static_cast<float>(-half_range)));
     } else {
       scale = divide(sub(most, least), broadcast(top_code));
     }
-    float all[lanes], stored[lanes], zero_at[lanes];
-    store(all, scale);
-    for (Index l = 0; l < lanes && g + l < groups; ++l)
-      if (absolute_of(all[l]) < 0x1p-126f) all[l] = 0;
+    scale = normal_or_zero(scale);
     half bits_of[lanes], zero_bits[lanes];
-    store(bits_of, load(all));
-    if constexpr (rule == Rule::min_max) store(zero_bits, least);
-    for (Index l = 0; l < lanes; ++l) {
-      bits_of[l].bits = saturated(bits_of[l].bits);
-      if constexpr (rule == Rule::min_max) zero_bits[l].bits = saturated(zero_bits[l].bits);
+    store(bits_of, as_half_range(scale));
+    store(inverse + g, divide_or_zero(broadcast(1.0f), exact ? scale : load(bits_of)));
+    if constexpr (rule == Rule::min_max) {
+      store(zero_bits, as_half_range(least));
+      store(low + g, exact ? least : load(zero_bits));
     }
-    store(stored, load(bits_of));
-    if constexpr (rule == Rule::min_max) store(zero_at, load(zero_bits));
-    const float* used = exact ? all : stored;
-    store(inverse + g, divide_or_zero(broadcast(1.0f), load(used)));
-    if constexpr (rule == Rule::min_max) store(low + g, exact ? least : load(zero_at));
     for (Index l = 0; l < lanes && g + l < groups; ++l) {
       scales[g + l] = bits_of[l];
       if constexpr (rule == Rule::min_max) zeros[g + l] = zero_bits[l];
@@ -1011,27 +1000,40 @@ bool quantize_row(const float* x, Index width, Index group, std::uint8_t* codes,
 }
 
 // The codes of one token, one to a byte, into their places. Codes of other tokens stay.
+template <int bits>
+void place_key(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
+  constexpr Units unit{bits};
+  constexpr int low = unit.low_bits(), per = 8 / low;
+  constexpr std::uint32_t mask = 0x01010101u * ((1u << low) - 1u);
+  std::byte* at = tile + slot / 16 * layout.block_bytes() + slot % 16 * 4;
+  for (Index c = 0; c < layout.shape.width; c += unit.depth(), at += unit.bytes()) {
+    std::uint32_t top = 0;
+    for (int q = 0; q < unit.quads(); q += per) {
+      std::uint32_t word = 0;
+      KVPARE_UNROLL for (int j = 0; j < per; ++j) {
+        std::uint32_t four;
+        std::memcpy(&four, codes + c + 4 * (q + j), 4);
+        word |= (four & mask) << (low * j);
+        if constexpr (low != bits) top |= (four >> low & 0x01010101u) << (q + j);
+      }
+      std::memcpy(at + q / per * 64, &word, 4);
+    }
+    if constexpr (low != bits) std::memcpy(at + (unit.vectors() - 1) * 64, &top, 4);
+  }
+}
+
 inline void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
   const Units unit = layout.units;
   const int low = unit.low_bits(), per = 8 / low;
   if (layout.side == Side::keys) {
-    std::byte* at = tile + slot / 16 * layout.block_bytes() + slot % 16 * 4;
-    const std::uint32_t mask = 0x01010101u * ((1u << low) - 1u);
-    for (Index c = 0; c < layout.shape.width; c += unit.depth(), at += unit.bytes()) {
-      std::uint32_t top = 0;
-      for (int q = 0; q < unit.quads(); q += per) {
-        std::uint32_t word = 0;
-        for (int j = 0; j < per; ++j) {
-          std::uint32_t four;
-          std::memcpy(&four, codes + c + 4 * (q + j), 4);
-          word |= (four & mask) << (low * j);
-          if (low != unit.bits) top |= (four >> low & 0x01010101u) << (q + j);
-        }
-        std::memcpy(at + q / per * 64, &word, 4);
-      }
-      if (low != unit.bits) std::memcpy(at + (unit.vectors() - 1) * 64, &top, 4);
+    switch (unit.bits) {
+      case 1: return place_key<1>(layout, tile, slot, codes);
+      case 2: return place_key<2>(layout, tile, slot, codes);
+      case 3: return place_key<3>(layout, tile, slot, codes);
+      case 4: return place_key<4>(layout, tile, slot, codes);
+      case 5: return place_key<5>(layout, tile, slot, codes);
+      default: return place_key<8>(layout, tile, slot, codes);
     }
-    return;
   }
   const Index step = slot / unit.depth();
   const int quad = static_cast<int>(slot % unit.depth() / 4), byte = static_cast<int>(slot % 4) * 8;

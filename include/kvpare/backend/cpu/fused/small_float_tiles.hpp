@@ -46,7 +46,8 @@ struct SmallFloatTiles {
     const float scale = C::scale_of({}, state);
     for (Index c = 0; c < s.width; ++c) row[c] = scale * C::level(std::to_integer<std::uint8_t>(tile[at(s, slot, c)]));
   }
-  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot, Index count) {
+  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
+                        Index count) {
     const bool down = from == to && to_slot > from_slot;
     for (Index i = 0; i < count; ++i) {
       const Index r = down ? count - 1 - i : i;
@@ -63,8 +64,8 @@ struct SmallFloatTiles {
   }
 
   static Index query_bytes(Index rows, Index) { return rows * max_width * 4; }
-  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width, const float* state,
-                            std::byte* prepared) {
+  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
+                            const float* state, std::byte* prepared) {
     const float factor = C::scale_of({}, state) * Set::template small_unit<e5m2>;
     for (Index i = 0; i < rows; ++i) {
       float* row = reinterpret_cast<float*>(prepared) + i * max_width;
@@ -72,8 +73,8 @@ struct SmallFloatTiles {
       k.multiply(row, width, factor);
     }
   }
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead, float* out,
-                    Index out_stride) {
+  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+                    float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     Set::template score_small_keys<e5m2>({layout(keys.shape), {}, prepared, rows, keys, ahead, out, out_stride});
   }
@@ -88,7 +89,9 @@ struct SmallFloatTiles {
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  private:
-  static constexpr Layout layout(TileShape s) { return {.side = side, .shape = s, .group = s.width, .scale = ScaleType::one}; }
+  static constexpr Layout layout(TileShape s) {
+    return {.side = side, .shape = s, .group = s.width, .scale = ScaleType::one};
+  }
 };
 
 }  // namespace kvpare::cpu::fused

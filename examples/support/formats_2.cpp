@@ -1,0 +1,6 @@
+// Loops over codes of 2 bits, for every instruction set.
+#include "codecs.hpp"
+
+namespace kvpare::cpu {
+KVPARE_EXAMPLE_CODECS_2(KVPARE_EXAMPLE_LOOPS)
+}  // namespace kvpare::cpu

@@ -1,0 +1,6 @@
+// Loops over codes of 8 bits, for every instruction set.
+#include "codecs.hpp"
+
+namespace kvpare::cpu {
+KVPARE_EXAMPLE_CODECS_8(KVPARE_EXAMPLE_LOOPS)
+}  // namespace kvpare::cpu

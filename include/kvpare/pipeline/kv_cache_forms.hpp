@@ -354,24 +354,38 @@ auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
       raw_values += here;
       if (e.format == append_format) raw_keys += here;
     }
-    Index values_due = whole(rule.format, due(raw_values, rule.keep_raw_values, rule.flush_values));
-    Index keys_due =
-        rule.keys_first < 0 ? values_due
-                            : whole(rule.keys_first, due(raw_keys, rule.keep_raw_keys, rule.flush_keys));
-    for (std::size_t e = 0; e < n && (values_due > 0 || keys_due > 0); ++e) {
+    const Index values_due = whole(rule.format, due(raw_values, rule.keep_raw_values, rule.flush_values));
+    const Index keys_due =
+        rule.keys_first < 0 ? values_due : whole(rule.keys_first, due(raw_keys, rule.keep_raw_keys, rule.flush_keys));
+    if (values_due == 0 && keys_due == 0) continue;
+
+    // The oldest of them, wherever they stand.
+    std::vector<Position> values_at, keys_at;
+    for (const Entry& e : list.entries) {
+      if (!ages(e)) continue;
+      for_each_bit(eligible(list, e), [&](Index slot) {
+        values_at.push_back(list.position(e, slot));
+        if (e.format == append_format) keys_at.push_back(values_at.back());
+      });
+    }
+    const auto end_of = [](std::vector<Position>& positions, Index oldest) {
+      if (oldest == 0) return Position{0};
+      std::nth_element(positions.begin(), positions.begin() + (oldest - 1), positions.end());
+      return positions[static_cast<std::size_t>(oldest - 1)] + 1;
+    };
+    const Position values_end = end_of(values_at, values_due),
+                   keys_end = rule.keys_first < 0 ? values_end : end_of(keys_at, keys_due);
+    for (std::size_t e = 0; e < n; ++e) {
       const Entry& entry = list.entries[e];
       if (!ages(entry)) continue;
       for_each_bit(eligible(list, entry), [&](Index slot) {
-        const std::uint64_t bit = std::uint64_t{1} << slot;
+        const Position p = list.position(entry, slot);
         const bool raw = entry.format == append_format;
-        if (raw && keys_due == 0)
-          values_due = 0;  // its values would go, but its keys stay
-        else if (values_due > 0)
-          to_last.back()[e] |= bit, last_any = true;
+        if (raw && p >= keys_end) return;  // its keys stay, so its values do
+        if (p < values_end)
+          to_last.back()[e] |= std::uint64_t{1} << slot, last_any = true;
         else if (raw)
-          to_first.back()[e] |= bit, first_any = true;
-        if (values_due > 0) --values_due;
-        if (raw && keys_due > 0) --keys_due;
+          to_first.back()[e] |= std::uint64_t{1} << slot, first_any = true;
       });
     }
   }

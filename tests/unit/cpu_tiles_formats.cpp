@@ -62,7 +62,8 @@ void check_folded(Isa isa, const float* state) {
     }
   }
   for (std::size_t i = 0; i < want.size(); ++i)
-    ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.05) << C::name << " " << name_of(isa);
+    // Centroids are bytes: off by 1/254 of the largest, a hundredth of a deviation, and the probabilities sum to 32.
+    ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.1) << C::name << " " << name_of(isa);
 }
 
 TEST(CpuFoldedTiles, AreTheLoopsOfWhatTheyFold) {

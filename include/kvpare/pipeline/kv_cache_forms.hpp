@@ -53,19 +53,6 @@ struct MakeState {
   }
 };
 
-/// "half/half, int4_g32/int4_g32": the formats of a cache.
-template <class FormatList>
-std::string format_names() {
-  std::string names;
-  FormatList::for_each([&](int, auto pair) {
-    names += names.empty() ? "" : ", ";
-    names += decltype(pair)::Key::name;
-    names += '/';
-    names += decltype(pair)::Value::name;
-  });
-  return names;
-}
-
 }  // namespace detail
 
 template <Backend B, class Listed>

@@ -419,7 +419,8 @@ void score(const KeyCall& call) {
   alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
   float* zero_at = has_zeros(layout, call.values) ? zeros : nullptr;
   const Index pairs = ceil_div(call.keys.count, 2 * lanes);
-  AheadLines ahead(call.ahead, pairs * (layout.depth() / Units{bits}.depth()) * ceil_div(call.rows, most_rows));
+  const Index entries = layout.along == Along::tokens ? tokens / layout.group * call.rows : 0;
+  AheadLines ahead(call.ahead, entries + pairs * (layout.depth() / Units{bits}.depth()) * ceil_div(call.rows, most_rows));
   if (layout.along == Along::channels) {
     read_groups(layout, call.values, call.keys.tile, 0, layout.groups(), scale, zero_at);
     const KeyRange range{0, tokens, listed, width / layout.group, layout.group, scale, zero_at, tokens};
@@ -444,6 +445,7 @@ void score(const KeyCall& call) {
         n = rows_at_once(call.rows - i);
         Vec sums[most_rows];
         for (Index r = 0; r < n; ++r) {
+          ahead.step();
           const float* row = rows + (i + r) * entering_floats;
           constexpr int centre = key_centre<bits, table>;
           sums[r] = channels == 32 ? enter<wide, 32>(row, scale, zero_at, width, call.values.unit, centre, q[r])

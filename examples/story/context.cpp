@@ -57,12 +57,11 @@ Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method m
     : decoder_(decoder), method_(std::move(method)),
       cache_(backend, decoder.attention_shapes(), cache_options(decoder, options)), sequence_(cache_.create()) {
   kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
-  take_aging();
 }
 
-/// What a precision says of old tokens goes for a text from its begin: a plan of nothing says so to the cache.
+/// Where no block's end does it: what a precision says of old tokens goes from now on. The tokens so far stand for the prompt
+/// from which codecs make their states.
 void Context::take_aging() {
-  if (std::holds_alternative<kvpare::Joint>(method_.compressor.precision.held)) return;
   kvpare::AnyCompressor ages = method_.compressor;
   ages.keep = kvpare::Keep::ratio(1);
   cache_.compress(sequence_, ages);
@@ -130,6 +129,7 @@ Matrix Context::read_part(std::span<const int> tokens, bool block_ends, const At
     usage_.evicted += report.tokens_before - report.tokens_after;
   }
   length_ += static_cast<Position>(rows);
+  if (method_.acts != Acts::never && method_.acts != Acts::each_block && length_ == method_.block) take_aging();
   usage_.tokens += rows;
   for (Index i = 0; i < rows; ++i) usage_.seen += live_before + static_cast<double>(i + 1);
   return hidden;

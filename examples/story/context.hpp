@@ -15,7 +15,7 @@ using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
 /// When a method evicts tokens, or changes their form, while a text is read or written.
 enum class Acts {
   never,       // it keeps everything as it is
-  by_age,      // it keeps everything; tokens go through one at a time, older ones change their form at each append
+  by_age,      // it keeps everything; tokens go through one at a time, older ones change their form, after the first block
   each_token,  // methods that decide at decode: tokens go through one at a time, each layer evicts (or demotes) after each
   each_block,  // methods that decide at the end of a prefill: every `block` tokens, from those tokens' queries
 };

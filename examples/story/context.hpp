@@ -75,7 +75,7 @@ class Context {
 
   /// The tokens become the next of the text: hidden rows [tokens, width], for Decoder::logits. `watch`, where there is
   /// one, sees the rows of every layer before they are attended to.
-  /// Throws std::runtime_error when the cache has no pages left.
+  /// Throws std::runtime_error where that is more than `most_tokens`.
   Matrix read(std::span<const int> tokens, const Attention& watch = {});
 
   Position length() const { return length_; }
@@ -93,6 +93,7 @@ class Context {
 
   const Decoder& decoder_;
   Method method_;
+  Index most_tokens_;
   Cache cache_;
   kvpare::SequenceId sequence_;
   Position length_ = 0;

@@ -106,10 +106,12 @@ void plot_bytes(const std::string& path, const BytesPicture& what, const std::ve
     << least / 1024 / 1.08 << ':' << most / 1024 * 1.08 << "]\nset xlabel 'KiB of pages in use' textcolor rgb '#333333'\n"
     << "set ylabel " << quoted(what.value) << " textcolor rgb '#333333'\nset xtics (";
   const char* comma = "";
-  for (double kib = std::exp2(std::ceil(std::log2(least / 1024))); kib <= most / 1024 * 1.08; kib *= 2) {
-    g << comma << '\'' << kib << "' " << kib;
-    comma = ", ";
-  }
+  for (double power = 1; power <= most; power *= 2)
+    for (const double kib : {power, 1.5 * power}) {
+      if (kib < least / 1024 / 1.08 || kib > most / 1024 * 1.08) continue;
+      g << comma << '\'' << kib << "' " << kib;
+      comma = ", ";
+    }
   g << ")\n";
   if (what.shares) g << "set format y '%.0f %%'\n";
   const double scale = what.shares ? 100 : 1;

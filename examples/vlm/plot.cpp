@@ -191,7 +191,9 @@ void plot_accuracy_over_bytes(const std::string& path, const std::vector<Setting
                        .below = std::to_string(options.scenes) + " scenes of " + std::to_string(visual_tokens) +
                                 " visual tokens. KiB: whole pages of " + std::to_string(options.page_tokens) +
                                 " tokens, text included, as an answer begins; full cache: float.",
-                       .shares = true};
+                       .value = "right",
+                       .shares = true,
+                       .panels = {}};
   for (const Task task : panels) picture.panels.push_back({panel_title(task), 0, 1.02});
   std::vector<BytesPoint> points;
   for (std::size_t i = 0; i < settings.size(); ++i) {

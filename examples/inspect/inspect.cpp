@@ -1,11 +1,14 @@
 #include "inspect.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <kvpare/kvpare.hpp>
 #include <map>
 #include <span>
 #include <stdexcept>
+
+#include "support/formats.hpp"
 
 namespace inspect {
 namespace {
@@ -68,7 +71,9 @@ class Runner {
   Runner(const Trace& trace, const Options& options)
       : trace_(trace), model_(trace.model()), options_(options),
         cache_(backend_, model_,
-               {.page_tokens = options.page_tokens, .pool_bytes = pool_bytes(trace, model_, options.page_tokens)}),
+               example::with_room_for_forms<Formats>({.page_tokens = options.page_tokens,
+                                                      .pool_bytes = bytes_as_appended(trace, model_, options.page_tokens)},
+                                                     model_)),
         first_row_(std::max<Index>(0, trace.tokens() - options.rows)) {}
 
   Result run(const std::string& policy) {
@@ -78,29 +83,55 @@ class Runner {
     cache_.release(sequence);
     result.policy = policy;
     result.settings = kvpare::settings_of(compressor);
+    for (kvpare::SettingText& setting : kvpare::settings_of(compressor.precision))
+      result.settings.push_back(std::move(setting));
     return result;
   }
 
  private:
-  using Format = kvpare::Pair<kvpare::Raw<T>, kvpare::Raw<T>>;
-  using Cache = kvpare::KvCache<kvpare::cpu::Backend, kvpare::Formats<Format>>;
+  using Formats = example::ModelFormats<T, 32>;
+  using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
 
-  static Index page_bytes(const kvpare::LayerShape& shape, Index page_tokens) {
-    return Format::page_bytes(page_tokens, shape.key_dim, shape.value_dim);
-  }
-
-  /// Just enough for one sequence: the pool cuts its memory into chunks, each for pages of one size.
-  static Index pool_bytes(const Trace& trace, const kvpare::Model& model, Index page_tokens) {
+  /// For one sequence: the pool cuts its memory into chunks, each for pages of one size.
+  static Index bytes_as_appended(const Trace& trace, const kvpare::Model& model, Index page_tokens) {
     const Index pages = pages_of(trace.positions, page_tokens);
     std::map<Index, Index> pages_of_size;
     for (const kvpare::LayerShape& shape : model.layers)
-      pages_of_size[page_bytes(shape, page_tokens)] += pages * shape.kv_heads;
-    std::vector<Index> sizes;
-    for (const auto& [size, count] : pages_of_size) sizes.push_back(size);
-    const Index chunk = kvpare::PagePool::chunk_bytes_for(sizes);
-    Index chunks = 0;
-    for (const auto& [size, count] : pages_of_size) chunks += kvpare::ceil_div(count, chunk / size);
-    return chunks * chunk;
+      pages_of_size[kvpare::Pair<kvpare::Raw<T>, kvpare::Raw<T>>::page_bytes(page_tokens, shape.key_dim, shape.value_dim)] +=
+          pages * shape.kv_heads;
+    Index bytes = 0;
+    for (const auto& [size, count] : pages_of_size) bytes += size * (count + 1);
+    return bytes + bytes / 16;  // a chunk is cut with a waste of 3 % at most
+  }
+
+  /// Whole pages of one layer.
+  Index page_bytes(kvpare::SequenceId sequence, Index layer) const {
+    const kvpare::LayerShape& shape = model_.layers[static_cast<std::size_t>(layer)];
+    Index bytes = 0;
+    for (const kvpare::HeadPages& list : cache_.pages(sequence, layer))
+      for (const kvpare::Entry& entry : list.entries)
+        Formats::for_each([&](int format, auto pair) {
+          if (format == entry.format)
+            bytes += decltype(pair)::page_bytes(options_.page_tokens, shape.key_dim, shape.value_dim);
+        });
+    return bytes;
+  }
+
+  std::vector<FormInUse> forms(kvpare::SequenceId sequence) const {
+    std::vector<FormInUse> all;
+    Formats::for_each([&](int format, auto pair) {
+      using P = decltype(pair);
+      FormInUse form{kvpare::print_setting(kvpare::Form(P::Key::name, P::Value::name)), 0, kvpare::Support::fused};
+      for (Index l = 0; l < cache_.layers(); ++l)
+        for (const kvpare::HeadPages& list : cache_.pages(sequence, l))
+          for (const kvpare::Entry& entry : list.entries) {
+            if (entry.format != format || entry.live == 0) continue;
+            form.tokens += std::popcount(entry.live);
+            form.support = std::min(form.support, cache_.support(l, format));
+          }
+      if (form.tokens > 0) all.push_back(std::move(form));
+    });
+    return all;
   }
 
   Result run(kvpare::SequenceId sequence, const kvpare::AnyCompressor& compressor) {
@@ -116,7 +147,8 @@ class Runner {
 
     Result result;
     result.before = bytes(sequence);
-    const kvpare::SequenceStats before = cache_.stats(sequence);
+    std::vector<Index> bytes_before;
+    for (Index l = 0; l < cache_.layers(); ++l) bytes_before.push_back(page_bytes(sequence, l));
     std::vector<Outputs> full;
     for (Index l = 0; l < cache_.layers(); ++l) full.push_back(attend(sequence, l));
 
@@ -127,7 +159,7 @@ class Runner {
 
     const kvpare::CompressReport report = cache_.compress(sequence, compressor);
     result.after = bytes(sequence);
-    const kvpare::SequenceStats after = cache_.stats(sequence);
+    result.forms = forms(sequence), result.notes = report.notes;
     result.tokens_before = report.tokens_before, result.tokens_after = report.tokens_after;
     result.bytes_freed = report.bytes_freed, result.nan_scores = report.nan_scores;
     Sums all;
@@ -136,9 +168,7 @@ class Runner {
       LayerResult& layer = result.layers.emplace_back();
       layer.budget = report.layer_budgets[index];
       for (Index h = 0; h < model_.layers[index].kv_heads; ++h) layer.kept.push_back(kept(sequence, l, h));
-      const Index page = page_bytes(model_.layers[index], options_.page_tokens);
-      for (const auto& head : before.heads[index]) layer.page_bytes_before += head.pages * page;
-      for (const auto& head : after.heads[index]) layer.page_bytes_after += head.pages * page;
+      layer.page_bytes_before = bytes_before[index], layer.page_bytes_after = page_bytes(sequence, l);
       if (ranks) layer.scores = std::move(scores[index]);
       const Outputs now = attend(sequence, l);
       Sums sums;
@@ -195,7 +225,8 @@ class Runner {
 
   Bytes bytes(kvpare::SequenceId sequence) const {
     const kvpare::SequenceStats stats = cache_.stats(sequence);
-    return {stats.page_bytes, stats.live_bytes, stats.bookkeeping_bytes, stats.observation_bytes, stats.running_bytes};
+    return {stats.page_bytes, stats.live_bytes, stats.bookkeeping_bytes, stats.observation_bytes, stats.running_bytes,
+            stats.state_bytes};
   }
 
   const Trace& trace_;
@@ -207,6 +238,17 @@ class Runner {
 };
 
 }  // namespace
+
+void print_formats(std::ostream& out, const Trace& trace, Index page_tokens) {
+  with_type(page_type(trace), [&](auto* type) {
+    using Formats = example::ModelFormats<std::remove_pointer_t<decltype(type)>, 32>;
+    const kvpare::Model model = trace.model();
+    kvpare::cpu::Backend backend({.threads = 1});
+    example::print_formats(out, kvpare::KvCache<kvpare::cpu::Backend, Formats>(
+                                    backend, model,
+                                    example::with_room_for_forms<Formats>({.page_tokens = page_tokens}, model)));
+  });
+}
 
 kvpare::DType page_type(const Trace& trace) { return trace.common_dtype().value_or(kvpare::DType::f32); }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvpare/runtime/make_compressor.hpp>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,15 @@ struct Bytes {
   Index bookkeeping = 0;  // lists of pages, positions, tags
   Index observation = 0;  // scores and queries that wait for the compression
   Index running = 0;      // scores that a policy goes on from at decode
-  Index total() const { return pages + bookkeeping + observation + running; }
+  Index states = 0;       // of codecs: balancers, channel factors
+  Index total() const { return pages + bookkeeping + observation + running + states; }
+};
+
+/// Tokens that one format of pages holds.
+struct FormInUse {
+  std::string name;  // of keys/values
+  Index tokens = 0;  // over layers and kv heads
+  kvpare::Support support = kvpare::Support::fused;  // the least over the layers
 };
 
 struct Result {
@@ -52,7 +61,13 @@ struct Result {
   Bytes before, after;                        // right before and right after the compression
   Index bytes_freed = 0;                      // of pages that went back to the pool
   Index nan_scores = 0;                       // tokens that were ranked last for it
+  std::vector<FormInUse> forms;               // after the compression, as appended first
+  std::vector<std::string> notes;             // what a guard found
 };
+
+/// Every format that pages of such a cache can have, and how well attention runs on it. Layers must all have tiles of the
+/// first format.
+void print_formats(std::ostream& out, const example::Trace& trace, Index page_tokens);
 
 /// What the pages of a cache for this trace hold: the trace's own element type if it has one, else float.
 kvpare::DType page_type(const example::Trace& trace);

@@ -23,7 +23,8 @@ struct Arguments {
 void declare(CLI::App& app, Arguments& a) {
   app.add_option("--trace", a.trace, "the recorded prompt (see README.md)");
   app.add_option("--policy", a.policies,
-                 "a policy with its settings, e.g. \"air_cache(keep=0.1, alpha=0.2)\"; may be repeated")
+                 "a policy with its settings, a precision, or both: \"air_cache(keep=0.1, alpha=0.2)\", \"kivi(bits=4)\", "
+                 "\"air_cache(keep=0.1) + kivi(bits=4)\"; may be repeated")
       ->allow_extra_args(false)
       ->capture_default_str();
   app.add_option("--rows", a.options.rows, "compare the attention outputs of the last so many rows")
@@ -35,12 +36,14 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--json", a.json, "write what was found to this file");
   app.add_flag("--scores", a.options.scores, "put every token's score into the JSON too");
   app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
-  app.add_flag("--list", a.list, "show the policies with their settings and sources");
+  app.add_flag("--list", a.list, "show the policies and precisions with their settings and sources; with --trace also the page formats");
 }
 
 int run(Arguments& arguments) {
   if (arguments.list) {
     example::print_policies(std::cout);
+    if (!arguments.trace.empty())
+      inspect::print_formats(std::cout, example::read_trace(arguments.trace), arguments.options.page_tokens);
     return 0;
   }
   if (arguments.trace.empty()) throw std::invalid_argument("--trace FILE is missing: which recorded prompt?");

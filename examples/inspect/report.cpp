@@ -91,6 +91,7 @@ Json print(const Bytes& bytes) {
           {"bookkeeping", bytes.bookkeeping},
           {"observation", bytes.observation},
           {"running", bytes.running},
+          {"states", bytes.states},
           {"total", bytes.total()}};
 }
 
@@ -164,6 +165,14 @@ void print_tables(std::ostream& out, const std::string& file, const Trace& trace
         result.difference);
     out << "with bookkeeping and scores " << kib(result.before.total()) << " KiB before, " << kib(result.after.total())
         << " KiB after; " << kib(result.bytes_freed) << " KiB went back to the pool\n";
+    if (result.forms.size() > 1 || (!result.forms.empty() && result.forms[0].name != name_of(page_type(trace)))) {
+      for (const FormInUse& form : result.forms)
+        out << (&form == &result.forms[0] ? "tokens are " : ", ")
+            << fixed(100 * static_cast<double>(form.tokens) / static_cast<double>(std::max<Index>(result.tokens_after, 1)), 1)
+            << " % " << form.name << " (" << name_of(form.support) << ")";
+      out << '\n';
+    }
+    for (const std::string& note : result.notes) out << note << '\n';
     if (result.nan_scores > 0) out << result.nan_scores << " scores were not numbers (NaN); those tokens went first\n";
     if (result.tokens_after == result.tokens_before) out << "nothing was evicted\n";
   }
@@ -197,6 +206,9 @@ std::string print_json(const std::string& file, const Trace& trace, const std::v
   for (const Result& result : results) {
     Json settings = Json::object();
     for (const kvpare::SettingText& setting : result.settings) settings[setting.name] = setting.value;
+    Json forms = Json::array();
+    for (const FormInUse& form : result.forms)
+      forms.push_back({{"name", form.name}, {"tokens", form.tokens}, {"attention", name_of(form.support)}});
     Json run = {{"policy", result.policy},
                 {"settings", settings},
                 {"tokens_before", result.tokens_before},
@@ -205,6 +217,8 @@ std::string print_json(const std::string& file, const Trace& trace, const std::v
                 {"bytes_after", print(result.after)},
                 {"bytes_freed", result.bytes_freed},
                 {"nan_scores", result.nan_scores},
+                {"forms", forms},
+                {"notes", result.notes},
                 {"relative_l2", number(result.difference.relative_l2)},
                 {"cosine", number(result.difference.cosine)},
                 {"layers", Json::array()}};

@@ -54,15 +54,14 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
 }
 
 Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options)
-    : decoder_(decoder), method_(std::move(method)),
+    : decoder_(decoder), method_(std::move(method)), most_tokens_(options.most_tokens),
       cache_(backend, decoder.attention_shapes(), cache_options(decoder, options)), sequence_(cache_.create()) {
   kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
-  take_aging();
 }
 
-/// What a precision says of old tokens goes for a text from its begin: a plan of nothing says so to the cache.
+/// Where no block's end does it: what a precision says of old tokens goes from now on. The tokens so far stand for the prompt
+/// from which codecs make their states.
 void Context::take_aging() {
-  if (std::holds_alternative<kvpare::Joint>(method_.compressor.precision.held)) return;
   kvpare::AnyCompressor ages = method_.compressor;
   ages.keep = kvpare::Keep::ratio(1);
   cache_.compress(sequence_, ages);
@@ -71,6 +70,7 @@ void Context::take_aging() {
 Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options,
                  const Image& image)
     : Context(decoder, backend, std::move(method), options) {
+  if (image.tokens > most_tokens_) throw std::runtime_error("the cache has no room for the saved text");
   std::istringstream in(image.bytes);
   const std::optional<kvpare::SequenceId> loaded = kvpare::load(in, cache_);
   if (!loaded) throw std::runtime_error("the cache has no pages for the saved text");
@@ -95,6 +95,8 @@ Context::Image Context::image() {
 }
 
 Matrix Context::read(std::span<const int> tokens, const Attention& watch) {
+  if (length_ + std::ssize(tokens) > most_tokens_)
+    throw std::runtime_error("the text has more than the " + std::to_string(most_tokens_) + " tokens that it was given room for");
   Matrix hidden(std::ssize(tokens), decoder_.shape().width);
   for (Index done = 0; done < hidden.rows();) {
     const bool one_by_one = method_.acts == Acts::each_token || method_.acts == Acts::by_age;
@@ -130,6 +132,7 @@ Matrix Context::read_part(std::span<const int> tokens, bool block_ends, const At
     usage_.evicted += report.tokens_before - report.tokens_after;
   }
   length_ += static_cast<Position>(rows);
+  if (method_.acts != Acts::never && method_.acts != Acts::each_block && length_ == method_.block) take_aging();
   usage_.tokens += rows;
   for (Index i = 0; i < rows; ++i) usage_.seen += live_before + static_cast<double>(i + 1);
   return hidden;

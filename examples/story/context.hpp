@@ -15,7 +15,7 @@ using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
 /// When a method evicts tokens, or changes their form, while a text is read or written.
 enum class Acts {
   never,       // it keeps everything as it is
-  by_age,      // it keeps everything; tokens go through one at a time, older ones change their form at each append
+  by_age,      // it keeps everything; tokens go through one at a time, older ones change their form, after the first block
   each_token,  // methods that decide at decode: tokens go through one at a time, each layer evicts (or demotes) after each
   each_block,  // methods that decide at the end of a prefill: every `block` tokens, from those tokens' queries
 };
@@ -75,7 +75,7 @@ class Context {
 
   /// The tokens become the next of the text: hidden rows [tokens, width], for Decoder::logits. `watch`, where there is
   /// one, sees the rows of every layer before they are attended to.
-  /// Throws std::runtime_error when the cache has no pages left.
+  /// Throws std::runtime_error where that is more than `most_tokens`.
   Matrix read(std::span<const int> tokens, const Attention& watch = {});
 
   Position length() const { return length_; }
@@ -93,6 +93,7 @@ class Context {
 
   const Decoder& decoder_;
   Method method_;
+  Index most_tokens_;
   Cache cache_;
   kvpare::SequenceId sequence_;
   Position length_ = 0;

@@ -31,11 +31,29 @@ struct Arguments {
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 16;
   std::string json, plot, dump, save, load;
-  bool list = false;
+  bool list = false, bytes = false;
 };
 
 const std::vector<std::string> measured_policies = {"full",     "streaming_llm", "h2o",     "tova",       "key_norm",
                                                     "key_diff", "random",        "snap_kv", "pyramid_kv", "ada_kv"};
+/// Eviction, fewer bits, both, and one budget for the two, of stories260K: groups are a head's 8 channels.
+std::vector<std::string> policies_over_bytes() {
+  std::vector<std::string> policies = {"full", "h2o", "snap_kv"};
+  for (const char* bits : {"8", "4", "3", "2"})
+    policies.push_back("kivi(bits=" + std::string(bits) + ", group=8, residual=16)");
+  for (const char* form : {"half", "int8", "int4_g8_min"})
+    policies.push_back("in_form(form=" + std::string(form) + ", residual=16)");
+  for (const char* low : {"int4", "int3", "int2"})
+    policies.push_back("mikv(keep=160t, low=" + std::string(low) + ")");  // 32 in each of five layers
+  for (const char* bits : {"4", "2"})
+    policies.push_back("h2o + kivi(bits=" + std::string(bits) + ", group=8, residual=16)");
+  for (const char* kib : {"24", "32", "48", "64", "96"}) {
+    policies.push_back("joint(keep=" + std::string(kib) + "KiB, forms=int8)");
+    policies.push_back("snap_kv(keep=" + std::string(kib) + "KiB) + joint(forms=int8)");
+  }
+  return policies;
+}
+
 const std::vector<std::string> measured_budgets = {"8t", "16t", "32t", "64t", "128t", "256t"};
 
 std::vector<kvpare::Keep> budgets_of(const std::vector<std::string>& words) {
@@ -130,9 +148,9 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
   for (const std::vector<int>& story : stories) measured.tokens += std::ssize(story) - 1;
 
   const std::vector<kvpare::Keep> budgets = budgets_of(a.budgets.empty() ? measured_budgets : a.budgets);
-  if (!a.plot.empty()) check_one_axis(budgets);
+  if (!a.plot.empty() && !a.bytes) check_one_axis(budgets);
   const std::vector<Setting> settings =
-      make_settings(a.policies.empty() ? measured_policies : a.policies, budgets, shape.layers, a.block,
+      make_settings(a.policies.empty() ? a.bytes ? policies_over_bytes() : measured_policies : a.policies, budgets, shape.layers, a.block,
                     a.all_in_blocks ? AtDecode::each_block : AtDecode::each_token);
   const std::vector<Result> results = evaluate(decoder, stories, settings, measured.options);
   print_table(std::cout, measured, settings, results);
@@ -141,7 +159,7 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
     std::cout << "wrote " << a.json << '\n';
   }
   if (!a.plot.empty()) {
-    plot_nats(a.plot, measured, settings, results);
+    (a.bytes ? plot_nats_over_bytes : plot_nats)(a.plot, measured, settings, results);
     std::cout << "drew " << a.plot << '\n';
   }
   return 0;
@@ -210,6 +228,9 @@ void declare(CLI::App& app, Arguments& a) {
       ->excludes(load)
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();
+  app.add_flag("--bytes", a.bytes,
+               "with --nll: let the picture show the bytes in use; without --policy: eviction, fewer bits, and both")
+      ->needs(nll);
   app.add_option("--json", a.json, "with --nll: write the results to this file")->needs(nll);
   app.add_option("--plot", a.plot, "with --nll: draw a picture into this file, .svg or .png (needs gnuplot)")
       ->needs(nll);

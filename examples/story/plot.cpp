@@ -7,6 +7,7 @@
 #include <set>
 #include <sstream>
 
+#include "support/bytes_picture.hpp"
 #include "support/line_styles.hpp"
 
 namespace story {
@@ -123,6 +124,28 @@ void plot_nats(const std::string& path, const Measured& measured, const std::vec
   g << "unset ytics\n";
   example::draw_key(picture, key, key_columns, left, key_top, width - left);
   picture.draw();
+}
+
+void plot_nats_over_bytes(const std::string& path, const Measured& measured, const std::vector<Setting>& settings,
+                          const std::vector<Result>& results) {
+  std::ostringstream below;
+  below << std::filesystem::path(measured.text).filename().string() << ", " << measured.tokens << " tokens of "
+        << measured.stories << " stories. KiB: whole pages of " << measured.options.page_tokens
+        << " tokens as a token is attended, on average.";
+  double best = std::numeric_limits<double>::max();
+  std::vector<example::BytesPoint> points;
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    points.push_back({settings[i].policy, {results[i].bytes_in_use()}, {results[i].nats_per_token()}});
+    best = std::min(best, results[i].nats_per_token());
+  }
+  constexpr double shown = 0.35;
+  below << std::setprecision(3) << " What is above " << best + shown << " is not shown.";
+  example::plot_bytes(path,
+                      {.title = "How well the next token is predicted, against the bytes of the KV cache",
+                       .below = below.str(),
+                       .value = "nats per token",
+                       .panels = {{"", best - 0.01, best + shown}}},
+                      points);
 }
 
 }  // namespace story

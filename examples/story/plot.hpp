@@ -12,4 +12,8 @@ void check_one_axis(const std::vector<kvpare::Keep>& budgets);
 void plot_nats(const std::string& path, const Measured& measured, const std::vector<Setting>& settings,
                const std::vector<Result>& results);
 
+/// Nats per token over the bytes in use as a token is attended.
+void plot_nats_over_bytes(const std::string& path, const Measured& measured, const std::vector<Setting>& settings,
+                          const std::vector<Result>& results);
+
 }  // namespace story

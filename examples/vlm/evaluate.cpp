@@ -73,8 +73,11 @@ class Conversation {
 
   void answer(Task task, Dialogue& dialogue, const Turn& turn) {
     const Row logits = dialogue.logits();
+    const Index bytes_before = dialogue.cost().answer_bytes;
     const std::vector<int> tokens = dialogue.answer(turn.longest_answer());
-    result_.scores[static_cast<std::size_t>(task)] += judge(tokens, turn.answer);
+    Score score = judge(tokens, turn.answer);
+    score.bytes = dialogue.cost().answer_bytes - bytes_before;
+    result_.scores[static_cast<std::size_t>(task)] += score;
     if (visit_) visit_({task, turn, tokens, logits});
   }
 
@@ -91,6 +94,7 @@ class Conversation {
 void Score::operator+=(const Score& more) {
   right += more.right, answers += more.answers;
   right_tokens += more.right_tokens, tokens += more.tokens;
+  bytes += more.bytes;
 }
 
 void Result::operator+=(const Result& more) {

@@ -31,8 +31,10 @@ struct Setting {
 struct Score {
   Index right = 0, answers = 0;        // whole answers
   Index right_tokens = 0, tokens = 0;  // <eos> left out
+  Index bytes = 0;                     // of pages and codec states in use as the answers began
   double exact() const { return answers > 0 ? static_cast<double>(right) / static_cast<double>(answers) : 0; }
   double by_token() const { return tokens > 0 ? static_cast<double>(right_tokens) / static_cast<double>(tokens) : 0; }
+  double answer_bytes() const { return answers > 0 ? static_cast<double>(bytes) / static_cast<double>(answers) : 0; }
   void operator+=(const Score& more);
 };
 

@@ -22,18 +22,41 @@ namespace {
 using namespace vlm;
 namespace fs = std::filesystem;
 
+const std::vector<std::string> compared_policies = {
+    "full",
+    "random",
+    "streaming_llm",
+    "h2o",
+    "h2o(recent_share=0)",
+    "snap_kv(rows=text)",
+    "snap_kv(rows=text, pool=1)",
+    "air_cache",
+    "air_cache(alpha=0.2)",
+};
+
+/// Eviction, fewer bits, both, and one budget for the two.
+std::vector<std::string> policies_over_bytes() {
+  const std::string window = "snap_kv(rows=text, pool=1)";
+  std::vector<std::string> policies = {"full", window, "h2o(recent_share=0)"};
+  for (const char* bits : {"8", "4", "3", "2"})
+    policies.push_back("kivi(bits=" + std::string(bits) + ", residual=32)");
+  for (const char* form : {"half", "int8", "int4", "hadamard_lloyd3", "int2_g32_min", "ternary"})
+    policies.push_back("in_form(form=" + std::string(form) + ")");
+  for (const char* low : {"int4", "int3", "int2"}) policies.push_back("mikv(keep=0.2, low=" + std::string(low) + ")");
+  for (const char* form : {"half", "int4", "hadamard_lloyd3"})
+    policies.push_back(window + " + in_form(form=" + std::string(form) + ")");
+  for (const char* kib : {"32", "48", "64", "96", "128", "192", "256"}) {
+    const std::string keep = "keep=" + std::string(kib) + "KiB, among=all";
+    policies.push_back("joint(" + keep + ")");
+    if (std::string(kib) != "32")  // too little for all tokens
+      policies.push_back("joint(" + keep + ", evict=no)");
+    policies.push_back("snap_kv(rows=text, pool=1, " + keep + ") + joint(forms=int8+int4+int2_g32_min)");
+  }
+  return policies;
+}
+
 struct Arguments {
-  std::vector<std::string> policies = {
-      "full",
-      "random",
-      "streaming_llm",
-      "h2o",
-      "h2o(recent_share=0)",
-      "snap_kv(rows=text)",
-      "snap_kv(rows=text, pool=1)",
-      "air_cache",
-      "air_cache(alpha=0.2)",
-  };
+  std::vector<std::string> policies;
   std::vector<double> keeps = {1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01};
   std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
@@ -41,7 +64,7 @@ struct Arguments {
   Index page_tokens = 32;  // which groups of 32 tokens fill
   std::string data, json, plot, dump;
   Index show = -1, scene = 0;
-  bool list = false, verify = false, demo = false;
+  bool list = false, verify = false, demo = false, bytes = false;
 };
 
 constexpr Index default_scenes = 64;  // with all policies about a minute on two cores
@@ -189,7 +212,7 @@ int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Argum
     std::cout << "wrote " << arguments.json << '\n';
   }
   if (!arguments.plot.empty()) {
-    plot_accuracy(arguments.plot, settings, results, options);
+    (arguments.bytes ? plot_accuracy_over_bytes : plot_accuracy)(arguments.plot, settings, results, options);
     std::cout << "drew " << arguments.plot << '\n';
   }
   return 0;
@@ -199,8 +222,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--policy", a.policies,
                  "a policy with its settings, a precision, or both: \"air_cache(alpha=0.5)\", \"kivi(bits=4)\", "
                  "\"air_cache + kivi(bits=4)\"; may be repeated. It evicts visual tokens only, unless it says among=")
-      ->allow_extra_args(false)
-      ->capture_default_str();
+      ->allow_extra_args(false);
   app.add_option("--keep", a.keeps, "shares of the visual tokens to keep")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0))
@@ -230,6 +252,7 @@ void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
+  app.add_flag("--bytes", a.bytes, "let the picture show the bytes in use; without --policy: eviction, fewer bits, and both");
   app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
   app.add_flag("--list", a.list, "show the policies and precisions with their settings and sources, and the page formats");
@@ -252,6 +275,7 @@ int run(Arguments& arguments) {
     example::print_formats(std::cout, Cache(backend, attention_shapes(), cache_options(arguments.page_tokens)));
     return 0;
   }
+  if (arguments.policies.empty()) arguments.policies = arguments.bytes ? policies_over_bytes() : compared_policies;
   if (arguments.demo) fill_in_demo(arguments);
   if (!arguments.plot.empty()) example::check_plot(arguments.plot);
   for (const std::string& path : {arguments.plot, arguments.json})

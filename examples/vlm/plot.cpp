@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "support/bytes_picture.hpp"
 #include "support/line_styles.hpp"
 #include "support/picture.hpp"
 
@@ -181,6 +182,29 @@ void plot_accuracy(const std::string& path, const std::vector<Setting>& settings
   for (std::size_t i = 0; i < lines.size(); ++i) key.push_back({lines[i].policy, look(styles[i], lines[i].is_level)});
   draw_key(picture, key, key_columns, left, key_top, width - left);
   picture.draw();
+}
+
+void plot_accuracy_over_bytes(const std::string& path, const std::vector<Setting>& settings,
+                              const std::vector<Result>& results, const EvaluateOptions& options) {
+  const std::vector<Task> panels = panels_of(options.tasks);
+  BytesPicture picture{.title = "Right answers against the bytes of the KV cache",
+                       .below = std::to_string(options.scenes) + " scenes of " + std::to_string(visual_tokens) +
+                                " visual tokens. KiB: whole pages of " + std::to_string(options.page_tokens) +
+                                " tokens, text included, as an answer begins; full cache: float.",
+                       .value = "right",
+                       .shares = true,
+                       .panels = {}};
+  for (const Task task : panels) picture.panels.push_back({panel_title(task), 0, 1.02});
+  std::vector<BytesPoint> points;
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    BytesPoint& point = points.emplace_back(BytesPoint{settings[i].policy, {}, {}});
+    for (const Task task : panels) {
+      const Score& score = results[i][task];
+      point.bytes.push_back(score.answer_bytes());
+      point.values.push_back(task == Task::desc ? score.by_token() : score.exact());
+    }
+  }
+  plot_bytes(path, picture, points);
 }
 
 void plot_survival(const std::string& path, const Scene& scene, const std::string& title, const std::string& caption,

@@ -12,6 +12,10 @@ namespace vlm {
 void plot_accuracy(const std::string& path, const std::vector<Setting>& settings, const std::vector<Result>& results,
                    const EvaluateOptions& options);
 
+/// Right answers over the bytes in use as an answer begins: one panel per task; all of one policy a line.
+void plot_accuracy_over_bytes(const std::string& path, const std::vector<Setting>& settings,
+                              const std::vector<Result>& results, const EvaluateOptions& options);
+
 /// What one policy leaves of one picture under several budgets.
 struct Survival {
   std::string policy;

@@ -124,7 +124,8 @@ void write_json(const std::string& path, const std::vector<Setting>& settings, c
       tasks[std::string(name_of(task))] = {{"answers", score.answers},
                                            {"exact", score.exact()},
                                            {"tokens", score.tokens},
-                                           {"by_token", score.by_token()}};
+                                           {"by_token", score.by_token()},
+                                           {"answer_bytes", score.answer_bytes()}};
     }
     Json entry = {{"policy", settings[i].policy},
                   {"keep", settings[i].keep ? Json(*settings[i].keep) : Json()},

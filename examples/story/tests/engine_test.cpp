@@ -233,6 +233,30 @@ TEST_F(EvictionTest, TokensOutsideOfTheVocabularyAndTextsTooLongAreRefused) {
   EXPECT_THROW(context.read(tokens_), std::runtime_error);
 }
 
+// ---- precision
+
+TEST_F(EvictionTest, OldTokensChangeTheirFormAndStaySeen) {
+  Context context(decoder_, backend_, method_of("kivi(bits=8, group=8, residual=16)", 16), {.most_tokens = 80});
+  EXPECT_EQ(context.method().acts, Acts::by_age);
+  const Matrix hidden = context.read(tokens_);
+  EXPECT_EQ(std::ssize(context.kept(0, 0)), 80);
+  EXPECT_EQ(context.usage().evicted, 0);
+  Context full(decoder_, backend_, {}, {.most_tokens = 80});
+  const Matrix wanted = full.read(tokens_);
+  EXPECT_EQ((hidden - wanted).topRows(17).cwiseAbs().maxCoeff() < 1e-4f, true) << "nothing is coded until the first block ends";
+  EXPECT_LT((hidden - wanted).cwiseAbs().maxCoeff(), 0.05f);
+  EXPECT_GT((hidden - wanted).bottomRows(8).cwiseAbs().maxCoeff(), 1e-6f) << "nothing was coded";
+  EXPECT_LT(context.usage().bytes, full.usage().bytes);
+}
+
+TEST_F(EvictionTest, WhatMikvWouldEvictStays) {
+  Context context(decoder_, backend_, method_of("mikv(keep=36t, low=int4)", 16), {.most_tokens = 80});
+  EXPECT_EQ(context.method().acts, Acts::each_token);
+  context.read(tokens_);
+  for (Index l = 0; l < small.layers; ++l) EXPECT_EQ(std::ssize(context.kept(l, 0)), 80);
+  EXPECT_EQ(context.usage().support, kvpare::Support::generic);
+}
+
 // ---- measuring
 
 TEST_F(EvictionTest, NatsAreTheTextbooks) {

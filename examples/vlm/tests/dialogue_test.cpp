@@ -70,6 +70,7 @@ TEST_F(DialogueTest, ReleasedDialoguesGiveAllPagesBack) {
 TEST_F(DialogueTest, AFullCacheIsAnErrorThatLeavesNothingBehind) {
   Cache small(backend_, attention_shapes(),
               {.page_tokens = 16, .pool_bytes = 300 << 10});  // a prompt takes about 390 KiB
+  ASSERT_GE(small.pool().stats().chunks, 1);
   EXPECT_THROW(Dialogue(decoder(), small, scene_.image, scene_.first.prompt, visual("air_cache")), std::runtime_error);
   EXPECT_EQ(small.pool().stats().pages_in_use, 0);
 }
@@ -118,6 +119,62 @@ TEST_F(DialogueTest, CompressingFreesPages) {
   EXPECT_EQ(full.cost().bytes_after, full.cost().bytes_before);
   EXPECT_EQ(small.cost().bytes_before, full.cost().bytes_before);
   EXPECT_EQ(small.cost().bytes_after, kv_heads * (2 * bytes(text + 15) + 2 * bytes(text + 14)));
+}
+
+// ---- precision
+
+TEST_F(DialogueTest, CodedPagesAnswerAndTakeWhatTheirFormatsDo) {
+  Cache cache(backend_, attention_shapes(), cache_options(32));
+  const auto run = [&](const char* policy) {
+    Dialogue dialogue(decoder(), cache, scene_.image, scene_.first.prompt, visual(policy));
+    EXPECT_EQ(std::ssize(dialogue.kept_patches(0, 0)), visual_tokens) << policy;
+    EXPECT_EQ(dialogue.answer(scene_.first.longest_answer()), scene_.first.answer) << policy;
+    return dialogue.cost();
+  };
+  const Cost full = run("full"), coded = run("in_form(form=int8)"), window = run("kivi(bits=4, residual=32)");
+  const Index tokens = 1 + visual_tokens + std::ssize(scene_.first.prompt), pages = kvpare::ceil_div(tokens, 32);
+  EXPECT_EQ(full.answer_bytes, layer_count * kv_heads * pages * 2 * 32 * 32 * 4);
+  EXPECT_EQ(coded.answer_bytes, layer_count * kv_heads * pages * 2 * 32 * (32 + 2)) << "codes of a byte, a half per row";
+  EXPECT_EQ(coded.answer_tokens, layer_count * kv_heads * tokens);
+  // At most 31 keys that wait for a group and 32 values, and a page more of these, are floats.
+  EXPECT_LT(window.answer_bytes, layer_count * kv_heads * ((pages - 2) * 1280 + 3 * 32 * 32 * 2 * 4));
+  EXPECT_EQ(full.support, kvpare::Support::fused);
+  EXPECT_EQ(run("mikv(keep=0.2, low=int4)").support, cache.support(0, 16)) << "the least of those in use";
+}
+
+TEST_F(DialogueTest, AnswersOfLaterTurnsComeFromCodesAsWell) {
+  Cache cache(backend_, attention_shapes(), cache_options(32));
+  Dialogue dialogue(decoder(), cache, scene_.image, scene_.first.prompt, visual("kivi(bits=8, residual=1)"));
+  dialogue.answer(scene_.first.longest_answer());
+  const Index before = dialogue.cost().answer_bytes;
+  for (const Turn& turn : scene_.same) {
+    dialogue.read(turn.prompt);
+    EXPECT_EQ(dialogue.answer(turn.longest_answer()), turn.answer);
+  }
+  const Index per_answer = (dialogue.cost().answer_bytes - before) / std::ssize(scene_.same);
+  EXPECT_LT(per_answer, before + layer_count * kv_heads * 2 * 32 * 32 * 2 * 4) << "two pages of floats at most on top";
+}
+
+TEST_F(DialogueTest, OneBudgetHoldsItsBytes) {
+  Cache cache(backend_, attention_shapes(), cache_options(16));
+  for (const Index kib : {48, 96}) {
+    const std::string policy = "joint(among=all, keep=" + std::to_string(kib) + "KiB)";
+    Dialogue dialogue(decoder(), cache, scene_.image, scene_.describe.prompt, kvpare::make_compressor(policy));
+    EXPECT_LE(dialogue.cost().bytes_after, kib * 1024);
+    EXPECT_GT(dialogue.cost().bytes_after, kib * 1024 * 3 / 4);
+  }
+}
+
+TEST_F(DialogueTest, AFormThatNoPageHasIsAnErrorThatNamesIt) {
+  try {
+    begin("in_form(form=int5)", scene_.first);
+    FAIL() << "accepted";
+  } catch (const kvpare::InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("form int5/int5 is none of this cache's"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_THROW(begin("kivi(bits=4)", scene_.first), kvpare::InvalidArgument) << "groups of 32 in pages of 16";
+  EXPECT_EQ(cache_.pool().stats().pages_in_use, 0);
 }
 
 TEST(EvaluateTest, DoesNotDependOnThreadsAndCountsEveryAnswer) {

@@ -266,6 +266,11 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
   }
   if (changed == 0) return false;
 
+  bool slides = false;
+  for (const ReformedList& list : lists)
+    for (std::size_t slot = 0; slot < list.source.size(); ++slot)
+      slides = slides || (list.source[slot] >= 0 && list.source[slot] != static_cast<std::int32_t>(slot));
+
   std::deque<FreshPages> taken;
   for (std::size_t size = 0; size < wanted.size(); ++size) {
     if (!taken.emplace_back(*pool_, static_cast<Index>(wanted[size].size()))
@@ -306,7 +311,7 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     }
   }
   if (!running.empty()) at.running = std::move(running);
-  at.observed.forget();
+  if (slides) at.observed.forget();  // its columns are slots; where all of them stay, it counts on
   ++s.epoch;
   report.tokens_changed += changed;
   return true;

@@ -1,7 +1,7 @@
-# The attention loops over codes compiled once, as a static library: kvpare_loops. Programs of many files link it and need not
+# The kernels and the attention loops over codes compiled once, as a static library: kvpare_loops. Programs of many files link it and need not
 # compile them in each (see include/kvpare/backend/cpu/fused/sets.hpp).
 set(kvpare_loop_files)
-foreach(set RANGE 1 5)
+foreach(set RANGE 1 6)
   set(file ${CMAKE_CURRENT_BINARY_DIR}/loops/${set}.cpp)
   file(CONFIGURE OUTPUT ${file} CONTENT
 "#undef KVPARE_COMPILED_LOOPS

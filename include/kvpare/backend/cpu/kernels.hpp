@@ -105,10 +105,23 @@ struct Kernels {
 
 }  // namespace kvpare::cpu
 
+// The kernels are compiled here, or, with KVPARE_COMPILED_LOOPS, in one file of their own (see fused/sets.hpp).
+#if !defined(KVPARE_COMPILED_LOOPS)
+#define KVPARE_KERNELS_HERE 1
+#define KVPARE_KERNELS_INLINE inline
+#elif KVPARE_COMPILED_LOOPS == 6
+#define KVPARE_KERNELS_HERE 1
+#define KVPARE_KERNELS_INLINE
+#else
+#define KVPARE_KERNELS_HERE 0
+#endif
+
 namespace kvpare::cpu::plain {
 #include "vector_plain.inl"
 //
+#if KVPARE_KERNELS_HERE
 #include "kernels.inl"
+#endif
 }  // namespace kvpare::cpu::plain
 
 #if KVPARE_HAS_X86_SETS
@@ -116,7 +129,9 @@ KVPARE_BEGIN_SET("avx2,fma,f16c")
 namespace kvpare::cpu::avx2 {
 #include "vector_avx2.inl"
 //
+#if KVPARE_KERNELS_HERE
 #include "kernels.inl"
+#endif
 }  // namespace kvpare::cpu::avx2
 KVPARE_END_SET
 
@@ -129,7 +144,9 @@ KVPARE_BEGIN_SET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace kvpare::cpu::avx512 {
 #include "vector_avx512.inl"
 //
+#if KVPARE_KERNELS_HERE
 #include "kernels.inl"
+#endif
 }  // namespace kvpare::cpu::avx512
 KVPARE_END_SET
 #if !defined(__clang__)
@@ -140,7 +157,8 @@ KVPARE_END_SET
 namespace kvpare::cpu {
 
 /// The table of a set. A set that this machine lacks may be looked at, not run.
-inline const Kernels& kernels(Isa isa) {
+#if KVPARE_KERNELS_HERE
+KVPARE_KERNELS_INLINE const Kernels& kernels(Isa isa) {
 #if KVPARE_HAS_X86_SETS
   if (isa == Isa::avx512 || isa == Isa::avx512_vnni) return avx512::table;
   if (isa == Isa::avx2 || isa == Isa::avx2_vnni) return avx2::table;
@@ -148,5 +166,10 @@ inline const Kernels& kernels(Isa isa) {
   (void)isa;
   return plain::table;
 }
+#undef KVPARE_KERNELS_INLINE
+#else
+const Kernels& kernels(Isa isa);
+#endif
+#undef KVPARE_KERNELS_HERE
 
 }  // namespace kvpare::cpu

@@ -34,6 +34,14 @@ if(KVPARE_SANITIZE)
   target_link_options(kvpare_settings INTERFACE ${sanitize_flags})
 endif()
 
+# Where few programs are built (sanitizers, fuzzing) each compiles what it uses; else the loops are compiled once for all.
+set(kvpare_compiled_loops)
+if(NOT KVPARE_SANITIZE AND NOT KVPARE_FUZZ)
+  include(${CMAKE_CURRENT_LIST_DIR}/loops.cmake)
+  target_link_libraries(kvpare_loops PRIVATE kvpare_settings)
+  set(kvpare_compiled_loops kvpare_loops)
+endif()
+
 function(kvpare_program target)
-  target_link_libraries(${target} PRIVATE kvpare_settings)
+  target_link_libraries(${target} PRIVATE kvpare_settings ${kvpare_compiled_loops})
 endfunction()

@@ -19,12 +19,15 @@ std::vector<std::uint64_t> seeds(std::uint64_t first, std::uint64_t count) {
   return all;
 }
 
-constexpr Index never_full = 8 << 20;
+template <class Checked>
+constexpr Index never_full = Checked::mixed ? 64 << 20 : 8 << 20;
 
+template <class Checked = WalkedCache>
 void walk(Index page_tokens, Index pool_bytes, std::uint64_t seed, Index operations) {
   cpu::Backend be({.threads = 1});
-  WalkedCache checked(be, small_model(), {.page_tokens = page_tokens, .pool_bytes = pool_bytes}, seed);
-  Walk walk(checked, checked.dice, {});
+  Checked checked(be, Checked::mixed ? mixed_model() : small_model(), {.page_tokens = page_tokens, .pool_bytes = pool_bytes},
+                  seed);
+  Walk<Dice, Checked> walk(checked, checked.dice, {});
   for (Index i = 0; i < operations; ++i) {
     try {
       walk.step(i);
@@ -35,26 +38,45 @@ void walk(Index page_tokens, Index pool_bytes, std::uint64_t seed, Index operati
       FAIL() << "operation " << i << " of KVPARE_SEED=" << seed << ", page_tokens " << page_tokens;
   }
   checked.verify_all();
-  EXPECT_GT(walk.steps_that_evicted, operations / 100) << "decode is to evict often";
+  EXPECT_GT(walk.steps_that_evicted, operations / (Checked::mixed ? 400 : 100)) << "decode is to evict often";
+  if constexpr (Checked::mixed) {
+    EXPECT_GT(walk.tokens_tiered, operations) << "tokens are to change their form often";
+    EXPECT_GT(walk.steps_that_demoted, operations / 400) << "decode is to demote often";
+  }
   while (!checked.held.empty()) checked.release(checked.held.begin()->first);
   ASSERT_EQ(checked.cache.pool().stats().pages_in_use, 0) << "leaked by KVPARE_SEED=" << seed;
-  EXPECT_EQ(checked.cache.pool().stats().refusals > 0, pool_bytes < never_full)
+  EXPECT_EQ(checked.cache.pool().stats().refusals > 0, pool_bytes < never_full<Checked>)
       << "small pools, and only these, are to be full at times";
 }
 
 constexpr Index long_walk = 40000;
 
 TEST(CacheOperations, AgreeWithTheModelInPagesOf16) {
-  for (const std::uint64_t seed : seeds(1, 2)) walk(16, never_full, seed, long_walk);
+  for (const std::uint64_t seed : seeds(1, 2)) walk(16, never_full<WalkedCache>, seed, long_walk);
 }
 TEST(CacheOperations, AgreeWithTheModelInPagesOf32) {
-  for (const std::uint64_t seed : seeds(11, 2)) walk(32, never_full, seed, long_walk);
+  for (const std::uint64_t seed : seeds(11, 2)) walk(32, never_full<WalkedCache>, seed, long_walk);
 }
 TEST(CacheOperations, AgreeWithTheModelInPagesOf64) {
-  for (const std::uint64_t seed : seeds(21, 2)) walk(64, never_full, seed, long_walk);
+  for (const std::uint64_t seed : seeds(21, 2)) walk(64, never_full<WalkedCache>, seed, long_walk);
 }
 TEST(CacheOperations, AgreeWithTheModelWhenThePoolIsOftenFull) {
   for (const std::uint64_t seed : seeds(31, 3)) walk(16, 80 << 10, seed, long_walk);
+}
+
+constexpr Index mixed_walk = 12000;  // every step reads all tokens of a layer
+
+TEST(MixedOperations, AgreeWithTheModelInPagesOf16) {
+  for (const std::uint64_t seed : seeds(61, 2)) walk<MixedCache>(16, never_full<MixedCache>, seed, mixed_walk);
+}
+TEST(MixedOperations, AgreeWithTheModelInPagesOf32) {
+  for (const std::uint64_t seed : seeds(71, 1)) walk<MixedCache>(32, never_full<MixedCache>, seed, mixed_walk);
+}
+TEST(MixedOperations, AgreeWithTheModelInPagesOf64) {
+  for (const std::uint64_t seed : seeds(81, 1)) walk<MixedCache>(64, never_full<MixedCache>, seed, mixed_walk);
+}
+TEST(MixedOperations, AgreeWithTheModelWhenThePoolIsOftenFull) {
+  for (const std::uint64_t seed : seeds(91, 2)) walk<MixedCache>(16, 250 << 10, seed, mixed_walk);
 }
 
 /// Two threads, each with sequences of its own; all are forks of two prompts, so they share pages.

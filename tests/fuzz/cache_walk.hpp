@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <kvpare/codec/group.hpp>
+
 #include "support/checked_cache.hpp"
 
 namespace kvpare::test {
@@ -25,6 +27,58 @@ inline Model small_model() {
   return {{plain, sliding, single, fixed}};
 }
 
+/// A codec with a state that it makes itself: every channel in 8 bits of its own range.
+struct Ranged {
+  static constexpr std::string_view name = "ranged";
+  static constexpr bool rows_move = true;
+  static constexpr bool fits(TileShape) { return true; }
+  static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width; }
+  static constexpr Index state_floats(Index width) { return width; }
+  KVPARE_HD static void make_state(Index width, const ChannelRanges& r, float* state) {
+    for (Index c = 0; c < width; ++c) state[c] = -r.min[c] > r.max[c] ? -r.min[c] : r.max[c];
+  }
+  static void encode(TileShape s, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
+    for (Index i = 0; i < count * s.width; ++i) {
+      const float x = std::clamp(rows[i] / factor(state, i % s.width), -1.0f, 1.0f);
+      tile[first * s.width + i] = static_cast<std::byte>(static_cast<int>(std::lround(x * 127)));
+    }
+  }
+  static void decode(TileShape s, const std::byte* tile, Index slot, const float* state, float* row) {
+    for (Index c = 0; c < s.width; ++c)
+      row[c] = static_cast<float>(static_cast<signed char>(tile[slot * s.width + c])) / 127.0f * factor(state, c);
+  }
+  static float factor(const float* state, Index c) { return state != nullptr && state[c] > 0 ? state[c] : 1.0f; }
+};
+
+/// Rows that move and rows that do not, keys coded before their values, a state; the last is keys per row with values in
+/// groups of tokens.
+using MixedFormats = Formats<Pair<Raw<float>, Raw<half>>, Pair<Int8, Int8>, Pair<Symmetric<4, 16>, Int3>,
+                             Pair<KiviKeys<2, 16>, Raw<half>>, Pair<KiviKeys<2, 16>, KiviValues<2, 16>>,
+                             Pair<Ranged, Ranged>, Pair<Int8, Raw<half>>, Pair<Int8, KiviKeys<4, 16>>>;
+enum : int {
+  mixed_raw,
+  mixed_int8,
+  mixed_int4,
+  mixed_kivi_keys,
+  mixed_kivi,
+  mixed_ranged,
+  mixed_row_keys,
+  mixed_row_tile
+};
+using MixedCache = CheckedCache<MixedFormats>;
+
+/// As small_model, in widths that all codecs have tiles for.
+inline Model mixed_model() {
+  const LayerShape plain{.q_heads = 4, .kv_heads = 2, .key_dim = 16, .value_dim = 16, .scale = 0.35f};
+  LayerShape sliding{.q_heads = 2, .kv_heads = 2, .key_dim = 16, .value_dim = 32, .scale = 0.5f, .window = 40};
+  sliding.softcap = 5;
+  LayerShape single{.q_heads = 3, .kv_heads = 1, .key_dim = 32, .value_dim = 16, .scale = 0.25f};
+  single.sink_logits = {0.5f, -1, 2};
+  LayerShape fixed{.q_heads = 1, .kv_heads = 1, .key_dim = 16, .value_dim = 16, .scale = 0.6f};
+  fixed.compress = false;
+  return {{plain, sliding, single, fixed}};
+}
+
 struct WalkOptions {
   std::size_t most_sequences = 6;
   Index most_tokens = 150;  // per head; then a sequence is more often made shorter
@@ -32,16 +86,20 @@ struct WalkOptions {
 };
 
 /// One thread's walk over its sequences. `Choices` draws like Dice: unit, below, within, chance.
-template <class Choices>
+template <class Choices, class Checked = WalkedCache>
 class Walk {
  public:
-  Walk(WalkedCache& checked, Choices& choices, WalkOptions options) : c_(checked), dice_(choices), options_(options) {}
+  Walk(Checked& checked, Choices& choices, WalkOptions options) : c_(checked), dice_(choices), options_(options) {}
 
   Index steps_that_evicted = 0;  // of decode
+  Index tokens_tiered = 0, steps_that_demoted = 0;
 
   void step(Index number) {
     if (c_.held.empty() || (c_.held.size() < options_.most_sequences && dice_.chance(0.02))) c_.create();
     const SequenceId id = any_sequence();
+    if constexpr (Checked::mixed) {
+      if (dice_.chance(0.25)) return change_forms(id, number);
+    }
     const Index kind = dice_.below(100);
     const bool tight = full_ || longest(id) > options_.most_tokens;
     if (kind < 45 && !tight)
@@ -67,6 +125,11 @@ class Walk {
     else if (c_.held.size() < options_.most_sequences)
       full_ = !c_.reload(id, options_.alone);
 
+    verify(id, number);
+  }
+
+ private:
+  void verify(SequenceId id, Index number) {
     if (!c_.held.contains(id)) return;
     c_.verify(id);
     if (number % 8 == 0) c_.verify_attend(id, dice_.below(c_.cache.layers()));
@@ -74,7 +137,104 @@ class Walk {
     if (number % 16 == 0 && options_.alone) c_.verify_pool();
   }
 
- private:
+  // ---- forms
+
+  void change_forms(SequenceId id, Index number) {
+    const Index kind = dice_.below(10);
+    if (kind < 4)
+      commit_tiers(id);
+    else if (kind < 6)
+      c_.set_aging(id, dice_.below(c_.cache.layers()), any_aging());
+    else if (kind < 7)
+      c_.age(id, options_.alone);
+    else if (!full_)
+      demote(id);
+    verify(id, number);
+  }
+
+  Aging any_aging() {
+    Aging a;
+    if (dice_.chance(0.1)) return a;
+    constexpr int forms[] = {mixed_int8, mixed_int4, mixed_kivi, mixed_ranged, mixed_row_tile};
+    a.format = forms[dice_.below(5)];
+    a.keep_raw_values = dice_.below(30), a.flush_values = dice_.within(1, 20);
+    if (dice_.chance(0.5))
+      a.keys_first = a.format == mixed_kivi                                 ? mixed_kivi_keys
+                     : a.format == mixed_int8 || a.format == mixed_row_tile ? mixed_row_keys
+                                                                            : -1;
+    if (a.keys_first >= 0) a.keep_raw_keys = dice_.below(20), a.flush_keys = dice_.within(1, 40);
+    if (dice_.chance(0.2)) a.classes = visual;
+    if (dice_.chance(0.3)) a.sinks = dice_.below(20);
+    return a;
+  }
+
+  /// Some tokens into one to three forms, some evicted in the same plan, at times with a rule for their age.
+  void commit_tiers(SequenceId id) {
+    Plan plan = dice_.chance(0.4) ? c_.random_plan(id, dice_.unit()) : c_.empty_plan(id);
+    for (Index l = 0; l < c_.cache.layers(); ++l) {
+      LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+      if (dice_.chance(0.3)) continue;
+      const auto lists = c_.cache.pages(id, l);
+      const Index count = dice_.within(1, 3);
+      std::vector<int> formats{mixed_int8,   mixed_int4,     mixed_kivi_keys, mixed_kivi,
+                               mixed_ranged, mixed_row_keys, mixed_row_tile};
+      for (Index t = 0; t < count; ++t) {
+        const auto at = formats.begin() + dice_.below(std::ssize(formats));
+        lp.tiers.push_back({.format = *at, .fresh_state = dice_.chance(0.3)});
+        formats.erase(at);
+      }
+      const double share = dice_.unit();
+      const Index stretch = dice_.chance(0.5) ? 1 : dice_.within(1, 40);  // neighbours that go together
+      for (std::size_t h = 0; h < lists.size(); ++h) {
+        for (Tier& tier : lp.tiers) tier.tokens.emplace_back(static_cast<Index>(lists[h].entries.size()));
+        Index chosen = -1, left = 0;
+        for (std::size_t e = 0; e < lists[h].entries.size(); ++e)
+          for_each_bit(lists[h].entries[e].live, [&](Index slot) {
+            if (left-- <= 0) chosen = dice_.chance(share) ? dice_.below(count) : -1, left = stretch;
+            if (chosen >= 0)
+              lp.tiers[static_cast<std::size_t>(chosen)].tokens[h].insert(static_cast<Index>(e), slot), ++tokens_tiered;
+          });
+      }
+      if (dice_.chance(0.2)) lp.aging = any_aging();
+    }
+    c_.commit(plan, options_.alone);
+    full_ = false;
+  }
+
+  /// A decode step whose method keeps the rest in another form.
+  void demote(SequenceId id) {
+    AnyCompressor method = make_compressor(dice_.chance(0.5) ? "h2o" : dice_.chance(0.5) ? "streaming_llm" : "tova");
+    method.keep = Keep::tokens(dice_.below(200));
+    constexpr int forms[] = {mixed_int8, mixed_int4, mixed_ranged};
+    const int to = forms[dice_.below(3)];
+    MixedFormats::for_each([&]<class P>(int format, P) {
+      if (format == to)
+        method.precision = Mikv{.low = Form(P::Key::name, P::Value::name), .high = {}, .block = dice_.within(1, 20)};
+    });
+    const Index l = dice_.below(c_.cache.layers());
+    if (method.scorer.reads().streams) c_.observe(id, l, method, std::numeric_limits<Index>::max());
+    const Position next = static_cast<Position>(c_.model(id, l).last() + 1);
+    full_ = c_.append(id, l, Positions{next}) == Outcome::pool_full;
+    if (full_) return;
+    const Index before = c_.model(id, l).tokens();
+    const auto settled = [&] {
+      Index n = 0;
+      for (const HeadPages& list : c_.cache.pages(id, l))
+        for (const Entry& e : list.entries) n += e.format == to ? std::popcount(e.live) : 0;
+      return n;
+    };
+    const Index settled_before = settled();
+    const std::string refusal = c_.decode(id, l, method, {next}, options_.alone);
+    if (!refusal.empty()) {
+      EXPECT_TRUE(refusal.find("has not seen") != std::string::npos ||
+                  refusal.find("holds other tokens") != std::string::npos)
+          << refusal;
+      return;
+    }
+    EXPECT_EQ(c_.model(id, l).tokens(), before);
+    steps_that_demoted += settled() > settled_before;
+  }
+
   SequenceId any_sequence() {
     auto at = c_.held.begin();
     std::advance(at, dice_.below(std::ssize(c_.held)));
@@ -321,7 +481,7 @@ class Walk {
     }
   }
 
-  WalkedCache& c_;
+  Checked& c_;
   Choices& dice_;
   WalkOptions options_;
   bool full_ = false;

@@ -33,10 +33,54 @@ struct Counted {
   }
 };
 
+/// Which form a token was last seen in: Entry::format and Entry::state.
+struct TokenForm {
+  std::uint16_t format = 0;
+  std::uint32_t state = 0;
+  friend bool operator==(const TokenForm&, const TokenForm&) = default;
+};
+using HeadForms = std::map<Position, TokenForm>;  // positions not listed: as appended
+
+/// Does a list of formats hold any that are coded?
+template <class FormatList>
+constexpr bool holds_codes() {
+  bool coded = false;
+  FormatList::for_each(
+      [&]<class P>(int, P) { coded = coded || !is_raw<typename P::Key> || !is_raw<typename P::Value>; });
+  return coded;
+}
+
+/// What some rows read as once they are coded together in these slots of a tile. Slots between them repeat a row, so that
+/// groups over tokens see nothing new.
+template <Codec C>
+std::vector<std::vector<float>> read_coded(TileShape shape, const std::vector<Index>& slots,
+                                           const std::vector<std::vector<double>>& rows, const float* state) {
+  std::vector<float> dense(static_cast<std::size_t>(shape.tokens * shape.width));
+  std::size_t next = 0;
+  for (Index slot = 0; slot < shape.tokens; ++slot) {
+    while (next + 1 < slots.size() && slots[next] < slot) ++next;
+    for (Index c = 0; c < shape.width; ++c)
+      dense[static_cast<std::size_t>(slot * shape.width + c)] =
+          static_cast<float>(rows[next][static_cast<std::size_t>(c)]);
+  }
+  std::vector<std::byte> tile(static_cast<std::size_t>(C::tile_bytes(shape)));
+  C::encode(shape, dense.data(), 0, shape.tokens, state, tile.data());
+  std::vector<std::vector<float>> read;
+  for (const Index slot : slots) {
+    read.emplace_back(static_cast<std::size_t>(shape.width));
+    C::decode(shape, tile.data(), slot, state, read.back().data());
+  }
+  return read;
+}
+
 template <class FormatList, Backend B = cpu::Backend>
 class CheckedCache {
  public:
   using Cache = KvCache<B, FormatList>;
+  static constexpr bool mixed = holds_codes<FormatList>();
+  /// Attention on codes takes queries as integers and probabilities as well.
+  static inline const Tolerance attended_tolerance = mixed ? Tolerance{8e-3, 0} : tolerance(Operation::attended),
+                                lse_tolerance = mixed ? Tolerance{2e-2, 0} : tolerance(Operation::logit);
 
   CheckedCache(B& backend, Model model, CacheOptions options, std::uint64_t seed = 1)
       : CheckedCache(backend, std::make_shared<Cache>(backend, std::move(model), options), seed) {}
@@ -44,7 +88,10 @@ class CheckedCache {
   /// The same cache with some of the sequences, for another thread.
   CheckedCache part(const std::vector<SequenceId>& ids, std::uint64_t seed) const {
     CheckedCache some(be, owned_, seed);
-    for (const SequenceId id : ids) some.held[id] = held.at(id);
+    for (const SequenceId id : ids) {
+      some.held[id] = held.at(id);
+      if (const auto at = forms.find(id); at != forms.end()) some.forms[id] = at->second;
+    }
     return some;
   }
 
@@ -59,6 +106,8 @@ class CheckedCache {
   Cache& cache;
   Dice dice;
   std::map<SequenceId, oracle::CachedSequence> held;
+  std::map<SequenceId, std::map<std::pair<Index, Index>, HeadForms>> forms;  // [sequence][(layer, head)]
+  std::map<SequenceId, std::map<Index, Aging>> ages;                         // [sequence][layer], as set
 
   const LayerShape& shape(Index layer) const { return cache.model().layers[static_cast<std::size_t>(layer)]; }
   oracle::CachedLayer& model(SequenceId id, Index layer) { return oracle::item(held.at(id), layer); }
@@ -75,7 +124,7 @@ class CheckedCache {
 
   SequenceId fork(SequenceId id) {
     const SequenceId copy = cache.fork(id);
-    held[copy] = held.at(id);
+    copy_model(id, copy);
     return copy;
   }
 
@@ -85,7 +134,10 @@ class CheckedCache {
     save(stream, cache, id);
     const PoolStats before = cache.pool().stats();
     const std::optional<SequenceId> copy = load(stream, cache);
-    if (copy) held[*copy] = held.at(id);
+    if (copy) {
+      copy_model(id, *copy);
+      EXPECT_EQ(cache.image(*copy), cache.image(id));
+    }
     if (!copy && alone) {
       EXPECT_EQ(cache.pool().stats().pages_in_use, before.pages_in_use);
     }
@@ -94,7 +146,7 @@ class CheckedCache {
 
   void release(SequenceId id) {
     cache.release(id);
-    held.erase(id);
+    held.erase(id), forms.erase(id), ages.erase(id);
   }
 
   void tag(SequenceId id, const TagSpan& span) { cache.tag(id, span); }
@@ -102,6 +154,7 @@ class CheckedCache {
   void truncate(SequenceId id, Position n) {
     cache.truncate(id, n);
     for (oracle::CachedLayer& layer : held.at(id)) layer.truncate(n);
+    for (auto& [head, of_head] : forms[id]) of_head.erase(of_head.lower_bound(n), of_head.end());
   }
 
   /// Random rows, exact in every element type. A refusal must change nothing.
@@ -115,10 +168,11 @@ class CheckedCache {
     const Outcome outcome = cache.append(id, layer, k.tensor(), v.tensor(), positions);
     if (outcome == Outcome::done) {
       model(id, layer).append({positions.begin(), positions.end()}, keys, values);
-    } else {
+    } else if (!ages[id].contains(layer)) {  // else old tokens may have changed their form all the same
       EXPECT_EQ(counted(id), before);
       EXPECT_EQ(cache.stats(id).bookkeeping_bytes, bookkeeping);
     }
+    if constexpr (mixed) settle(id, layer, outcome == Outcome::done ? n : 0);
     return outcome;
   }
 
@@ -144,6 +198,7 @@ class CheckedCache {
         stay[static_cast<std::size_t>(l)].emplace_back(at.begin(), at.end());
       }
     }
+    const std::vector<TierToken> tiers = tier_tokens(plan);
     const SequenceStats before = cache.stats(id);
     const PoolStats pool_before = cache.pool().stats();
     const CompressReport report = cache.commit(plan);
@@ -158,8 +213,11 @@ class CheckedCache {
     EXPECT_EQ(report.pages_after, after.pages);
     EXPECT_EQ(report.page_bytes_before, before.page_bytes);
     EXPECT_EQ(report.page_bytes_after, after.page_bytes);
-    EXPECT_EQ(after.observation_bytes, 0);
-    if (alone) {
+    if (!mixed) {  // else the ranges of queries stay
+      EXPECT_EQ(after.observation_bytes, 0);
+    }
+    if constexpr (mixed) settle_commit(plan, report, tiers);
+    if (alone && report.tokens_changed == 0) {
       const PoolStats pool_after = cache.pool().stats();
       EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
       EXPECT_EQ(report.bytes_freed, pool_before.bytes_in_use - pool_after.bytes_in_use);
@@ -191,7 +249,7 @@ class CheckedCache {
     const oracle::Array3 got = out.download();
     const oracle::AttendResult wanted = oracle::attend(in);
     for (std::size_t i = 0; i < got.values.size(); ++i)
-      EXPECT_TRUE(close(got.values[i], wanted.out.values[i], tolerance(Operation::attended)))
+      EXPECT_TRUE(close(got.values[i], wanted.out.values[i], attended_tolerance))
           << "decode, sequence " << id << " layer " << layer;
     Index gone = 0;
     for (Index h = 0; h < s.kv_heads; ++h) {
@@ -202,13 +260,37 @@ class CheckedCache {
       model(id, layer).keep(h, {kept.begin(), kept.end()});
     }
     EXPECT_EQ(report.evicted, gone);
-    if (alone) {
+    if constexpr (mixed) {
+      const Index changed = settle(id, layer, 0, true);
+      EXPECT_EQ(report.demoted, changed);
+    }
+    if (alone && report.demoted == 0) {
       const PoolStats pool_after = cache.pool().stats();
       EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
       EXPECT_EQ(report.bytes_freed, pool_before.bytes_in_use - pool_after.bytes_in_use);
       EXPECT_EQ(pool_after.peak_bytes_in_use, pool_before.peak_bytes_in_use) << "decode takes no pages";
     }
     return {};
+  }
+
+  /// How tokens of a layer change as they grow old, from now on.
+  void set_aging(SequenceId id, Index layer, const Aging& aging) {
+    cache.set_aging(id, layer, aging);
+    ages[id][layer] = aging;
+  }
+
+  void age(SequenceId id, bool alone = true) {
+    const PoolStats pool_before = cache.pool().stats();
+    const CompressReport report = cache.age(id);
+    EXPECT_EQ(report.tokens_before, report.tokens_after);
+    Index changed = 0;
+    for (Index l = 0; l < cache.layers(); ++l) changed += settle(id, l, 0);
+    EXPECT_EQ(report.tokens_changed, changed);
+    if (alone) {
+      if (changed == 0) {
+        EXPECT_EQ(cache.pool().stats().bytes_in_use, pool_before.bytes_in_use);
+      }
+    }
   }
 
   /// A plan that keeps each live token with probability `keep`, in every head for itself.
@@ -293,6 +375,11 @@ class CheckedCache {
         tokens += of_head.live_tokens, pages += of_head.pages;
         for (const Entry& e : list.entries) {
           const PageGeometry& g = list.formats[e.format];
+          if constexpr (mixed) {
+            live_bytes += std::popcount(e.live) * (g.key_tile_bytes + g.value_tile_bytes) / list.page_tokens;
+            page_bytes += round_up(g.key_tile_bytes, 64) + round_up(g.value_tile_bytes, 64);
+            continue;
+          }
           const Index row = shape(l).key_dim * size_of(g.key_type) + shape(l).value_dim * size_of(g.value_type);
           live_bytes += std::popcount(e.live) * row;
           page_bytes += round_up(list.page_tokens * shape(l).key_dim * size_of(g.key_type), 64) +
@@ -319,8 +406,10 @@ class CheckedCache {
           const GatherRow gather{lists[static_cast<std::size_t>(h)], side, nullptr, width, got.data()};
           ASSERT_EQ(gather.pages.live_tokens(), std::ssize(wanted));
           be.gather(std::span(&gather, 1));
-          for (const oracle::CachedToken& token : wanted)
+          for (const Position p : positions_in_order(lists[static_cast<std::size_t>(h)])) {
+            const oracle::CachedToken& token = token_at(wanted, p);
             for (const double x : side == Side::keys ? token.key : token.value) rows.push_back(static_cast<float>(x));
+          }
           ASSERT_EQ(got, rows) << "sequence " << id << " layer " << l << " head " << h
                                << (side == Side::keys ? " keys" : " values");
         }
@@ -346,10 +435,10 @@ class CheckedCache {
                           .lse = lse.data()}});
     const oracle::AttendResult wanted = oracle::attend(in);
     for (std::size_t i = 0; i < out.size(); ++i)
-      ASSERT_TRUE(close(out[i], wanted.out.values[i], tolerance(Operation::attended)))
+      ASSERT_TRUE(close(out[i], wanted.out.values[i], attended_tolerance))
           << "sequence " << id << " layer " << layer << " out " << i;
     for (std::size_t i = 0; i < lse.size(); ++i)
-      ASSERT_TRUE(close(lse[i], wanted.lse.values[i], tolerance(Operation::logit)))
+      ASSERT_TRUE(close(lse[i], wanted.lse.values[i], lse_tolerance))
           << "sequence " << id << " layer " << layer << " lse " << i;
   }
 
@@ -363,8 +452,8 @@ class CheckedCache {
         for (const HeadPages& list : cache.pages(id, l))
           for (const Entry& e : list.entries) {
             ++entries[e.page];
-            bytes[e.page] = round_up(list.page_tokens * list.formats[e.format].key_row_bytes, 64) +
-                            round_up(list.page_tokens * list.formats[e.format].value_row_bytes, 64);
+            bytes[e.page] = round_up(list.formats[e.format].key_tile_bytes, 64) +
+                            round_up(list.formats[e.format].value_tile_bytes, 64);
             shared += cache.pool().references(e.page) > 1;
           }
       ASSERT_EQ(cache.stats(id).shared_pages, shared);
@@ -390,6 +479,209 @@ class CheckedCache {
   }
 
  private:
+  void copy_model(SequenceId from, SequenceId to) {
+    held[to] = held.at(from);
+    if (forms.contains(from)) forms[to] = forms.at(from);
+    if (ages.contains(from)) ages[to] = ages.at(from);
+  }
+
+  static Positions positions_in_order(const HeadPages& list) {
+    Positions positions;
+    for (const Entry& e : list.entries)
+      for_each_bit(e.live, [&](Index slot) { positions.push_back(list.position(e, slot)); });
+    return positions;
+  }
+  template <class Head>
+  static auto& token_at(Head& head, Position p) {
+    const auto at = std::lower_bound(head.begin(), head.end(), p,
+                                     [](const oracle::CachedToken& t, Position q) { return t.position < q; });
+    if (at == head.end() || at->position != p) throw std::logic_error("model: no token at a position of the cache");
+    return *at;
+  }
+
+  // ---- forms of tokens
+
+  struct TierToken {
+    Index layer, head;
+    Position position;
+    int format;
+  };
+  std::vector<TierToken> tier_tokens(const Plan& plan) const {
+    std::vector<TierToken> tokens;
+    for (Index l = 0; l < cache.layers(); ++l) {
+      const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+      const auto lists = cache.pages(plan.sequence, l);
+      for (const Tier& tier : lp.tiers)
+        for (std::size_t h = 0; h < lists.size(); ++h) {
+          Selection stay = Selection::live(lists[h].entries);
+          if (lp.touched) stay &= lp.keep[h];
+          stay &= tier.tokens[h];
+          for (const Position p : positions_of(lists[h], stay))
+            tokens.push_back({l, static_cast<Index>(h), p, tier.format});
+        }
+    }
+    return tokens;
+  }
+
+  /// Tokens of tiers have their form, or that of their age, or wait; no other token has changed but by its age.
+  void settle_commit(const Plan& plan, const CompressReport& report, const std::vector<TierToken>& tiers) {
+    const SequenceId id = plan.sequence;
+    for (Index l = 0; l < cache.layers(); ++l)
+      if (const auto& aging = plan.layers[static_cast<std::size_t>(l)].aging) ages[id][l] = *aging;
+    std::map<std::pair<Index, Index>, std::map<Position, int>> wanted;
+    for (const TierToken& t : tiers) wanted[{t.layer, t.head}][t.position] = t.format;
+    for (Index l = 0; l < cache.layers(); ++l) settle(id, l, 0, false, &wanted);
+    Index waiting = 0;
+    for (const TierToken& t : tiers) {
+      const int now = forms[id][{t.layer, t.head}][t.position].format;
+      const Aging& age = ages[id][t.layer];
+      EXPECT_TRUE(now == t.format || now == 0 || now == age.format || now == age.keys_first ||
+                  report.tokens_waiting > 0);
+      waiting += now != t.format && now != age.format && now != age.keys_first;
+    }
+    EXPECT_LE(waiting, report.tokens_waiting);
+  }
+
+  template <class Of>
+  static const void* codec_of(const PageGeometry& g, Of side) {
+    return side == Side::keys ? g.key_codec : g.value_codec;
+  }
+  static const float* state_of(const HeadPages& list, std::uint32_t state, Side side) {
+    if (state == 0) return nullptr;
+    const CodecState& s = list.states[state - 1];
+    return side == Side::keys ? s.keys : s.values;
+  }
+
+ public:
+  /// Reads every token of a layer: one whose form is as it was reads as it did, to the last bit; one that has changed reads
+  /// as its codec makes of what was read before. The model then holds what is read now. Gives the tokens that changed.
+  Index settle(SequenceId id, Index layer, Index newest_appended, bool demotes = false,
+               const std::map<std::pair<Index, Index>, std::map<Position, int>>* tiers = nullptr) {
+    Index changed = 0;
+    const auto lists = cache.pages(id, layer);
+    const Aging rule = ages[id].contains(layer) ? ages[id].at(layer) : Aging{};
+    for (Index h = 0; h < shape(layer).kv_heads; ++h) {
+      const HeadPages& list = lists[static_cast<std::size_t>(h)];
+      oracle::CachedHead& head = oracle::item(model(id, layer).heads, h);
+      HeadForms& known = forms[id][{layer, h}];
+      const Positions order = positions_in_order(list);
+      if (order.size() != head.size()) {
+        ADD_FAILURE() << "layer " << layer << " head " << h << " holds " << order.size() << " tokens, model "
+                      << head.size();
+        return changed;
+      }
+      std::vector<std::size_t> entry_of(order.size());
+      std::vector<Index> slot_of(order.size());
+      for (std::size_t e = 0, i = 0; e < list.entries.size(); ++e)
+        for_each_bit(list.entries[e].live, [&](Index slot) { entry_of[i] = e, slot_of[i++] = slot; });
+      for (const Side side : {Side::keys, Side::values}) {
+        const Index width = side == Side::keys ? shape(layer).key_dim : shape(layer).value_dim;
+        std::vector<float> rows(order.size() * static_cast<std::size_t>(width));
+        const GatherRow gather{list, side, nullptr, width, rows.data()};
+        be.gather(std::span(&gather, 1));
+        const auto row_of = [&](std::size_t i) {
+          return std::span(rows).subspan(i * static_cast<std::size_t>(width), static_cast<std::size_t>(width));
+        };
+        const auto model_row = [&](std::size_t i) -> std::vector<double>& {
+          oracle::CachedToken& t = token_at(head, order[i]);
+          return side == Side::keys ? t.key : t.value;
+        };
+        for (std::size_t i = 0; i < order.size();) {
+          const Entry& e = list.entries[entry_of[i]];
+          std::size_t end = i;
+          while (end < order.size() && entry_of[end] == entry_of[i]) ++end;
+          std::vector<Index> slots;
+          std::vector<std::vector<double>> before;
+          std::vector<std::size_t> coded;
+          bool twice = false;  // a tier's form, and that of age on top
+          for (std::size_t t = i; t < end && tiers != nullptr && tiers->contains({layer, h}); ++t) {
+            const auto& of_head = tiers->at({layer, h});
+            const auto tier = of_head.find(order[t]);
+            twice = twice || (tier != of_head.end() && tier->second != e.format && e.format != 0);
+          }
+          for (std::size_t t = i; t < end && !twice; ++t) {
+            const TokenForm was = known.contains(order[t]) ? known.at(order[t]) : TokenForm{};
+            const PageGeometry &from = list.formats[was.format], &to = list.formats[e.format];
+            const bool same =
+                codec_of(from, side) == codec_of(to, side) &&
+                (codec_of(to, side) == nullptr || state_of(list, was.state, side) == state_of(list, e.state, side));
+            if (same) {
+              const std::vector<double>& wanted = model_row(t);
+              if (!std::equal(wanted.begin(), wanted.end(), row_of(t).begin()))
+                ADD_FAILURE() << "layer " << layer << " head " << h << " position " << order[t] << ": "
+                              << (side == Side::keys ? "keys" : "values") << " of format " << e.format << " (was "
+                              << was.format << ") read otherwise than before";
+            } else {
+              slots.push_back(slot_of[t]), before.push_back(model_row(t)), coded.push_back(t);
+            }
+          }
+          if (!coded.empty())
+            verify_coded(list, e, side, width, static_cast<Index>(end - i), slots, before, coded, row_of);
+          for (std::size_t t = i; t < end; ++t) model_row(t).assign(row_of(t).begin(), row_of(t).end());
+          i = end;
+        }
+      }
+      // Which changed, and whether they should have.
+      Position newest_changed = -1;
+      std::vector<Position> left;  // eligible tokens whose values are as appended
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        const Entry& e = list.entries[entry_of[i]];
+        const TokenForm now{e.format, e.state}, was = known.contains(order[i]) ? known.at(order[i]) : TokenForm{};
+        const bool eligible = order[i] >= rule.sinks && rule.classes.has(cache.tags(id).class_of(order[i]));
+        const bool to_tier =
+            tiers != nullptr && tiers->contains({layer, h}) && tiers->at({layer, h}).contains(order[i]);
+        if (eligible && (now.format == 0 || now.format == rule.keys_first)) left.push_back(order[i]);
+        if (now == was) continue;
+        ++changed;
+        known[order[i]] = now;
+        if (to_tier || demotes) continue;
+        EXPECT_TRUE(eligible && (now.format == rule.format || now.format == rule.keys_first))
+            << "layer " << layer << " head " << h << " position " << order[i] << " took format " << now.format;
+        if (now.format == rule.format) newest_changed = std::max(newest_changed, order[i]);
+      }
+      std::sort(left.begin(), left.end());
+      const Index newest = newest_appended == 0
+                               ? std::numeric_limits<Index>::max()
+                               : head[head.size() - static_cast<std::size_t>(newest_appended)].position;
+      const Index old = std::lower_bound(left.begin(), left.end(), newest) - left.begin();
+      if (newest_changed >= 0) {
+        EXPECT_GE(old, rule.keep_raw_values) << "layer " << layer << " head " << h << ": too many have aged";
+        const auto& to = list.formats[static_cast<std::size_t>(rule.format)];
+        if (to.rows_move && rule.keys_first < 0 && !left.empty() && tiers == nullptr &&
+            cache.pool().stats().refusals == 0) {
+          EXPECT_GT(left.front(), newest_changed) << "layer " << layer << " head " << h << ": older ones have not aged";
+        }
+      }
+    }
+    return changed;
+  }
+
+ private:
+  template <class RowOf>
+  void verify_coded(const HeadPages& list, const Entry& e, Side side, Index width, Index live,
+                    const std::vector<Index>& slots, const std::vector<std::vector<double>>& before,
+                    const std::vector<std::size_t>& coded, RowOf&& row_of) {
+    FormatList::for_each([&]<class P>(int format, P) {
+      if (format != e.format) return;
+      const auto verify_side = [&]<Codec C>(C*) {
+        EXPECT_TRUE(C::rows_move || std::ssize(slots) == live) << C::name << ": a page was written twice";
+        const auto wanted = read_coded<C>({list.page_tokens, width}, slots, before, state_of(list, e.state, side));
+        for (std::size_t i = 0; i < coded.size(); ++i)
+          for (Index c = 0; c < width; ++c) {
+            const float got = row_of(coded[i])[static_cast<std::size_t>(c)],
+                        want = wanted[i][static_cast<std::size_t>(c)];
+            if (std::abs(got - want) > 1e-5f)
+              ADD_FAILURE() << got << ", wanted " << want << ": " << C::name << ": slot " << slots[i] << " channel "
+                            << c << " was " << before[i][static_cast<std::size_t>(c)];
+          }
+      };
+      if (side == Side::keys)
+        verify_side(static_cast<typename P::Key*>(nullptr));
+      else
+        verify_side(static_cast<typename P::Value*>(nullptr));
+    });
+  }
+
   oracle::AttendInput attend_input(SequenceId id, Index layer, oracle::Array3 queries, const Positions& positions) {
     const LayerShape& s = shape(layer);
     oracle::AttendInput in;
@@ -403,10 +695,13 @@ class CheckedCache {
   }
 
   static void verify_list(const HeadPages& list) {
-    Position before = -1;
+    std::map<PageId, Position> last;  // pages of coded forms may interleave
     std::set<std::uint32_t> blocks;
     for (const Entry& e : list.entries) {
-      ASSERT_NE(e.live, 0u) << "an entry without tokens holds a page";
+      Position& before = last.try_emplace(mixed && e.format != 0 ? e.page + 1 : 0, -1).first->second;
+      ASSERT_TRUE(mixed || e.live != 0) << "an entry without tokens holds a page";
+      ASSERT_TRUE(e.live != 0 || &e != &list.entries.back()) << "the last entry holds no token";
+      if (mixed && e.live == 0) continue;  // emptied by truncate, until the next commit
       ASSERT_TRUE(e.used >= 1 && e.used <= list.page_tokens);
       ASSERT_EQ(e.live & ~low_bits(e.used), 0u) << "live beyond the slots used";
       ASSERT_EQ(list.position(e, 0), e.first);

@@ -101,10 +101,19 @@ void expect_rows_move(TileShape shape, const float* state = nullptr) {
   EXPECT_EQ(one_by_one.decode(shape.tokens - 1, state), at_once.decode(0, state)) << C::name;
 }
 
-inline std::vector<std::byte> as_bytes(std::initializer_list<int> values) {
-  std::vector<std::byte> bytes;
-  for (const int v : values) bytes.push_back(static_cast<std::byte>(v));
-  return bytes;
+/// Numbers and codes that lie apart give the same codes, and nothing between them is touched.
+template <GroupCodec C>
+void expect_strides_do_not_matter(Index n, const float* state = nullptr) {
+  const auto x = outliers(31, 1, n);
+  std::vector<float> apart(static_cast<std::size_t>(3 * n), 1e9f);
+  for (std::size_t i = 0; i < x.size(); ++i) apart[3 * i] = x[i];
+  std::vector<std::uint8_t> codes(x.size()), spread(2 * x.size(), 0xee);
+  const GroupBits bits = C::quantize(x.data(), 1, n, state, codes.data(), 1);
+  EXPECT_EQ(C::quantize(apart.data(), 3, n, state, spread.data(), 2), bits) << C::name;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    EXPECT_EQ(spread[2 * i], codes[i]) << C::name;
+    EXPECT_EQ(spread[2 * i + 1], 0xee) << C::name;
+  }
 }
 
 }  // namespace kvpare::test

@@ -32,6 +32,7 @@ TEST(Fixed, CodesSaturateAndTiesAreEven) {
   EXPECT_EQ(tile.bytes(), (std::vector<int>{0 | 0 << 2 | 2 << 4 | 2 << 6, 3 | 0 << 2 | 3 << 4 | 0 << 6}));
   test::expect_decodes_anything<Fixed<3>>({16, 24});
   test::expect_rows_move<Fixed<5>>({16, 24});
+  test::expect_strides_do_not_matter<Fixed<5>>(24);
 }
 
 // ---- channel maps ---------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ int pair_code(int i) { return i / 2 + (i % 2 == 1 ? 16 : 0); }
 TEST(Q8_0ByHand, WholeNumbersAreTheirOwnCodes) {
   // amax = 127: d = 1 = 0x3c00; -127 = 0x81
   const Row x = with(block_of([](int i) { return static_cast<float>(i); }), {{0, -127.0f}, {31, -2.0f}});
-  const Bytes want = joined({{0x00, 0x3c, 0x81}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+  const Bytes want = joined({{0x00, 0x3c, 0x81},
+                             {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
                              {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 0xfe}});
   EXPECT_EQ(coded(Ggml::q8_0, x), want);
   expect_values(Ggml::q8_0, want, x);

@@ -271,6 +271,7 @@ TYPED_TEST(GgmlCodecs, AnyBytesGoOutAndComeBack) {
 TYPED_TEST(GgmlCodecs, RowsMoveAndAnythingDecodes) {
   using C = TypeParam;
   test::expect_rows_move<C>({16, 256});
+  test::expect_strides_do_not_matter<C>(C::form.group);
   test::expect_decodes_anything<C>({16, 256}, {2.0f});
 }
 

@@ -101,6 +101,7 @@ TYPED_TEST(Fp8Codecs, BoundBytesAndScale) {
   EXPECT_EQ(fp8_scale<C>(C::largest * 3), 3.0f);
   for (const float useless : {0.0f, nan_value, inf, -1.0f, 1e-44f}) EXPECT_EQ(fp8_scale<C>(useless), 1.0f);
   test::expect_rows_move<C>({32, 72}, &one);
+  test::expect_strides_do_not_matter<C>(20, &one);
   test::expect_decodes_anything<C>({16, 24}, {0.5f});
 }
 
@@ -204,6 +205,7 @@ TYPED_TEST(BlockFloats, BoundOfEachBlock) {
     }
   }
   test::expect_rows_move<C>({16, 64}, state);
+  test::expect_strides_do_not_matter<C>(C::form.group, state);
   test::expect_decodes_anything<C>({16, 64}, {0.25f});
 }
 

@@ -91,6 +91,7 @@ TYPED_TEST(TernaryCodecs, Laws) {
   using C = TypeParam;
   if constexpr (C::rows_move) test::expect_rows_move<C>({16, 96});
   test::expect_decodes_anything<C>({32, 96});
+  test::expect_strides_do_not_matter<C>(32);
   GuardedTile<C> tile({32, 64});
   tile.encode(std::vector<float>(32 * 64, 0.0f));
   for (Index t = 0; t < 32; ++t) EXPECT_EQ(tile.decode(t), std::vector<float>(64, 0.0f));

@@ -183,6 +183,8 @@ TEST(TurboProduct, ProductsAreUnbiasedWithASketchAndShrunkWithout) {
 }
 
 TEST(TurboQuant, Laws) {
+  test::expect_strides_do_not_matter<Lloyd<3>>(64);
+  test::expect_strides_do_not_matter<Lloyd<2, true>>(64);
   const auto check = [](auto codec) {
     using C = decltype(codec);
     for (const Index width : {Index{64}, Index{80}, Index{96}, Index{128}}) {

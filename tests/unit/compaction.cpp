@@ -106,6 +106,19 @@ TEST(Compaction, EmptyPagesGoBack) {
   EXPECT_TRUE(List().compact({}).entries.empty());
 }
 
+TEST(Compaction, PagesWhosePositionsInterleaveAreNotJoined) {
+  // Tokens that changed their form lot by lot: the second page begins within the first.
+  const CompactedList out = List()
+                                .add({0, 9, 20, 31}, all, 1)
+                                .add({3, 12, 25}, all, 1)
+                                .add({40, 41, 42, 43}, all, 1)
+                                .compact({0xb, all, 0x5});
+  EXPECT_EQ(pages_of(out.entries), (Ids{100, 101}));
+  EXPECT_EQ(pages_of(out.released), Ids{102});
+  EXPECT_EQ(out.entries[0].first, 0);
+  EXPECT_EQ(out.entries[1].first, 3);
+}
+
 TEST(Compaction, SparseNeighboursAreJoinedInTheFirstOfTheirPages) {
   const CompactedList out = List().add(0, 16).add(16, 16).add(32, 16).compact({0x00ff, 0xf00f, 0x8001});
   EXPECT_EQ(pages_of(out.entries), (Ids{100, 101}));  // 8 + 8 rows, and 2

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <kvpare/codec/group.hpp>
+#include <kvpare/codec/ternary.hpp>
 #include <kvpare/kvpare.hpp>
 #include <map>
 #include <sstream>
@@ -59,10 +60,10 @@ struct Levelled {
 static_assert(Codec<Levelled> && MakesState<Levelled>);
 
 using Half = Raw<half>;
-enum : int { raw, int8, int4, kivi_keys, kivi, signs, levelled };
+enum : int { raw, int8, int4, kivi_keys, kivi, signs, levelled, int2, ternary };
 using Listed = Formats<Pair<Half, Half>, Pair<Int8, Int8>, Pair<Symmetric<4, 16>, Symmetric<4, 16>>,
                        Pair<KiviKeys<2, 16>, Half>, Pair<KiviKeys<2, 16>, KiviValues<2, 16>>, Pair<Signs, Signs>,
-                       Pair<Levelled, Levelled>>;
+                       Pair<Levelled, Levelled>, Pair<Symmetric<2, 16>, Symmetric<2, 16>>, Pair<Ternary<>, Ternary<>>>;
 
 template <class B>
 class Forms : public ::testing::Test {
@@ -146,7 +147,7 @@ class Forms : public ::testing::Test {
           const auto& [k, v] = given.at({l, static_cast<Position>(t.token.position)});
           for (Index c = 0; c < width; ++c) {
             const double bound = t.format == raw ? 0 : t.format == int8 || t.format == levelled ? 0.006
-                                 : t.format == int4 ? 0.08 : t.format == signs ? 2 : kivi_bound;
+                                 : t.format == int4 ? 0.08 : t.format == signs ? 2 : t.format == int2 || t.format == ternary ? 0.8 : kivi_bound;
             ASSERT_NEAR(t.token.key[static_cast<std::size_t>(c)], k.at(0, h, c), bound) << "format " << t.format;
             ASSERT_NEAR(t.token.value[static_cast<std::size_t>(c)], v.at(0, h, c), t.format == kivi_keys ? 0 : bound);
           }
@@ -226,6 +227,17 @@ TYPED_TEST(Forms, TiersOfSeveralFormatsShareAHeadAndFreeBytes) {
   this->cache.commit(this->tiers({{int8, 4, 1}, {int4, 4, 2}}));  // open pages of both forms take more
   this->verify(this->id);
   EXPECT_EQ(this->cache.kept(this->id, 0, 0).size(), 420u);
+}
+
+TYPED_TEST(Forms, HalfEightFourTwoAndThreeLevelsInOneHead) {
+  ASSERT_EQ(this->append(500), Outcome::done);
+  const CompressReport r = this->cache.commit(
+      this->tiers({{int8, 8, 1}, {int4, 8, 2}, {int2, 8, 3}, {ternary, 8, 4}, {int4, 8, 5}, {int2, 8, 6}}));
+  EXPECT_EQ(r.tokens_waiting, 0);
+  const auto n = this->counts();
+  for (const int format : {raw, int8, int4, int2, ternary}) EXPECT_GT(n.at(format), 40) << format;
+  EXPECT_LT(r.page_bytes_after, r.page_bytes_before * 2 / 3);
+  this->verify(this->id);
 }
 
 TYPED_TEST(Forms, EvictionAndTiersInOnePlan) {

@@ -6,6 +6,7 @@
 
 #include <locale>
 #include <set>
+#include <sstream>
 
 #include "support/inputs.hpp"
 
@@ -84,6 +85,92 @@ TEST(Settings, AmountsToKeep) {
 }
 
 // ---- refused, in words that name what was got and what is wanted
+
+TEST(Settings, APrecisionAloneGoesWithItsMethodAndTakesItsSettings) {
+  const auto mikv = made("mikv(keep=0.3, low=int4, recent_share=0.25, block=1)");
+  EXPECT_EQ(mikv.keep, Keep::ratio(0.3));
+  EXPECT_EQ(mikv.selector.recent_share, 0.25);
+  EXPECT_EQ(mikv.scorer, made("h2o").scorer);
+  EXPECT_EQ(precision_of(mikv, 3).rest, Form("balanced_int4_p2_min", "int4_p2_min"));
+  EXPECT_EQ(precision_of(mikv, 3).block, 1);
+  EXPECT_EQ(made("kivi").keep, Keep::ratio(1));
+  for (const PrecisionRecipe& p : known_precisions()) EXPECT_EQ(made(std::string(p.name)).precision, p.precision) << p.name;
+}
+
+TEST(Settings, APrecisionJoinsAnyMethod) {
+  for (const char* words : {"air_cache(keep=0.1) + kivi(bits=4, group=16, residual=64)",
+                            "kivi(residual=64,group=16,bits=4)+air_cache( keep=10% )"}) {
+    const auto both = made(words);
+    EXPECT_EQ(both.keep, Keep::ratio(0.1));
+    EXPECT_EQ(both.scorer, made("air_cache").scorer);
+    const Precision p = precision_of(both, 2);
+    EXPECT_EQ(p.kept, Form("int4_channel_g16_min", "int4_g16_min"));
+    EXPECT_EQ(p.flush_keys, 64);
+    EXPECT_EQ(p.keep_raw_values, 64);
+  }
+  const auto form = made("h2o + in_form(form=q8_0/q4_0, only=image+video, sinks=4, first_layers=1, guard=10)");
+  const Precision p = precision_of(form, 2);
+  EXPECT_EQ(p.kept, Form("q8_0", "q4_0"));
+  EXPECT_EQ(p.only, visual);
+  EXPECT_EQ(p.guarded, Form("int8"));
+}
+
+TEST(Settings, PublishedBitsAreWhatTheyAreCalled) {
+  std::string_view list = choices(static_cast<TunedPreset*>(nullptr));
+  list.remove_prefix(5);  // none|
+  for (int i = 1; !list.empty(); ++i) {
+    const std::string name(list.substr(0, list.find('|')));
+    list.remove_prefix(std::min(list.size(), name.size() + 1));
+    const auto method = made("kvtuner(preset=" + name + ")");
+    const Index layers = name.starts_with("qwen25_7b") ? 28 : name.starts_with("qwen25_3b") ? 36 : 32;
+    EXPECT_EQ(static_cast<Index>(precision_of(method, layers).layers.size()), layers) << name;
+    EXPECT_NE(error_of([&] { precision_of(method, layers + 1); }).find("the model has"), std::string::npos);
+    LayerBits bits;
+    ASSERT_TRUE(parse_setting(published_bits(static_cast<TunedPreset>(i)).bits, bits));
+    const std::string digits = name.substr(name.find_first_of("0123456789", name.find("kivi") != std::string::npos
+                                                                                ? name.find("kivi")
+                                                                                : name.find("token")));
+    std::string mean = digits;
+    mean[mean.find('_')] = '.';
+    EXPECT_NEAR(bits.mean(), std::stod(mean), 5.1e-4) << name;
+  }
+}
+
+TEST(Settings, PrecisionsThatMakeNoSense) {
+  expect_refused("kivi(bots=2)", "kivi: unknown setting 'bots'; known: bits group residual sinks");
+  expect_refused("kivi + mikv", "kivi and mikv are both precisions");
+  expect_refused("h2o + tova", "h2o and tova both evict");
+  expect_refused("h2o + kivi + tova", "3 methods");
+  expect_refused("h2o + mikv(keep=0.1)", "mikv: unknown setting 'keep'; known: low high block");
+  expect_refused("mikv(kep=0.1)", "mikv: unknown setting 'kep'; known: keep budget among");
+  expect_refused("h2o + nothing_known", "no policy named 'nothing_known'; known: full random");
+  expect_refused("in_form(form=a/b/c)", "in_form: form = 'a/b/c', must be one of: a codec");
+  expect_refused("joint(forms=int8+)", "joint: forms = 'int8+'");
+  expect_refused("joint(evict=perhaps)", "joint: evict = 'perhaps'");
+  expect_refused("kvtuner(bits=9/4)", "kvtuner: bits = '9/4'");
+  EXPECT_NE(error_of([] { precision_of(made("kvtuner"), 4); }).find("give a preset or bits, got none"),
+            std::string::npos);
+  expect_refused("full(keep=1) + kivi", "full: has no settings");
+}
+
+TEST(Settings, PrecisionsPrintWhatTheyParse) {
+  for (const char* words : {"in_form(form=int4_g32/fp8_e4m3, residual=7, only=text+image, sinks=2, guard=3.5)", "mikv",
+                            "kivi(bits=3)", "zip_cache(high=8, low=4)", "joint(forms=int8+int4/int2, evict=no)",
+                            "kvtuner(bits=8/4 2/2, mode=token)", "kvtuner(preset=qwen25_7b_token_4_0)"}) {
+    const auto method = made(words);
+    std::string text(method.precision.held_name());
+    const char* separator = "(";
+    for (const SettingText& s : settings_of(method.precision)) text += separator + s.name + "=" + s.value, separator = ", ";
+    EXPECT_EQ(made(text + ")").precision, method.precision) << text;
+  }
+}
+
+TEST(Settings, AFileIsTextWithComments) {
+  std::istringstream in("# found by a search\n\n  kvtuner(mode=token,\n bits=8/4 2/2)\n# the end\n");
+  EXPECT_EQ(read_compressor(in), made("kvtuner(mode=token, bits=8/4 2/2)"));
+  std::istringstream empty("# nothing\n");
+  EXPECT_THROW(read_compressor(empty), InvalidArgument);
+}
 
 TEST(Settings, UnknownNames) {
   expect_refused("h20",

@@ -110,7 +110,8 @@ struct CompactList {
 
 /// Rows of one head that change their form. Per side: where the codec and its state stay the same and the rows keep their
 /// slots, or the codec moves rows, bytes are copied and nothing is rounded twice; else rows are decoded and coded anew. A
-/// page of a codec that does not move rows is written whole, its pieces begin at slot 0. No page is both read and written.
+/// page of a codec that does not move rows is written whole; slots that no piece fills come to hold a neighbour's row. No
+/// page is both read and written, but for slots that a page had free.
 struct EncodeList {
   std::span<const PageGeometry> formats;
   std::span<const CodecState> states;

@@ -55,7 +55,7 @@ class ListBuilder {
     out_.entries.push_back(kept);
   }
 
-  /// Packs the surviving rows of consecutive private entries of one format and state into the first of their pages.
+  /// Packs the surviving rows of consecutive private entries of one format and state, ascending, into the first of their pages.
   void pack(std::span<const Entry> run, std::span<const std::uint64_t> live) {
     std::size_t to = 0;  // destination page: run[to]
     bool open = false;
@@ -137,7 +137,7 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
       }
       std::size_t end = e + 1;
       while (end < live.size() && entries[end].format == entries[e].format && entries[end].state == entries[e].state &&
-             packs(end))
+             entries[end].first > entries[end - 1].last && packs(end))  // pages of one form may interleave
         ++end;
       builder.pack(std::span<const Entry>(entries).subspan(e, end - e), std::span(live).subspan(e, end - e));
       e = end;

@@ -1,8 +1,8 @@
 // Pages, entries and lists: how one head of one layer finds its tokens. Bookkeeping on the host; K and V are only
 // addressed here, never read.
 //
-//   list of a head:  [entry][entry][entry]…            one entry per page; pages of one format in ascending order of
-//                                                      position, those of several formats may interleave in position
+//   list of a head:  [entry][entry][entry]…            one entry per page; those of the form that is appended in
+//                                                      ascending order of position, others may interleave in position
 //   slot             entry * page_tokens + offset      what scores, masks and running state are indexed by
 //   live mask        bit `offset` of the entry's word  cleared = evicted; the payload stays untouched
 #pragma once
@@ -62,6 +62,7 @@ struct PageGeometry {
   Index key_row_bytes = 0, value_row_bytes = 0;
   DType key_type = DType::f32, value_type = DType::f32;
   bool rows_move = true;  // rows may be copied to another page of the same format
+  bool keys_move = true, values_move = true;  // the same of one side
   const void *key_codec = nullptr, *value_codec = nullptr;  // null: rows of key_type, value_type as they are
   Index key_tile_bytes = 0, value_tile_bytes = 0;           // of pool pages: a tile without the padding behind it
 

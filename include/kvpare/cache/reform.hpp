@@ -20,8 +20,8 @@ struct EncodePiece {
   std::uint8_t slot = 0, to_slot = 0, count = 0;
 };
 
-/// A page that `encode` writes, from pieces [first_piece, first_piece + pieces) of its list, ascending and without gaps in
-/// `to_slot`.
+/// A page that `encode` writes, from pieces [first_piece, first_piece + pieces) of its list, ascending in `to_slot`; a page that
+/// is converted whole has gaps where tokens were evicted.
 struct EncodePage {
   PageId page = 0;
   std::uint16_t format = 0;
@@ -74,18 +74,28 @@ class Reformer {
       Old& old = old_[static_cast<std::size_t>(at)];
       const std::uint64_t word = change.words[static_cast<std::size_t>(at)] & old.live;
       if (word == 0 || old.becomes >= 0 || (old.entry.format == change.format && old.entry.state == change.state)) continue;
-      if (word == low_bits(list_.page_tokens)) {
+      const bool in_place = shares_fixed_side(old.entry, change);
+      if (word == low_bits(list_.page_tokens) || (in_place && word == old.entry.live)) {
         old.becomes = change.format, old.state = change.state;  // a whole page: it keeps its place and its slots
-        out_.changed += list_.page_tokens;
+        out_.changed += std::popcount(word);
         continue;
       }
+      if (in_place) continue;  // until all tokens of the page change: they would be rounded twice
       for_each_bit(word, [&](Index slot) { scattered.push_back({list_.position(old.entry, slot), at, slot}); });
     }
-    std::sort(scattered.begin(), scattered.end(),
-              [](const Token& a, const Token& b) { return a.position < b.position; });
+    const auto by_position = [](const Token& a, const Token& b) { return a.position < b.position; };
+    std::sort(scattered.begin(), scattered.end(), by_position);
 
     std::size_t next = 0;
-    if (rows_move) next = fill_open_page(change, scattered, is_private);
+    if (rows_move && !scattered.empty()) {
+      next = fill_open_page(change, scattered, is_private);
+      if (next == 0) {
+        const std::size_t mine = scattered.size();
+        rewrite_open_page(change, scattered, is_private);
+        out_.changed -= static_cast<Index>(scattered.size() - mine);  // these have the form already
+        std::sort(scattered.begin(), scattered.end(), by_position);
+      }
+    }
     while (next < scattered.size()) {
       const std::size_t count = reach(scattered, next, scattered[next].position, list_.page_tokens);
       if (!rows_move && static_cast<Index>(count) < list_.page_tokens) {
@@ -150,6 +160,15 @@ class Reformer {
     Index old = -1, gathered = -1;
   };
 
+  /// Does a side of the page stay coded as it is, in a form whose rows cannot leave their tile?
+  bool shares_fixed_side(const Entry& e, const FormChange& change) const {
+    const PageGeometry &from = list_.formats[e.format], &to = list_.formats[change.format];
+    const auto state = [&](std::uint32_t index) { return index == 0 ? CodecState{} : list_.states[index - 1]; };
+    const CodecState now = state(e.state), then = state(change.state);
+    return (!from.keys_move && from.key_codec == to.key_codec && now.keys == then.keys) ||
+           (!from.values_move && from.value_codec == to.value_codec && now.values == then.values);
+  }
+
   /// How many tokens from `at` on go into a page that begins at `first` and has room for `room`.
   static std::size_t reach(const std::vector<Token>& tokens, std::size_t at, Position first, Index room) {
     std::size_t count = 0;
@@ -169,17 +188,32 @@ class Reformer {
 
   template <class IsPrivate>
   std::size_t fill_open_page(const FormChange& change, const std::vector<Token>& tokens, const IsPrivate& is_private) {
-    if (tokens.empty()) return 0;
+    Old* old = open_page(change, is_private);
+    if (old == nullptr || old->entry.last >= tokens[0].position) return 0;
+    const std::size_t count = reach(tokens, 0, old->entry.first, list_.page_tokens - old->entry.used);
+    take(tokens, 0, count, old->added);
+    return count;
+  }
+
+  /// The last page of a form, if rows can be added.
+  template <class IsPrivate>
+  Old* open_page(const FormChange& change, const IsPrivate& is_private) {
     for (std::size_t at = old_.size(); at-- > 0;) {
       Old& old = old_[at];
       if (old.entry.format != change.format || old.entry.state != change.state) continue;
-      if (old.entry.used == list_.page_tokens || old.entry.last >= tokens[0].position || !is_private(old.entry.page))
-        return 0;
-      const std::size_t count = reach(tokens, 0, old.entry.first, list_.page_tokens - old.entry.used);
-      take(tokens, 0, count, old.added);
-      return count;
+      const bool open = old.entry.used > 0 && old.entry.used < list_.page_tokens && old.becomes < 0 && old.added.empty();
+      return open && is_private(old.entry.page) ? &old : nullptr;
     }
-    return 0;
+    return nullptr;
+  }
+
+  /// Where tokens come between those of the open page, all of them go into a new one; else every lot would open its own.
+  template <class IsPrivate>
+  void rewrite_open_page(const FormChange& change, std::vector<Token>& tokens, const IsPrivate& is_private) {
+    const Old* old = open_page(change, is_private);
+    if (old == nullptr || old->entry.last < tokens[0].position) return;
+    const Index at = old - old_.data();
+    for_each_bit(old->live, [&](Index slot) { tokens.push_back({list_.position(old->entry, slot), at, slot}); });
   }
 
   std::uint32_t copy_block(const Entry& e) {
@@ -240,9 +274,12 @@ class Reformer {
     e.offsets = copy_block(e);
     add_source(at, e.live);
     EncodePage page = begin_page(e);
-    out_.pieces.push_back({old.entry.page, old.entry.format, old.entry.state, 0, 0,
-                           static_cast<std::uint8_t>(list_.page_tokens)});
-    page.pieces = 1;
+    for (std::uint64_t left = old.entry.live; left != 0; ++page.pieces) {
+      const Index slot = std::countr_zero(left), count = std::countr_one(left >> slot);
+      out_.pieces.push_back({old.entry.page, old.entry.format, old.entry.state, static_cast<std::uint8_t>(slot),
+                             static_cast<std::uint8_t>(slot), static_cast<std::uint8_t>(count)});
+      left &= ~(low_bits(count) << slot);
+    }
     out_.fresh.push_back(out_.entries.size());
     out_.pages.push_back(page);
     out_.entries.push_back(e);
@@ -276,9 +313,11 @@ class Reformer {
 }  // namespace detail
 
 /// Carries out changes of form, in order. A page whose live tokens all change together, and which is full, is converted
-/// whole: it keeps its slots and its place in the list. Other tokens are gathered, ascending, into pages of the new form:
-/// first into the open page of that form, if this sequence alone holds it. Forms whose rows do not move take whole pages
-/// only; what is over stays as it is.
+/// whole: it keeps its slots and its place in the list. So is one that is not full, where one of its sides stays coded in a
+/// form whose rows do not move; its tokens change all or none, since they would be rounded twice elsewhere. Other tokens are
+/// gathered, ascending, into pages of the new form: first into the open page of that form, if this sequence alone holds it
+/// and they come after its own; where they come between, they and its own go into new pages. Forms whose rows do not move
+/// take whole pages only; what is over stays as it is.
 ///
 /// Pages of the append form stand last, so that appending goes on behind them. Nothing that others share is written.
 /// Cost: entries + tokens that are gathered (sorted by position).

@@ -18,7 +18,11 @@ void quantize_e2m1(const float* x, Index stride, Index n, float scale, std::uint
   static_assert(ties == Ties::even || ties == Ties::down, "4-bit floats round ties to even, or down as ggml does");
   if constexpr (ties == Ties::even) {
     const float inverse = inverse_of(scale);
-    for (Index i = 0; i < n; ++i) codes[i * code_stride] = E2M1::nearest(as_coded(x[i * stride]) * inverse);
+    if (stride == 1 && code_stride == 1) {
+      for (Index i = 0; i < n; ++i) codes[i] = E2M1::nearest(as_coded(x[i]) * inverse);
+    } else {
+      for (Index i = 0; i < n; ++i) codes[i * code_stride] = E2M1::nearest(as_coded(x[i * stride]) * inverse);
+    }
   } else {
     for (Index i = 0; i < n; ++i) {
       const float v = as_coded(x[i * stride]);
@@ -33,6 +37,9 @@ void quantize_e2m1(const float* x, Index stride, Index n, float scale, std::uint
 }
 
 inline float largest_magnitude(const float* x, Index stride, Index n) {
+  if (stride == 1)
+    if (const std::uint32_t top = magnitude_bits(x, n); top <= std::bit_cast<std::uint32_t>(largest_coded))
+      return std::bit_cast<float>(top);
   float amax = 0;
   for (Index i = 0; i < n; ++i) amax = std::max(amax, std::abs(as_coded(x[i * stride])));
   return amax;

@@ -20,6 +20,8 @@
 //          it, then constant.
 //          | `C::make_state(width, ranges, state)` | KVPARE_HD, optional: state from what was measured, see ChannelRanges |
 //          | `C::needs_query_peak`                 | optional `bool`: make_state reads ranges.query_peak                  |
+//          | `C::ranges_of_all`                    | optional `bool`: ranges are over all tokens of the head, also those |
+//          |                                       | that are not about to be coded (NaN and the evicted left out)      |
 //          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.
@@ -115,6 +117,15 @@ template <Codec C>
 constexpr bool needs_query_peak() {
   if constexpr (requires { C::needs_query_peak; })
     return C::needs_query_peak;
+  else
+    return false;
+}
+
+/// Are the ranges those of all tokens of the head?
+template <Codec C>
+constexpr bool ranges_of_all() {
+  if constexpr (requires { C::ranges_of_all; })
+    return C::ranges_of_all;
   else
     return false;
 }

@@ -107,6 +107,8 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
 
   /// affine: the range of each channel over the codes; scaled: sqrt(max|v|); balanced: sqrt(max|q| / max|k|).
   static constexpr bool needs_query_peak = rule == ChannelRule::balanced;
+  /// MiKV's and ZipVL's maxima are the prompt's; ranges of codes are those of the tokens that get them.
+  static constexpr bool ranges_of_all = rule != ChannelRule::affine;
   static KVPARE_HD void make_state(Index width, const ChannelRanges& r,
                                    float* state) requires(kvpare::state_floats<InnerCodec>(1) == 0 &&
                                                           (rule != ChannelRule::affine || GroupCodec<InnerCodec>)) {

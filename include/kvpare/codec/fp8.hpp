@@ -39,7 +39,11 @@ struct Fp8 : detail::GroupTiles<Fp8<Float>, GroupForm{.bits = 8, .table = true, 
   static GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
                             Index code_stride) {
     const float inverse = state ? 1.0f / *state : 1.0f;
-    for (Index i = 0; i < n; ++i) codes[i * code_stride] = Float::nearest(x[i * stride] * inverse);
+    if (stride == 1 && code_stride == 1) {
+      for (Index i = 0; i < n; ++i) codes[i] = Float::nearest(x[i] * inverse);
+    } else {
+      for (Index i = 0; i < n; ++i) codes[i * code_stride] = Float::nearest(x[i * stride] * inverse);
+    }
     return {};
   }
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <string>
 #include <string_view>
 
 #include "../core/dtype.hpp"
@@ -76,5 +77,22 @@ struct Formats {
     (f(format++, Pairs{}), ...);
   }
 };
+
+namespace detail {
+
+/// "half/half, int4_g32/int4_g32": the formats of a cache.
+template <class FormatList>
+std::string format_names() {
+  std::string names;
+  FormatList::for_each([&](int, auto pair) {
+    names += names.empty() ? "" : ", ";
+    names += decltype(pair)::Key::name;
+    names += '/';
+    names += decltype(pair)::Value::name;
+  });
+  return names;
+}
+
+}  // namespace detail
 
 }  // namespace kvpare

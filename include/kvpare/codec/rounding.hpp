@@ -91,10 +91,10 @@ constexpr float from_ordered(std::int32_t word) { return std::bit_cast<float>(wo
 template <class Term>
 double sum_of(Index n, Term term) {
   double sums[4] = {};
-  Index i = 0;
-  for (; i + 4 <= n; i += 4)
+  const Index whole = n / 4 * 4;
+  for (Index i = 0; i < whole; i += 4)
     for (Index k = 0; k < 4; ++k) sums[k] += static_cast<double>(term(i + k));
-  for (; i < n; ++i) sums[0] += static_cast<double>(term(i));
+  for (Index i = whole; i < n; ++i) sums[0] += static_cast<double>(term(i));
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 

@@ -41,21 +41,19 @@ struct SmallFloat {
 
   /// The nearest code, ties to even, saturating; NaN is 0. Negative numbers that round to zero keep their sign.
   static constexpr std::uint8_t nearest(float x) {
-    const std::uint32_t word = std::bit_cast<std::uint32_t>(x), a = word & 0x7fffffffu;
-    if (a > 0x7f800000u) return 0;
-    const float limit = magnitude(top), least_normal = power_of_two(1 - bias);
-    const float v = std::bit_cast<float>(a);
-    unsigned code = top;
-    if (v < least_normal) {
-      constexpr float shift = 0x1.8p23f;
-      const float steps = v * power_of_two(bias + mantissa - 1);
-      code = static_cast<unsigned>((steps + shift) - shift);
-    } else if (v < limit) {
-      const std::uint32_t odd = a >> (23 - mantissa) & 1u;
-      code = ((a + (1u << (22 - mantissa)) - 1u + odd) >> (23 - mantissa)) -
-             (static_cast<unsigned>(127 - bias) << mantissa);
-    }
-    return static_cast<std::uint8_t>(word >> 31 != 0 ? code | sign : code);
+    constexpr float limit = magnitude(top), least_normal = power_of_two(1 - bias), shift = 0x1.8p23f;
+    // No branch, and integers of one type, so that loops over this are vectors.
+    const auto word = std::bit_cast<std::int32_t>(x);
+    const std::int32_t is_number = (word & 0x7fffffff) > 0x7f800000 ? 0 : -1;
+    std::int32_t a = word & 0x7fffffff & is_number;
+    a = a < std::bit_cast<std::int32_t>(limit) ? a : std::bit_cast<std::int32_t>(limit);
+    const std::int32_t odd = a >> (23 - mantissa) & 1;
+    const std::int32_t normal =
+        ((a + (1 << (22 - mantissa)) - 1 + odd) >> (23 - mantissa)) - ((127 - bias) << mantissa);
+    const float steps = std::bit_cast<float>(a) * power_of_two(bias + mantissa - 1);
+    const std::int32_t subnormal = std::bit_cast<std::int32_t>(steps + shift) - std::bit_cast<std::int32_t>(shift);
+    const std::int32_t code = a < std::bit_cast<std::int32_t>(least_normal) ? subnormal : normal;
+    return static_cast<std::uint8_t>(code | (word >> 31 & is_number & static_cast<std::int32_t>(sign)));
   }
 };
 

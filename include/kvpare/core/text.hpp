@@ -14,9 +14,9 @@ struct ShortText {
   std::size_t size = 0;
 
   constexpr ShortText() = default;
-  constexpr explicit ShortText(std::string_view text) { *this << text; }
-  constexpr ShortText& operator<<(std::string_view text) {
-    for (const char c : text) characters[size++] = c;
+  constexpr explicit ShortText(std::string_view words) { *this << words; }
+  constexpr ShortText& operator<<(std::string_view words) {
+    for (const char c : words) characters[size++] = c;
     return *this;
   }
   constexpr ShortText& operator<<(Index number) {

@@ -75,7 +75,7 @@ struct CompressReport {
   Index page_bytes_before = 0, page_bytes_after = 0;
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
-  std::vector<std::string> notes;  // what a guard found, for people
+  std::vector<std::string> notes = {};  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
   Index nan_scores = 0;
@@ -166,7 +166,8 @@ class KvCache {
             g.key_codec, g.key_tile_bytes);
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
-        g.rows_move = P::Key::rows_move && P::Value::rows_move;
+        g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
+        g.rows_move = g.keys_move && g.values_move;
         geometry.back() = g;
       });
     }
@@ -400,7 +401,9 @@ class KvCache {
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
       if (lp.aging) s.layers[static_cast<std::size_t>(l)].aging = *lp.aging;
-      if (!lp.tiers.empty()) moved[l] = tier_changes(s, l, lp, tiers);
+      if (lp.tiers.empty()) continue;
+      moved[l] = tier_changes(s, l, lp, tiers);
+      make_states_of_age(s, l, moved[l]);
     }
     reform(s, moved, report);
     for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
@@ -818,6 +821,7 @@ class KvCache {
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
   FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);
   FormChanges aged_changes(Sequence& s, Index layer);
+  void make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers);
   void reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report);
   bool reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report);
   std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,

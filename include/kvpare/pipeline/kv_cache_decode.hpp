@@ -13,6 +13,7 @@ struct KvCache<B, Listed>::DecodeStep {
   LayerLists lists;
   int rest = -1;    // the form of tokens that would be evicted
   Index block = 1;  // how many at a time take it
+  bool fresh_state = false;  // with a codec state of their own
   typename RunningScores<B>::Admission admission = {};
   std::vector<float*> mass = {};
   ObservedLayer<B> made = {};           // scores of a scorer that reads no rows, over columns
@@ -49,7 +50,8 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
   for (const AttendRequest& r : batch) {
     check_request(r, sh, "decode", 0);
     Sequence& s = get(r.sequence);
-    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer), rest, precision.block};
+    DecodeStep step{&s, &s.layers[static_cast<std::size_t>(layer)], LayerLists(*this, s, layer), rest, precision.block,
+                    precision.fresh_state};
     for (const DecodeStep& other : steps)
       require(other.sequence != &s, "decode: sequence ", r.sequence, " is in the batch twice");
     const Index rows = static_cast<Index>(r.positions.size());
@@ -146,7 +148,7 @@ void KvCache<B, Listed>::demote(Index layer, std::vector<DecodeStep>& steps, std
         }
     }
     if (!any) continue;
-    const std::uint32_t state = state_for(*step.at, layer, step.rest, words, false);
+    const std::uint32_t state = state_for(*step.at, layer, step.rest, words, step.fresh_state);
     FormChanges changes(words.size());
     for (std::size_t h = 0; h < words.size(); ++h)
       changes[h].emplace_back(static_cast<std::uint16_t>(step.rest), state, std::move(words[h]));
@@ -205,7 +207,7 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
   for (const Change& change : changes) {
     if (change.packed.moves.empty()) continue;
     moves.push_back({geometry_[static_cast<std::size_t>(layer)], change.packed.moves, shape(layer).key_dim,
-                     shape(layer).value_dim});
+                     shape(layer).value_dim, page_tokens_});
     for (const Move& m : change.packed.moves) report.rows_moved += m.count;
   }
   std::vector<detail::ScoreSlide> slides;

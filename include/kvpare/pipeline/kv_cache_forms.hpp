@@ -53,19 +53,6 @@ struct MakeState {
   }
 };
 
-/// "half/half, int4_g32/int4_g32": the formats of a cache.
-template <class FormatList>
-std::string format_names() {
-  std::string names;
-  FormatList::for_each([&](int, auto pair) {
-    names += names.empty() ? "" : ", ";
-    names += decltype(pair)::Key::name;
-    names += '/';
-    names += decltype(pair)::Value::name;
-  });
-  return names;
-}
-
 }  // namespace detail
 
 template <Backend B, class Listed>
@@ -187,6 +174,24 @@ auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan&
   return changes;
 }
 
+/// The states of the forms of age are made while all tokens are as they were: tiers are about to round some of them.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers) {
+  Layer& at = s.layers[static_cast<std::size_t>(layer)];
+  std::vector<std::vector<std::uint64_t>> left;
+  bool any = false;
+  for (std::size_t h = 0; h < at.heads.size(); ++h) {
+    auto& words = left.emplace_back();
+    for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e) {
+      words.push_back(at.heads[h].entries[e].format == append_format ? at.heads[h].entries[e].live : 0);
+      for (const FormChange& change : tiers[h]) words.back() &= ~change.words[e];
+      any = any || words.back() != 0;
+    }
+  }
+  for (const int format : {at.aging.format, at.aging.keys_first})
+    if (any && format >= 0) (void)state_for(at, layer, format, left, false);
+}
+
 /// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by
 /// turns, with the rest of the lists packed behind them: pages taken at the same time share chunks, and a chunk serves
 /// another form once all of its pages are back. What finds no room, or fills no page, keeps its form.
@@ -261,6 +266,11 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
   }
   if (changed == 0) return false;
 
+  bool slides = false;
+  for (const ReformedList& list : lists)
+    for (std::size_t slot = 0; slot < list.source.size(); ++slot)
+      slides = slides || (list.source[slot] >= 0 && list.source[slot] != static_cast<std::int32_t>(slot));
+
   std::deque<FreshPages> taken;
   for (std::size_t size = 0; size < wanted.size(); ++size) {
     if (!taken.emplace_back(*pool_, static_cast<Index>(wanted[size].size()))
@@ -301,7 +311,7 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     }
   }
   if (!running.empty()) at.running = std::move(running);
-  at.observed.forget();
+  if (slides) at.observed.forget();  // its columns are slots; where all of them stay, it counts on
   ++s.epoch;
   report.tokens_changed += changed;
   return true;
@@ -326,35 +336,61 @@ auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
     return raw >= keep + flush ? (raw - keep) / flush * flush : 0;
   };
 
+  // What fills no page would only wait: lists are not looked through for it at every append.
+  const auto whole = [&](int format, Index tokens) {
+    const bool rows_move = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)].rows_move;
+    return rows_move ? tokens : tokens / page_tokens_ * page_tokens_;
+  };
+
   std::vector<std::vector<std::uint64_t>> to_first, to_last;
   bool first_any = false, last_any = false;
   for (const Head& head : at.heads) {
     const HeadPages list = list_of(head, layer);
     const std::size_t n = list.entries.size();
     to_first.emplace_back(n, 0), to_last.emplace_back(n, 0);
-    // Tokens with keys, or values, as appended stand at the end of the list.
-    std::size_t begin = n;
+    // Tokens with keys, or values, as appended: in order, pages of other forms between them.
+    const auto ages = [&](const Entry& e) {
+      return e.format == append_format || (rule.keys_first >= 0 && e.format == rule.keys_first);
+    };
     Index raw_keys = 0, raw_values = 0;
-    for (; begin > 0; --begin) {
-      const Entry& e = list.entries[begin - 1];
-      if (e.format != append_format && (rule.keys_first < 0 || e.format != rule.keys_first)) break;
+    for (const Entry& e : list.entries) {
+      if (!ages(e)) continue;
       const Index here = std::popcount(eligible(list, e));
       raw_values += here;
       if (e.format == append_format) raw_keys += here;
     }
-    Index values_due = due(raw_values, rule.keep_raw_values, rule.flush_values);
-    Index keys_due = rule.keys_first < 0 ? 0 : due(raw_keys, rule.keep_raw_keys, rule.flush_keys);
-    for (std::size_t e = begin; e < n && (values_due > 0 || keys_due > 0); ++e) {
+    const Index values_due = whole(rule.format, due(raw_values, rule.keep_raw_values, rule.flush_values));
+    const Index keys_due =
+        rule.keys_first < 0 ? values_due : whole(rule.keys_first, due(raw_keys, rule.keep_raw_keys, rule.flush_keys));
+    if (values_due == 0 && keys_due == 0) continue;
+
+    // The oldest of them, wherever they stand.
+    std::vector<Position> values_at, keys_at;
+    for (const Entry& e : list.entries) {
+      if (!ages(e)) continue;
+      for_each_bit(eligible(list, e), [&](Index slot) {
+        values_at.push_back(list.position(e, slot));
+        if (e.format == append_format) keys_at.push_back(values_at.back());
+      });
+    }
+    const auto end_of = [](std::vector<Position>& positions, Index oldest) {
+      if (oldest == 0) return Position{0};
+      std::nth_element(positions.begin(), positions.begin() + (oldest - 1), positions.end());
+      return positions[static_cast<std::size_t>(oldest - 1)] + 1;
+    };
+    const Position values_end = end_of(values_at, values_due),
+                   keys_end = rule.keys_first < 0 ? values_end : end_of(keys_at, keys_due);
+    for (std::size_t e = 0; e < n; ++e) {
       const Entry& entry = list.entries[e];
+      if (!ages(entry)) continue;
       for_each_bit(eligible(list, entry), [&](Index slot) {
-        const std::uint64_t bit = std::uint64_t{1} << slot;
+        const Position p = list.position(entry, slot);
         const bool raw = entry.format == append_format;
-        if (values_due > 0)
-          to_last.back()[e] |= bit, last_any = true;
-        else if (raw && keys_due > 0)
-          to_first.back()[e] |= bit, first_any = true;
-        if (values_due > 0) --values_due;
-        if (raw && keys_due > 0) --keys_due;
+        if (raw && p >= keys_end) return;  // its keys stay, so its values do
+        if (p < values_end)
+          to_last.back()[e] |= std::uint64_t{1} << slot, last_any = true;
+        else if (raw)
+          to_first.back()[e] |= std::uint64_t{1} << slot, first_any = true;
       });
     }
   }
@@ -406,7 +442,8 @@ std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
           for (Index h = 0; h < heads; ++h) {
             StatisticsRow row;
             row.pages = list_of(at.heads[static_cast<std::size_t>(h)], layer);
-            row.side = side, row.width = width, row.mask = masks[static_cast<std::size_t>(h)].data();
+            row.side = side, row.width = width;
+            row.mask = ranges_of_all<C>() ? nullptr : masks[static_cast<std::size_t>(h)].data();
             row.min = least.data() + h * width, row.max = most.data() + h * width;
             rows.push_back(row);
           }

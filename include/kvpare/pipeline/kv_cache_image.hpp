@@ -144,7 +144,7 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
   for (std::size_t h = 0; h < from.heads.size(); ++h) {
     const SequenceImage::Head& head = from.heads[h];
     Index before = -1, slots = 0;
-    std::map<int, Index> past;  // last position so far of each format
+    Index appended = -1;        // last position so far of pages of the form that is appended
     std::vector<Index> all;     // positions of live tokens
     auto given = from.given.begin();
     for (std::size_t p = 0; p < head.pages.size(); ++p) {
@@ -159,8 +159,7 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
       if (page.state > from.states.size() ||
           (page.state != 0 && from.states[page.state - 1].format != page.format))
         wrong("state ", page.state, " is none of its format");
-      if (const auto last = past.find(page.format); last != past.end() && page.first <= last->second)
-        wrong("starts at position ", page.first, " after ", last->second);
+      if (page.format == append_format && page.first <= appended) wrong("starts at position ", page.first, " after ", appended);
       if (page.offsets[0] != 0 || page.first < 0) wrong("starts at position ", page.first, " + ", page.offsets[0]);
       given = from.given.begin();
       for (std::size_t i = 1; i < page.offsets.size(); ++i)
@@ -171,7 +170,7 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
         if (given == from.given.end() || before < given->first)
           wrong("holds position ", before, ", which the layer was not given");
       }
-      past[page.format] = before;
+      if (page.format == append_format) appended = before;
       for_each_bit(page.live, [&](Index slot) { all.push_back(page.first + page.offsets[static_cast<std::size_t>(slot)]); });
       const auto [key_bytes, value_bytes] = image_bytes(layer, page.format, std::popcount(page.live));
       if (static_cast<Index>(page.keys.size()) != key_bytes || static_cast<Index>(page.values.size()) != value_bytes)

@@ -62,7 +62,9 @@ class KvCache<B, Listed>::KeyRanges {
     const float size = *largest;
     std::nth_element(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(sizes.size() / 2), sizes.end());
     const float median = sizes[sizes.size() / 2];
-    peak = {median > 0 ? static_cast<double>(size / median) : 0, at / of.width, at % of.width};
+    const double over = median > 0 ? static_cast<double>(size / median)
+                        : size > 0 ? std::numeric_limits<double>::infinity() : 0;  // most channels are nothing at all
+    peak = {over, at / of.width, at % of.width};
     return peak;
   }
 
@@ -148,7 +150,7 @@ void KvCache<B, Listed>::plan_forms(const Sequence& s, const Precision& p, const
         lp.aging = of.guarded;
         plan.notes.push_back(message("layer ", l, ": key channel ", peak.channel, " of head ", peak.head, " reaches ",
                                      peak.over_median, " times the median channel, above ", p.guard, ": takes ",
-                                     p.guarded.as_appended() ? "no other form" : print_setting(p.guarded)));
+                                     p.guarded.as_appended() ? std::string("no other form") : print_setting(p.guarded)));
       }
     }
     if (of.rest < 0 || !lp.touched) continue;

@@ -85,6 +85,8 @@ struct SequenceLayer {
     return 0;
   }
   void add_state(std::shared_ptr<const StateBlock<B>> block) {
+    detail::make_room(states, 1);  // all of it, before heads point into the block
+    for (SequenceHead& head : heads) detail::make_room(head.states, 1);
     for (std::size_t h = 0; h < heads.size(); ++h) heads[h].states.push_back(block->of_head(static_cast<Index>(h)));
     states.push_back(std::move(block));
   }

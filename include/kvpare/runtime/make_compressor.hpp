@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <concepts>
+#include <istream>
 #include <optional>
 #include <span>
 #include <string>
@@ -125,6 +126,12 @@ std::string print_setting(N value) {
   return message(value);
 }
 
+inline std::string allowed_values(const Form&) {
+  return "a codec for keys and values, keys/values, or as_appended";
+}
+inline std::string allowed_values(const FormChoice&) { return "codecs, or keys/values, joined by +"; }
+inline std::string allowed_values(bool) { return "yes, no"; }
+inline std::string allowed_values(const LayerBits&) { return "keys/values layer by layer: 8/4 4/4 2/2 …"; }
 template <class E>
 std::string allowed_values(const E&) {
   if constexpr (Enumerated<E>)
@@ -208,6 +215,13 @@ void add_settings(const P& part, std::vector<SettingText>& out) {
   });
 }
 
+template <class Known>
+auto find_named(const Known& known, std::string_view name) -> decltype(&known[0]) {
+  for (const auto& recipe : known)
+    if (recipe.name == name) return &recipe;
+  return nullptr;
+}
+
 /// One method in a text: its name and settings.
 struct MethodText {
   std::string_view name;
@@ -220,6 +234,12 @@ inline MethodText read_method(std::string_view words) {
   const std::string_view whole = trimmed(words);
   const auto open = whole.find('(');
   method.name = trimmed(whole.substr(0, open));
+  if (find_named(known_recipes(), method.name) == nullptr && find_named(known_precisions(), method.name) == nullptr) {
+    std::string known;
+    for (const Recipe& k : known_recipes()) known += ' ', known += k.name;
+    for (const PrecisionRecipe& k : known_precisions()) known += ' ', known += k.name;
+    fail(message("no policy named '", method.name, "'; known:", known));
+  }
   if (open == std::string_view::npos) return method;
   const std::string_view name = method.name;
   method.in_brackets = true;
@@ -252,13 +272,6 @@ inline std::vector<std::string_view> split_methods(std::string_view words) {
   }
   methods.push_back(words.substr(begin));
   return methods;
-}
-
-template <class Known>
-auto find_named(const Known& known, std::string_view name) -> decltype(&known[0]) {
-  for (const auto& recipe : known)
-    if (recipe.name == name) return &recipe;
-  return nullptr;
 }
 
 inline std::string names_of(const std::vector<SettingText>& settings) {
@@ -332,15 +345,11 @@ inline AnyCompressor make_compressor(std::string_view words) {
     if (const Recipe* r = find_named(known_recipes(), method.name)) {
       require(recipe == nullptr, "'", words, "': ", evicts.name, " and ", r->name, " both evict, must be one method");
       recipe = r, evicts = std::move(method);
-    } else if (const PrecisionRecipe* p = find_named(known_precisions(), method.name)) {
+    } else {
+      const PrecisionRecipe* p = find_named(known_precisions(), method.name);
       require(precision == nullptr, "'", words, "': ", forms.name, " and ", p->name,
               " are both precisions, must be one");
       precision = p, forms = std::move(method);
-    } else {
-      std::string known;
-      for (const Recipe& k : known_recipes()) known += ' ', known += k.name;
-      for (const PrecisionRecipe& k : known_precisions()) known += ' ', known += k.name;
-      fail(message("no policy named '", method.name, "'; known:", known));
     }
   }
   const bool alone = recipe == nullptr;
@@ -364,6 +373,15 @@ inline AnyCompressor make_compressor(std::string_view words) {
                  alone ? names_of(settings_of(compressor.precision)) : "");
   check(compressor);
   return compressor;
+}
+
+/// A method from a file: lines that begin with # are comments, the others are joined and taken as make_compressor does.
+inline AnyCompressor read_compressor(std::istream& in) {
+  std::string words;
+  for (std::string line; std::getline(in, line);)
+    if (const std::string_view said = detail::trimmed(line); !said.empty() && said[0] != '#') words += line + ' ';
+  require(!detail::trimmed(words).empty(), "the file holds no policy");
+  return make_compressor(words);
 }
 
 }  // namespace kvpare

@@ -126,32 +126,50 @@ inline void encode_side(const Kernels& k, const EncodeList& list, const EncodePa
     return from.ops == to.ops && (to.ops != nullptr ? state(piece.state) == state(page.state)
                                                     : from.type == to.type && from.row_bytes == to.row_bytes);
   };
-  const bool same = std::all_of(pieces.begin(), pieces.end(), same_form);
-  if (same && (to.ops == nullptr || to.ops->rows_move)) {
-    for (const EncodePiece& p : pieces)
+  /// Decodes and codes slots [first, first + count), which these pieces fill but for gaps that a neighbour's row goes in:
+  /// groups over tokens see nothing new.
+  const auto code = [&](std::span<const EncodePiece> some, Index first) {
+    const Index count = some.back().to_slot + some.back().count - first;
+    float* rows = Scratch::fresh().floats(count * shape.width);
+    Index filled = 0;
+    for (const EncodePiece& p : some) {
+      const SideOf from(list.formats[p.format], p.page, side);
+      float* to_row = rows + (p.to_slot - first) * shape.width;
+      for (Index r = 0; r < p.count; ++r) from.read(k, shape, p.slot + r, state(p.state), to_row + r * shape.width);
+      for (; filled < p.to_slot - first; ++filled) std::copy_n(to_row, shape.width, rows + filled * shape.width);
+      filled += p.count;
+    }
+    if (to.ops != nullptr)
+      to.ops->encode(k, shape, rows, first, count, state(page.state), to.base);
+    else
+      for (Index r = 0; r < count; ++r)
+        k.from_float(rows + r * shape.width, shape.width, to.type, to.base + (first + r) * to.row_bytes);
+  };
+  if (to.ops != nullptr && !to.ops->rows_move) {
+    const bool copied = std::all_of(pieces.begin(), pieces.end(), [&](const EncodePiece& p) {
+      return same_form(p) && p.page == pieces[0].page && p.slot == p.to_slot;
+    });
+    if (copied)
+      std::memcpy(to.base, SideOf(list.formats[pieces[0].format], pieces[0].page, side).base,
+                  static_cast<std::size_t>(to.tile_bytes));
+    else
+      code(pieces, 0);
+    return;
+  }
+  for (std::size_t at = 0; at < pieces.size();) {
+    const EncodePiece& p = pieces[at];
+    if (same_form(p)) {
       move_rows(SideOf(list.formats[p.format], p.page, side), p.slot, to, p.to_slot, p.count, shape);
-    return;
+      ++at;
+      continue;
+    }
+    std::size_t end = at + 1;
+    while (end < pieces.size() && !same_form(pieces[end]) &&
+           pieces[end].to_slot == pieces[end - 1].to_slot + pieces[end - 1].count)
+      ++end;
+    code(pieces.subspan(at, end - at), p.to_slot);
+    at = end;
   }
-  if (same && std::all_of(pieces.begin(), pieces.end(), [&](const EncodePiece& p) {
-        return p.page == pieces[0].page && p.slot == p.to_slot;
-      })) {
-    std::memcpy(to.base, SideOf(list.formats[pieces[0].format], pieces[0].page, side).base,
-                static_cast<std::size_t>(to.tile_bytes));
-    return;
-  }
-
-  const Index first = pieces.front().to_slot, count = pieces.back().to_slot + pieces.back().count - first;
-  float* rows = Scratch::fresh().floats(count * shape.width);
-  for (const EncodePiece& p : pieces) {
-    const SideOf from(list.formats[p.format], p.page, side);
-    for (Index r = 0; r < p.count; ++r)
-      from.read(k, shape, p.slot + r, state(p.state), rows + (p.to_slot + r - first) * shape.width);
-  }
-  if (to.ops != nullptr)
-    to.ops->encode(k, shape, rows, first, count, state(page.state), to.base);
-  else
-    for (Index r = 0; r < count; ++r)
-      k.from_float(rows + r * shape.width, shape.width, to.type, to.base + (first + r) * to.row_bytes);
 }
 
 /// Calls `f(slot, row)` for every token of a list that is live and in the mask, `row` as floats in `memory` [width].

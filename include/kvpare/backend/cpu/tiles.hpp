@@ -11,7 +11,9 @@
 
 #include "../../codec/codec.hpp"
 #include "../arguments.hpp"
+#include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
+#include "fused/small_float_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
 
@@ -82,14 +84,51 @@ struct GenericTiles {
 
 }  // namespace detail
 
+namespace detail {
+
+template <class C, class Tiles, Support support>
+inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
+
+/// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
+template <Codec C, Side side, class Set, bool wide, class F>
+const TileOps* with_tiles(TileShape shape, const F& f) {
+  if constexpr (FoldedCodec<C>) {
+    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+      return f.template operator()<fused::FoldedTiles<C, Tiles>, support>();
+    });
+  } else if constexpr (GroupCodec<C>) {
+    if constexpr (fused::is_small_float<C>(false) || fused::is_small_float<C>(true)) {
+      using Tiles = fused::SmallFloatTiles<C, side, Set>;
+      if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
+    } else if constexpr (fused::has_group_loops<C, side>()) {
+      using Tiles = fused::GroupTiles<C, side, Set, wide>;
+      if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
+    }
+    return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else {
+    return f.template operator()<GenericTiles<C>, Support::generic>();
+  }
+}
+
+template <Codec C, class Set>
+const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
+  const auto table = []<class Tiles, Support support>() -> const TileOps* { return &table_of<C, Tiles, support>; };
+  if (side == Side::keys) return with_tiles<C, Side::keys, Set, true>(shape, table);
+  return probability_bits == 8 ? with_tiles<C, Side::values, Set, false>(shape, table)
+                               : with_tiles<C, Side::values, Set, true>(shape, table);
+}
+
+}  // namespace detail
+
 /// The loops for a codec on one side, on an instruction set, or null when there is no such tile.
 ///
 /// `probability_bits` 16 or 8: how finely fused loops over values hold the probabilities, see Options.
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  if constexpr (GroupCodec<C>)
-    if (const TileOps* ops = fused::group_ops<C>(side, shape, isa, probability_bits)) return ops;
+  if constexpr (GroupCodec<C> || FoldedCodec<C>)
+    return fused::with_set(isa,
+                           [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);
   return &ops;
 }

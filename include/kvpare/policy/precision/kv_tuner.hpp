@@ -31,8 +31,8 @@ struct LayerBits {
 inline std::string print_setting(const LayerBits& bits) {
   std::string words;
   for (const LayerBits::Pair& p : bits.layers) {
-    words += words.empty() ? "" : " ";
-    words += std::to_string(p.keys) + "/" + std::to_string(p.values);
+    if (!words.empty()) words += ' ';
+    words += message(p.keys, '/', p.values);
   }
   return words;
 }
@@ -161,8 +161,7 @@ struct KvTuner {
     p.said = name;
     for (const LayerBits::Pair& layer : chosen.layers)
       p.layers.push_back(how == TunedMode::kivi ? Kivi::form(layer.keys, layer.values, 32)
-                                                : Form("int" + std::to_string(layer.keys) + "_zero",
-                                                       "int" + std::to_string(layer.values) + "_zero"));
+                                                : Form(message("int", layer.keys, "_zero"), message("int", layer.values, "_zero")));
     if (how == TunedMode::kivi) p.flush_keys = p.keep_raw_values = 32;
     return p;
   }

@@ -12,7 +12,7 @@ namespace kvpare {
 
 /// The form of a page, by the names of its codecs. Empty: as appended.
 ///
-/// Text   "int4_g32" = keys and values alike · "int4_channel_g32_min/int4_g32_min" = keys / values
+/// Text   "int4_g32" = keys and values alike · "int4_channel_g32_min/int4_g32_min" = keys / values · "as_appended"
 struct Form {
   std::string keys, values;
 
@@ -24,11 +24,16 @@ struct Form {
 };
 
 inline std::string print_setting(const Form& form) {
-  return form.keys == form.values ? form.keys : form.keys + "/" + form.values;
+  if (form.as_appended()) return "as_appended";
+  return form.keys == form.values ? form.keys : message(form.keys, '/', form.values);
 }
 
 /// False when the text is no form; whether a cache lists it is found out when a plan is made.
 inline bool parse_setting(std::string_view words, Form& out) {
+  if (words == "as_appended") {
+    out = Form();
+    return true;
+  }
   const auto slash = words.find('/');
   const std::string_view keys = words.substr(0, slash),
                          values = slash == std::string_view::npos ? keys : words.substr(slash + 1);

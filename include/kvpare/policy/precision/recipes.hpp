@@ -93,9 +93,8 @@ struct Kivi {
   }
   /// The names of the codecs it takes.
   static Form form(Index key_bits, Index value_bits, Index group) {
-    const std::string size = group > 0 ? "_g" + std::to_string(group) : "";
-    return {"int" + std::to_string(key_bits) + "_channel" + size + "_min",
-            "int" + std::to_string(value_bits) + size + "_min"};
+    const std::string size = group > 0 ? message("_g", group) : std::string();
+    return {message("int", key_bits, "_channel", size, "_min"), message("int", value_bits, size, "_min")};
   }
   Precision precision(Index) const {
     Precision p;
@@ -130,7 +129,7 @@ struct Mikv {
     p.rest = low;
     // int2 alone stands for the paper's quantiser: two groups per head, keys balanced.
     for (const char* bits : {"int4", "int3", "int2"})
-      if (low == Form(bits)) p.rest = Form(std::string("balanced_") + bits + "_p2_min", std::string(bits) + "_p2_min");
+      if (low == Form(bits)) p.rest = Form(message("balanced_", bits, "_p2_min"), message(bits, "_p2_min"));
     p.kept = high;
     p.block = block;
     return p;
@@ -142,8 +141,10 @@ struct Mikv {
 /// that go over together, values divided by a factor per channel and then per token.
 ///
 /// Source     He et al. 2024, "ZipVL", arXiv 2410.08584v1, and "ZipCache", arXiv 2405.14256
-/// Deviation  scales of values are per token and head (the paper: per token over all heads). How many tokens matter is the
-///            base method's `keep` (ZipCache's fixed share), not the share of attention
+/// Deviation  of a prompt's tokens that matter, too, whole lots of `residual` go over; what is left waits for more. Keys of
+///            later lots keep the ranges of the first in `high`. Scales of values are per token and head (the paper: per
+///            token over all heads). How many tokens matter is the base method's `keep` (ZipCache's fixed share), not the
+///            share of attention
 struct ZipCache {
   static constexpr std::string_view name = "zip_cache", base = "snap_kv";
   Index high = 4, low = 2;  // bits
@@ -156,8 +157,7 @@ struct ZipCache {
                                              "tokens of decode steps that change form together"}};
   }
   static Form form(Index bits) {
-    const std::string b = std::to_string(bits);
-    return {"affine_fixed" + b, "scaled_int" + b + "_min"};
+    return {message("affine_fixed", bits), message("scaled_int", bits, "_min")};
   }
   Precision precision(Index) const {
     Precision p;
@@ -201,7 +201,8 @@ inline bool parse_setting(std::string_view words, FormChoice& out) {
 
 /// One byte budget over eviction and precision: each token stays as appended, takes one of some forms, or goes, so that the
 /// estimated error of attention is least for the bytes. Scores must be shares of attention, as those of h2o; ranks that put
-/// some tokens first (the window of snap_kv) count as attention too. The base method's `keep` is the budget, in bytes: "joint(keep=2MiB)".
+/// some tokens first (the window of snap_kv) count as attention too. The base method's `keep` is the budget, in bytes:
+/// "joint(keep=2MiB)".
 struct Joint {
   static constexpr std::string_view name = "joint", base = "h2o";
   FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};

@@ -5,6 +5,7 @@
 #include <array>
 #include <type_traits>
 
+#include "../../../codec/group.hpp"
 #include "../tile_ops.hpp"
 #include "sets.hpp"
 
@@ -57,7 +58,8 @@ struct GroupTiles {
   static constexpr bool along_channels = form.along == Along::channels;
   static constexpr bool flips = side == Side::values && along_channels && signed_scales<C>();
   static constexpr Levels levels = form.table ? flips ? Levels::flipped_table : Levels::table
-                                              : flips ? Levels::flipped : Levels::plain;
+                                   : flips    ? Levels::flipped
+                                              : Levels::plain;
   static constexpr int bits = form.bits;
   /// Integer queries of 16 bits where 8 would show: at 8 bits, and at 5 where scales have moved into the query.
   static constexpr bool wide_query = bits == 8 || (bits == 5 && !along_channels);
@@ -105,9 +107,11 @@ struct GroupTiles {
     if constexpr (along_channels) {
       alignas(64) std::uint8_t codes[max_width];
       for (Index r = 0; r < count; ++r) {
-        for (Index g = 0; g < at.row_groups(); ++g)
-          at.put_bits(tile, at.group_at(first + r, g * at.group),
-                      C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
+        if (!quantize_fast(at, rows + r * shape.width, first + r, codes, tile))
+          for (Index g = 0; g < at.row_groups(); ++g)
+            at.put_bits(
+                tile, at.group_at(first + r, g * at.group),
+                C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
         Set::place(at, tile, first + r, codes);
       }
     } else {
@@ -118,7 +122,8 @@ struct GroupTiles {
         for (Index c = 0; c < shape.width; ++c) {
           GroupBits b;
           if (present > 0)
-            b = C::quantize(rows + t * shape.width + c, shape.width, present, state, codes + t * shape.width + c, shape.width);
+            b = C::quantize(rows + t * shape.width + c, shape.width, present, state, codes + t * shape.width + c,
+                            shape.width);
           at.put_bits(tile, at.group_at(t, c), b);
         }
       }
@@ -126,7 +131,8 @@ struct GroupTiles {
     }
   }
 
-  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, const float* state, float* row) {
+  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, const float* state,
+                     float* row) {
     const Layout at = layout(shape);
     for (Index c = 0; c < shape.width; ++c) {
       const GroupBits b = at.bits(tile, at.group_at(slot, c));
@@ -135,7 +141,8 @@ struct GroupTiles {
     }
   }
 
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot, Index count) {
+  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
+                        Index count) {
     const Layout at = layout(shape);
     alignas(64) std::uint8_t codes[max_width];
     const bool down = from == to && to_slot > from_slot;  // the last one first, or rows would be overwritten unread
@@ -144,7 +151,8 @@ struct GroupTiles {
       take_row(at, from, from_slot + r, codes);
       Set::place(at, to, to_slot + r, codes);
       for (Index g = 0; g < at.row_groups(); ++g)
-        at.put_bits(to, at.group_at(to_slot + r, g * at.group), at.bits(from, at.group_at(from_slot + r, g * at.group)));
+        at.put_bits(to, at.group_at(to_slot + r, g * at.group),
+                    at.bits(from, at.group_at(from_slot + r, g * at.group)));
     }
   }
 
@@ -188,15 +196,15 @@ struct GroupTiles {
   }
 
   static Index query_bytes(Index rows, Index) {
-    return rows * (along_channels ? Index{sizeof(QueryRow)} : max_width * 4);
+    return rows * (along_channels ? Index{sizeof(QueryRow)} : entering_floats * 4);
   }
   static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
                             std::byte* prepared) {
-    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state), q, q_stride, rows,
-                                                              prepared);
+    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state), q, q_stride,
+                                                              rows, prepared);
   }
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead, float* out,
-                    Index out_stride) {
+  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+                    float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     Set::template score_keys<bits, form.table, wide_query>(
         {layout(keys.shape), values(keys.state), prepared, rows, keys, ahead, out, out_stride});
@@ -211,52 +219,73 @@ struct GroupTiles {
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  private:
+  /// A row by the set's vectors, where its form and its numbers are of the common kind.
+  static bool quantize_fast(const Layout& at, const float* x, Index slot, std::uint8_t* codes, std::byte* tile) {
+    if constexpr (requires { C::spec; }) {
+      constexpr GroupSpec spec = C::spec;
+      constexpr bool known = spec.fit == Fit::amax || spec.fit == Fit::extreme || spec.fit == Fit::min_max;
+      constexpr bool rounds = spec.ties == Ties::even || spec.ties == Ties::away || spec.ties == Ties::up;
+      if constexpr (known && rounds && bits > 1 && spec.scale == ScaleType::f16) {
+        if (at.group % Set::quantize_lanes != 0) return false;
+        half scales[max_groups], zeros[max_groups];
+        constexpr Rule rule = spec.fit == Fit::amax      ? Rule::amax
+                              : spec.fit == Fit::extreme ? Rule::extreme
+                                                         : Rule::min_max;
+        constexpr Rounding rounding = spec.ties == Ties::even   ? Rounding::even
+                                      : spec.ties == Ties::away ? Rounding::away
+                                                                : Rounding::up;
+        if (!Set::template quantize<bits, rule, rounding, spec.from == CodesFrom::exact>(x, at.shape.width, at.group,
+                                                                                         codes, scales, zeros))
+          return false;
+        std::byte* to = tile + at.code_bytes();
+        const Index step = at.shape.tokens * 2;  // from a group's scales to the next one's
+        for (Index g = 0; g < at.row_groups(); ++g) {
+          std::memcpy(to + g * step + slot * 2, &scales[g].bits, 2);
+          if (rule == Rule::min_max) std::memcpy(to + (at.row_groups() + g) * step + slot * 2, &zeros[g].bits, 2);
+        }
+        return true;
+      }
+    }
+    return false;
+  }
+
   static void take_row(const Layout& at, const std::byte* tile, Index slot, std::uint8_t* codes) {
     for (Index c = 0; c < at.shape.width; ++c) codes[c] = at.code(tile, slot, c);
   }
   static void scale_rows(const Kernels& k, const float* alpha, Index rows, Index width, float* acc, Index acc_stride) {
     for (Index i = 0; i < rows && alpha != nullptr; ++i) {
-      if (alpha[i] == 0) std::fill_n(acc + i * acc_stride, width, 0.0f);
-      else k.multiply(acc + i * acc_stride, width, alpha[i]);
+      if (alpha[i] == 0)
+        std::fill_n(acc + i * acc_stride, width, 0.0f);
+      else
+        k.multiply(acc + i * acc_stride, width, alpha[i]);
     }
   }
 };
-
-template <GroupCodec C, Side side, class Set, bool wide>
-inline constexpr TileOps group_table = detail::ops_of<C, GroupTiles<C, side, Set, wide>>(Support::fused, false);
 
 /// Calls `f(Set{})` with the loops of a set.
 template <class F>
 auto with_set(Isa isa, const F& f) {
   switch (isa) {
 #if KVPARE_HAS_X86_SETS
-    case Isa::avx2: return f(avx2::Set{});
-    case Isa::avx2_vnni: return f(avx2_vnni::Set{});
-    case Isa::avx512: return f(avx512::Set{});
-    case Isa::avx512_vnni: return f(avx512_vnni::Set{});
+    case Isa::avx2:
+      return f(avx2::Set{});
+    case Isa::avx2_vnni:
+      return f(avx2_vnni::Set{});
+    case Isa::avx512:
+      return f(avx512::Set{});
+    case Isa::avx512_vnni:
+      return f(avx512_vnni::Set{});
 #endif
-    default: return f(plain::Set{});
+    default:
+      return f(plain::Set{});
   }
 }
 
-/// The fused loops for a codec, or null where the shape does not fit them.
-template <GroupCodec C>
-const TileOps* group_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
-  return with_set(isa, [&](auto set) -> const TileOps* {
-    using Set = decltype(set);
-    if (side == Side::keys) {
-      using Keys = GroupTiles<C, Side::keys, Set, true>;
-      if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4))
-        if (Keys::fits(shape)) return &group_table<C, Side::keys, Set, true>;
-      return nullptr;
-    }
-    using Tiles = GroupTiles<C, Side::values, Set, true>;
-    if constexpr (!C::form.ternary && !(C::form.table && C::form.bits > 4) && !(C::form.bits == 8 && Tiles::flips)) {
-      if (!Tiles::fits(shape)) return nullptr;
-      return probability_bits == 8 ? &group_table<C, Side::values, Set, false> : &group_table<C, Side::values, Set, true>;
-    }
-    return nullptr;
-  });
+/// Whether a codec's codes have loops at all, whatever the shape.
+template <GroupCodec C, Side side>
+constexpr bool has_group_loops() {
+  if (C::form.ternary || (C::form.table && C::form.bits > 4)) return false;
+  return side == Side::keys || C::form.bits != 8 || C::form.along == Along::tokens || !signed_scales<C>();
 }
 
 }  // namespace kvpare::cpu::fused

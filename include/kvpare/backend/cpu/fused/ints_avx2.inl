@@ -32,6 +32,37 @@ KVPARE_INLINE Ints nearest_ints(Vec x) { return _mm256_cvtps_epi32(x); }
 KVPARE_INLINE Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 KVPARE_INLINE Vec as_floats(Ints x) { return _mm256_castsi256_ps(x); }
 
+KVPARE_INLINE void store_bytes(std::uint8_t* p, Ints x) {
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+}
+KVPARE_INLINE Ints whole_ints(Vec x) { return _mm256_cvttps_epi32(x); }
+KVPARE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+KVPARE_INLINE Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+KVPARE_INLINE Vec negative(Vec x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
+KVPARE_INLINE void keep(Vec& x) { asm("" : "+x"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) {
+  return _mm256_and_ps(_mm256_cmp_ps(absolute(x), _mm256_set1_ps(0x1p-126f), _CMP_GE_OQ), x);
+}
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+
+// Floats of 8 bits: `lanes` from p and as many from p + step, as halves that are 2^-8 of E4M3, or E5M2 itself.
+template <bool e5m2>
+KVPARE_INLINE Vec load_small(const std::byte* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  if constexpr (e5m2) return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 8));
+  else
+    return _mm256_cvtph_ps(
+        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16(static_cast<short>(0xbf80))));
+}
+template <bool e5m2>
+KVPARE_INLINE void load_small(const std::byte* p, Index step, Vec& a, Vec& b) {
+  a = load_small<e5m2>(p), b = load_small<e5m2>(p + step);
+}
+inline constexpr float e4m3_unit = 256;
+
 KVPARE_INLINE Ints lanes_of(std::uint64_t bits) {
   const Ints bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits & 255)), bit), bit);

@@ -33,6 +33,32 @@ KVPARE_INLINE Ints nearest_ints(Vec x) { return _mm512_cvtps_epi32(x); }
 KVPARE_INLINE Vec absolute(Vec x) { return _mm512_abs_ps(x); }
 KVPARE_INLINE Vec as_floats(Ints x) { return _mm512_castsi512_ps(x); }
 
+KVPARE_INLINE void store_bytes(std::uint8_t* p, Ints x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
+KVPARE_INLINE Ints whole_ints(Vec x) { return _mm512_cvttps_epi32(x); }
+KVPARE_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+KVPARE_INLINE Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+KVPARE_INLINE Vec negative(Vec x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+KVPARE_INLINE void keep(Vec& x) { asm("" : "+v"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(absolute(x), _mm512_set1_ps(0x1p-126f), _CMP_GE_OQ), x);
+}
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+
+// Floats of 8 bits: `lanes` from p and as many from p + 16, as halves that are 2^-8 of E4M3, or E5M2 itself.
+template <bool e5m2>
+KVPARE_INLINE void load_small(const std::byte* p, Index, Vec& a, Vec& b) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  __m512i x;
+  if constexpr (e5m2) x = _mm512_slli_epi16(_mm512_cvtepu8_epi16(bytes), 8);
+  else x = bits_and(_mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7), _mm512_set1_epi16(static_cast<short>(0xbf80)));
+  a = _mm512_cvtph_ps(_mm512_castsi512_si256(x)), b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+}
+inline constexpr float e4m3_unit = 256;
+
 // Lanes of x whose bit is 0 become 0.
 KVPARE_INLINE Vec only(std::uint64_t bits, Vec x) {
   return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x);

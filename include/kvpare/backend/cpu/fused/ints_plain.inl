@@ -48,6 +48,32 @@ KVPARE_INLINE Ints nearest_ints(Vec x) {
 }
 KVPARE_INLINE Vec absolute(Vec x) { return (Vec)((Ints)x & 0x7fffffff); }
 
+KVPARE_INLINE void store_bytes(std::uint8_t* p, Ints x) {
+  for (int l = 0; l < lanes; ++l) p[l] = static_cast<std::uint8_t>(x[l]);
+}
+KVPARE_INLINE Ints whole_ints(Vec x) { return __builtin_convertvector(x, Ints); }
+KVPARE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+KVPARE_INLINE Vec divide(Vec a, Vec b) { return a / b; }
+KVPARE_INLINE Vec negative(Vec x) { return -x; }
+KVPARE_INLINE void keep(Vec& x) { asm("" : "+m"(x)); }
+KVPARE_INLINE Vec normal_or_zero(Vec x) { return (Vec)((Ints)x & (Ints)(absolute(x) >= 0x1p-126f)); }
+KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) { return a > b ? x : y; }
+
+// Floats of 8 bits: `lanes` from p and as many from p + step. As floats with too small an exponent, which one product mends,
+// subnormals included; E4M3 and E5M2 alike.
+template <bool e5m2>
+KVPARE_INLINE Vec load_small(const std::byte* p) {
+  const std::uint8_t* bytes = reinterpret_cast<const std::uint8_t*>(p);
+  const Ints x = {bytes[0], bytes[1], bytes[2], bytes[3]};
+  const Ints sign = (Ints)((Unsigned)x >> 7 << 31);
+  return (Vec)((Ints)((Vec)((x & 0x7f) << (e5m2 ? 21 : 20)) * (e5m2 ? 0x1p112f : 0x1p120f)) | sign);
+}
+template <bool e5m2>
+KVPARE_INLINE void load_small(const std::byte* p, Index step, Vec& a, Vec& b) {
+  a = load_small<e5m2>(p), b = load_small<e5m2>(p + step);
+}
+inline constexpr float e4m3_unit = 1;
+
 KVPARE_INLINE Vec only(std::uint64_t bits, Vec x) {
   const Ints bit = {1, 2, 4, 8};
   return (Vec)((Ints)x & ((each_int(static_cast<std::int32_t>(bits & 15)) & bit) == bit));

@@ -58,6 +58,10 @@ struct AheadBytes {
 
 namespace fused {
 
+/// How the commonest forms find their scale, and round: as Fit and Ties of codec/group.hpp.
+enum class Rule { amax, extreme, min_max };
+enum class Rounding { even, away, up };
+
 inline constexpr Index max_width = 256, max_groups = 16, max_tokens = 64;
 
 /// How a signed level comes out of the bits of a code; see `Codes` above.
@@ -82,7 +86,7 @@ struct Units {
 struct Layout {
   Side side = Side::keys;
   TileShape shape;
-  Units units;
+  Units units{};
   int flip = 0;  // what codes are kept xored with
   Along along = Along::channels;
   Index group = 0;
@@ -129,7 +133,8 @@ struct Layout {
     int quad = 0, byte = 0;
     place(slot, channel, unit, quad, byte);
     const int low = units.low_bits(), per = 8 / low;
-    unsigned code = std::to_integer<unsigned>(tile[unit + quad / per * 64 + byte]) >> quad % per * low & ((1u << low) - 1);
+    unsigned code =
+        std::to_integer<unsigned>(tile[unit + quad / per * 64 + byte]) >> quad % per * low & ((1u << low) - 1);
     if (low != units.bits)
       code |= (std::to_integer<unsigned>(tile[unit + (units.vectors() - 1) * 64 + byte]) >> quad & 1u) << low;
     return static_cast<std::uint8_t>(code ^ static_cast<unsigned>(flip));
@@ -178,16 +183,19 @@ struct Values {
 ///
 /// Integers q' with q ≈ scale * q' in each float block (a group, or 32 channels), held to 8 or 16 bits.
 struct alignas(64) QueryRow {
-  std::uint32_t q[2][max_width / 4];     // per quad; what the two planes are: see the set
-  float scale[max_groups];               // times `unit`
-  std::int32_t start[max_groups];        // what accumulators begin with, so that codes count from their centre
-  float sum[max_groups];                 // of the q of a group
+  std::uint32_t q[2][max_width / 4];  // per quad; what the two planes are: see the set
+  float scale[max_groups];            // times `unit`
+  std::int32_t start[max_groups];     // what accumulators begin with, so that codes count from their centre
+  float sum[max_groups];              // of the q of a group
 };
+
+/// Floats of a query row for keys with groups along tokens: it meets their scales group by group.
+inline constexpr Index entering_floats = max_width + 16;
 
 struct KeyCall {
   Layout layout;
   Values values;
-  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][max_width]
+  const std::byte* prepared = nullptr;  // along channels: QueryRow[rows]; along tokens: floats [rows][entering_floats]
   Index rows = 0;
   TileRows keys;
   AheadBytes ahead;

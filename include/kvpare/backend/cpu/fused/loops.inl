@@ -12,6 +12,7 @@
 //   to_floats, nearest_ints, absolute
 //   divide_or_zero(a, b)                   0 where b is 0
 //   only(bits, v), store_listed, load_listed   lanes by a mask
+//   load_small<e5m2>(p, step, a, b)        floats of 8 bits, up to a factor: e4m3_unit
 //   has_dots                               whether bytes are multiplied and added by one instruction:
 //     dot_key(sum, codes, q)               sum + four unsigned codes times four signed bytes, in each 32-bit lane
 //     dot_value(sum, codes, p)             sum + four signed codes times four unsigned bytes
@@ -123,7 +124,7 @@ KVPARE_INLINE Ints codes_of(const Ints (&x)[Units{bits}.vectors()]) {
 // How many query rows are run at once.
 #if KVPARE_MANY_REGISTERS
 inline constexpr int most_rows = 7;
-inline constexpr int key_sums = 8, value_sums = 8;  // sums at most where two vectors of codes are run side by side
+inline constexpr int key_sums = 14, value_sums = 8;  // sums at most where two vectors of codes are run side by side
 #else
 inline constexpr int most_rows = 4;
 inline constexpr int key_sums = 4, value_sums = 4;
@@ -339,25 +340,75 @@ void prepare(const Layout& layout, const Values& values, const float* q, Index q
       make_query<wide>(q + i * q_stride, width, layout.group, values.unit, key_centre<bits, table>,
                        reinterpret_cast<QueryRow*>(prepared)[i]);
     } else {
-      float* row = reinterpret_cast<float*>(prepared) + i * max_width;
-      for (Index c = 0; c < width; c += lanes) store(row + c, load(q + i * q_stride + c));
+      float* row = reinterpret_cast<float*>(prepared) + i * entering_floats;
+      Vec odd = zero();
+      for (Index c = 0; c < width; c += lanes) {
+        const Vec v = load(q + i * q_stride + c);
+        odd = fma(v, zero(), odd);
+        store(row + c, v);
+      }
+      row[max_width] = sum_of(odd);  // 0, or NaN where a number is not finite
     }
   }
 }
 
-// The query row that meets a group of tokens: scales and zeros of the channels go into it.
-template <bool wide>
-void enter(const float* q, const float* scale, const float* zero_at, Index width, float unit, int centre, QueryRow& to,
-           float& bias) {
-  alignas(64) float x[max_width];
-  Vec sum = zero();
-  for (Index c = 0; c < width; c += lanes) {
-    const Vec v = load(q + c);
-    store(x + c, mul(v, load(scale + c)));
-    if (zero_at != nullptr) sum = fma(v, load(zero_at + c), sum);
+// The query row that meets a group of tokens: the scales of the channels go into it. Returns partial sums of q * zero.
+template <bool wide, int channels>
+Vec enter(const float* q, const float* scale, const float* zero_at, Index width, float unit, int centre, QueryRow& to) {
+  constexpr float largest = !has_dots || wide ? 32639.0f : 127.0f;
+  constexpr int vectors = channels / lanes;
+  alignas(64) std::int32_t whole[max_width + 4 * lanes];
+  Vec bias = zero();
+  for (Index first = 0; first < width; first += 4 * channels) {  // four blocks: their reductions are made together
+    const Index blocks = (width - first) / channels;
+    Vec x[4][vectors], most[4], total[4];
+    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
+      most[j] = total[j] = zero();
+      const Index at = first + (j < blocks ? j : 0) * channels;  // what is too much is done twice, and thrown away
+      KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
+        x[j][v] = mul(load(q + at + v * lanes), load(scale + at + v * lanes));
+        most[j] = max(absolute(x[j][v]), most[j]);
+      }
+    }
+    float top[4], sum[4];
+    max_four(most[0], most[1], most[2], most[3], top);
+    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
+      const bool counts = top[j] >= 0x1p-100f;
+      const Vec inverse = broadcast(counts ? largest / top[j] : 0.0f);
+      if (j < blocks) to.scale[first / channels + j] = counts ? top[j] * (unit / largest) : 0.0f;
+      KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
+        const Ints y = nearest_ints(mul(x[j][v], inverse));
+        if (j < blocks) store_ints(whole + first + j * channels + v * lanes, y);
+        total[j] = add(total[j], to_floats(y));
+      }
+    }
+    sum_four(total[0], total[1], total[2], total[3], sum);
+    KVPARE_UNROLL for (Index j = 0; j < 4; ++j)
+      if (j < blocks) to.start[first / channels + j] = -centre * static_cast<std::int32_t>(sum[j]);
   }
-  make_query<wide>(x, width, entered_channels(width), unit, centre, to);
-  bias = sum_of(sum);
+  for (Index c = width; c < round_up(width, 4 * lanes); ++c) whole[c] = 0;
+  pack_query<wide>(whole, width, to);
+  if (zero_at != nullptr)
+    for (Index c = 0; c < width; c += lanes) bias = fma(load(q + c), load(zero_at + c), bias);
+  return bias;
+}
+
+KVPARE_INLINE void max_each(const Vec* v, Index n, float* out) {
+  Index i = 0;
+  for (; i + 4 <= n; i += 4) max_four(v[i], v[i + 1], v[i + 2], v[i + 3], out + i);
+  if (i == n) return;
+  float rest[4];
+  max_four(v[i], v[i + 1 < n ? i + 1 : i], v[i + 2 < n ? i + 2 : i], v[i], rest);
+  for (Index j = 0; i + j < n; ++j) out[i + j] = rest[j];
+}
+// The sums of n <= most_rows vectors.
+KVPARE_INLINE void sum_each(const Vec* v, Index n, float* out) {
+  Index i = 0;
+  for (; i + 4 <= n; i += 4) sum_four(v[i], v[i + 1], v[i + 2], v[i + 3], out + i);
+  if (i == n) return;
+  float rest[4];
+  sum_four(v[i], v[i + 1 < n ? i + 1 : i], v[i + 2 < n ? i + 2 : i], v[i], rest);
+  for (Index j = 0; i + j < n; ++j) out[i + j] = rest[j];
 }
 
 template <int bits, bool table, bool wide>
@@ -368,7 +419,8 @@ void score(const KeyCall& call) {
   alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
   float* zero_at = has_zeros(layout, call.values) ? zeros : nullptr;
   const Index pairs = ceil_div(call.keys.count, 2 * lanes);
-  AheadLines ahead(call.ahead, pairs * (layout.depth() / Units{bits}.depth()) * ceil_div(call.rows, most_rows));
+  const Index entries = layout.along == Along::tokens ? tokens / layout.group * call.rows : 0;
+  AheadLines ahead(call.ahead, entries + pairs * (layout.depth() / Units{bits}.depth()) * ceil_div(call.rows, most_rows));
   if (layout.along == Along::channels) {
     read_groups(layout, call.values, call.keys.tile, 0, layout.groups(), scale, zero_at);
     const KeyRange range{0, tokens, listed, width / layout.group, layout.group, scale, zero_at, tokens};
@@ -391,9 +443,16 @@ void score(const KeyCall& call) {
       const KeyRange range{first, first + layout.group, listed, width / channels, channels, ones, nullptr, 0};
       for (Index i = 0, n; i < call.rows; i += n) {
         n = rows_at_once(call.rows - i);
-        for (Index r = 0; r < n; ++r)
-          enter<wide>(rows + (i + r) * max_width, scale, zero_at, width, call.values.unit, key_centre<bits, table>, q[r],
-                      bias[r]);
+        Vec sums[most_rows];
+        for (Index r = 0; r < n; ++r) {
+          ahead.step();
+          const float* row = rows + (i + r) * entering_floats;
+          constexpr int centre = key_centre<bits, table>;
+          sums[r] = channels == 32 ? enter<wide, 32>(row, scale, zero_at, width, call.values.unit, centre, q[r])
+                                   : enter<wide, 16>(row, scale, zero_at, width, call.values.unit, centre, q[r]);
+        }
+        sum_each(sums, n, bias);
+        for (Index r = 0; r < n; ++r) bias[r] += rows[(i + r) * entering_floats + max_width];
         score_some<bits, table, wide>(n, call, range, q, bias, ahead, call.out + i * call.out_stride);
       }
     }
@@ -595,6 +654,7 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
   const bool full = tile.listed == ~std::uint64_t{0};
   alignas(64) float x[R][max_tokens], all[R][max_tokens];
   float top[R], peak[R], bad[R];
+  Vec tops[R], bads[R], peaks[R];
   KVPARE_UNROLL for (int i = 0; i < R; ++i) {
     const float* row = p + i * call.p_stride;
     Vec most = zero(), odd = zero(), largest = zero();
@@ -611,9 +671,10 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
       most = max(y, most), odd = fma(y, zero(), odd);
       if constexpr (has_dots && !wide) largest = max(v, largest);
     }
-    top[i] = max_of_lanes(most), bad[i] = sum_of(odd);
-    if constexpr (has_dots && !wide) peak[i] = max_of_lanes(largest);
+    tops[i] = most, bads[i] = odd, peaks[i] = largest;
   }
+  max_each(tops, R, top), sum_each(bads, R, bad);
+  if constexpr (has_dots && !wide) max_each(peaks, R, peak);
   float back[R];
   KVPARE_UNROLL for (int i = 0; i < R; ++i) {
     const bool counts = top[i] >= 0x1p-100f && bad[i] == 0;
@@ -642,10 +703,15 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
         }
         pack_row<wide>(x[i], tile.scale + g * max_tokens, up, tokens, rows[i]);
         factor[i] = back[i] / up;
-        if (!zeros) continue;
-        Vec sum = zero();
-        for (Index t = 0; t < tokens; t += lanes) sum = fma(load(all[i] + t), load(tile.zero + g * max_tokens + t), sum);
-        extra[i] = sum_of(sum);
+      }
+      if (zeros) {
+        Vec sum[R];
+        KVPARE_UNROLL for (int i = 0; i < R; ++i) sum[i] = zero();
+        for (Index t = 0; t < tokens; t += lanes) {
+          const Vec z = load(tile.zero + g * max_tokens + t);
+          KVPARE_UNROLL for (int i = 0; i < R; ++i) sum[i] = fma(load(all[i] + t), z, sum[i]);
+        }
+        sum_each(sum, R, extra);
       }
       run.negative = flips ? tile.negative[g] : nullptr;
       value_channels<bits, levels, wide, R>(run, g * layout.group, (g + 1) * layout.group);
@@ -702,30 +768,274 @@ void accumulate_codes(const ValueCall& call) {
   ahead.rest();
 }
 
+// ---- floats of 8 bits ----------------------------------------------------------------------------------------------
+//
+// Keys: [tokens / 16][channels][16 tokens], so that tokens are lanes. Values: rows as they are. Sums are made in float.
+
+template <bool e5m2, int R>
+struct SmallKeyLoop {
+  static constexpr int S = 2;
+
+  static KVPARE_INLINE void run(const std::byte* const (&block)[S], const float* q, Index width, AheadLines& ahead,
+                                Vec (&f)[S][R]) {
+    KVPARE_UNROLL for (int s = 0; s < S; ++s)
+      KVPARE_UNROLL for (int i = 0; i < R; ++i) f[s][i] = zero();
+    for (Index c = 0; c < width; c += 2) {
+      if (c % 8 == 0) ahead.step();
+      Vec k[S][2];
+      KVPARE_UNROLL for (int s = 0; s < S; ++s) load_small<e5m2>(block[s] + c * 16, 16, k[s][0], k[s][1]);
+      KVPARE_UNROLL for (int i = 0; i < R; ++i)
+        KVPARE_UNROLL for (int j = 0; j < 2; ++j) {
+          const Vec x = broadcast(q[i * max_width + c + j]);
+          KVPARE_UNROLL for (int s = 0; s < S; ++s) f[s][i] = fma(x, k[s][j], f[s][i]);
+        }
+    }
+  }
+};
+
+template <bool e5m2, int R>
+void score_small_rows(const KeyCall& call, std::uint64_t listed, const float* q, AheadLines& ahead, float* out) {
+  constexpr std::uint64_t whole = (std::uint64_t{1} << lanes) - 1;
+  using Loop = SmallKeyLoop<e5m2, R>;
+  const Index width = call.layout.shape.width;
+  Index need[max_tokens / lanes + 1];
+  Index n = 0;
+  for (Index t = 0; t < call.layout.shape.tokens; t += lanes)
+    if ((listed >> t & whole) != 0) need[n++] = t;
+  need[n] = n > 0 ? need[n - 1] : 0;
+  for (Index b = 0; b < n; b += Loop::S) {
+    const std::byte* block[Loop::S];
+    for (int s = 0; s < Loop::S; ++s) block[s] = call.keys.tile + need[b + s] / 16 * 16 * width + need[b + s] % 16;
+    Vec f[Loop::S][R];
+    Loop::run(block, q, width, ahead, f);
+    for (int s = 0; s < Loop::S && b + s < n; ++s) {
+      const Index t = need[b + s];
+      const std::uint64_t here = listed >> t & whole;
+      const int before = t == 0 ? 0 : __builtin_popcountll(listed << (64 - t));
+      KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+        float* to = out + i * call.out_stride + before;
+        if (here == whole) store(to, f[s][i]);
+        else store_listed(to, f[s][i], here);
+      }
+    }
+  }
+}
+
+// prepared: floats [rows][max_width], the scale included.
+template <bool e5m2>
+void score_small(const KeyCall& call) {
+  const std::uint64_t listed = listed_slots(call.keys);
+  const float* q = reinterpret_cast<const float*>(call.prepared);
+  AheadLines ahead(call.ahead, ceil_div(call.keys.count, 2 * lanes) * (call.layout.shape.width / 8) *
+                                   ceil_div(call.rows, most_rows));
+  for (Index i = 0, n; i < call.rows; i += n, q += n * max_width) {
+    n = rows_at_once(call.rows - i);
+    float* out = call.out + i * call.out_stride;
+#if KVPARE_MANY_REGISTERS
+    if (n == 7) {
+      score_small_rows<e5m2, 7>(call, listed, q, ahead, out);
+      continue;
+    }
+#endif
+    if (n == 4) score_small_rows<e5m2, 4>(call, listed, q, ahead, out);
+    else if (n == 2) score_small_rows<e5m2, 2>(call, listed, q, ahead, out);
+    else score_small_rows<e5m2, 1>(call, listed, q, ahead, out);
+  }
+  ahead.rest();
+}
+
+template <bool e5m2, int R, int W>
+void sum_small(const ValueCall& call, const float (*p)[max_tokens], const float* alpha, Index channel, AheadLines& ahead,
+               float* acc) {
+  Vec sum[R][2 * W];
+  KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+    const float factor = alpha == nullptr ? 1.0f : alpha[i];
+    KVPARE_UNROLL for (int w = 0; w < 2 * W; ++w) {
+      sum[i][w] = zero();
+      if (factor != 0) sum[i][w] = mul(load(acc + i * call.acc_stride + channel + w * lanes), broadcast(factor));
+    }
+  }
+  const Index width = call.layout.shape.width;
+  for (int t = 0; t < call.tile.count; ++t) {
+    if (t % 2 == 0) ahead.step();
+    const std::byte* row = call.tile.tile + call.tile.slots[t] * width + channel;
+    Vec v[2 * W];
+    KVPARE_UNROLL for (int w = 0; w < W; ++w) load_small<e5m2>(row + 2 * w * lanes, lanes, v[2 * w], v[2 * w + 1]);
+    KVPARE_UNROLL for (int i = 0; i < R; ++i) {
+      const Vec x = broadcast(p[i][t]);
+      KVPARE_UNROLL for (int w = 0; w < 2 * W; ++w) sum[i][w] = fma(x, v[w], sum[i][w]);
+    }
+  }
+  KVPARE_UNROLL for (int i = 0; i < R; ++i)
+    KVPARE_UNROLL for (int w = 0; w < 2 * W; ++w) store(acc + i * call.acc_stride + channel + w * lanes, sum[i][w]);
+}
+
+template <bool e5m2, int R>
+void accumulate_small_rows(const ValueCall& call, float factor, const float* p, const float* alpha, AheadLines& ahead,
+                           float* acc) {
+  alignas(64) float x[R][max_tokens];
+  for (int i = 0; i < R; ++i)
+    for (int t = 0; t < call.tile.count; ++t) x[i][t] = p[i * call.p_stride + t] * factor;
+  Index c = 0;
+  constexpr int W = 4 * R <= 2 * value_sums ? 2 : 1;
+  for (; c + 2 * W * lanes <= call.layout.shape.width; c += 2 * W * lanes)
+    sum_small<e5m2, R, W>(call, x, alpha, c, ahead, acc);
+  for (; c < call.layout.shape.width; c += 2 * lanes) sum_small<e5m2, R, 1>(call, x, alpha, c, ahead, acc);
+}
+
+template <bool e5m2>
+void accumulate_small(const ValueCall& call) {
+  const float factor = call.values.factor * (e5m2 ? 1.0f : e4m3_unit);
+  AheadLines ahead(call.ahead, ceil_div(call.layout.shape.width, 4 * lanes) * ceil_div(call.tile.count, 2) *
+                                   ceil_div(call.rows, most_rows));
+  for (Index i = 0, n; i < call.rows; i += n) {
+    n = rows_at_once(call.rows - i);
+    const float* p = call.p + i * call.p_stride;
+    const float* alpha = call.alpha == nullptr ? nullptr : call.alpha + i;
+    float* acc = call.acc + i * call.acc_stride;
+#if KVPARE_MANY_REGISTERS
+    if (n == 7) {
+      accumulate_small_rows<e5m2, 7>(call, factor, p, alpha, ahead, acc);
+      continue;
+    }
+#endif
+    if (n == 4) accumulate_small_rows<e5m2, 4>(call, factor, p, alpha, ahead, acc);
+    else if (n == 2) accumulate_small_rows<e5m2, 2>(call, factor, p, alpha, ahead, acc);
+    else accumulate_small_rows<e5m2, 1>(call, factor, p, alpha, ahead, acc);
+  }
+  ahead.rest();
+}
+
 // ---- writing -------------------------------------------------------------------------------------------------------
 
+// What a half that saturates makes of it is what a half makes of this.
+KVPARE_INLINE Vec as_half_range(Vec x) { return max(min(x, broadcast(65504.0f)), broadcast(-65504.0f)); }
+KVPARE_INLINE Vec whole_floats(Vec x) { return to_floats(whole_ints(x)); }
+
+// How a row of floats becomes codes, for the commonest forms: the very codes and bits of codec/group.hpp.
+
+// Rows of `width` numbers in groups, a multiple of `lanes`. False where a number is not finite or very large, or two are
+// equally extreme, or the minimum is a zero: then nothing has been written that counts.
+template <int bits, Rule rule, Rounding rounding, bool exact>
+bool quantize_row(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
+  constexpr int half_range = 1 << (bits - 1);
+  constexpr float top_code = static_cast<float>((1 << bits) - 1);
+  constexpr int offset = rule == Rule::min_max ? 0 : half_range, lowest = rule == Rule::amax ? 1 : 0;
+  alignas(64) float high[max_groups + lanes] = {}, low[max_groups + lanes] = {}, inverse[max_groups + lanes];
+  const Index groups = width / group;
+  // The extremes, four groups at a time.
+  for (Index g = 0; g < groups; g += 4) {
+    Vec most[4], least[4];
+    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
+      const float* from = x + (g + j < groups ? g + j : g) * group;
+      most[j] = least[j] = load(from);
+      for (Index c = lanes; c < group; c += lanes) {
+        const Vec v = load(from + c);
+        most[j] = max(most[j], v), least[j] = min(least[j], v);
+      }
+      least[j] = negative(least[j]);
+    }
+    max_four(most[0], most[1], most[2], most[3], high + g);
+    max_four(least[0], least[1], least[2], least[3], low + g);
+  }
+  // max and min drop NaN in one of their places only, so they are looked for by themselves.
+  Vec odd = zero();
+  for (Index c = 0; c < width; c += lanes) odd = fma(load(x + c), zero(), odd);
+  if (sum_of(odd) != 0) return false;
+  for (Index g = 0; g < groups; ++g) {
+    if (!(high[g] <= 0x1p126f && low[g] <= 0x1p126f)) return false;
+    if (rule == Rule::extreme && high[g] == low[g] && high[g] != 0) return false;
+    if (rule == Rule::min_max && low[g] == 0) return false;  // which of two zeros is the minimum
+  }
+  for (Index g = 0; g < groups; g += lanes) {
+    const Vec most = load(high + g), least = negative(load(low + g));
+    Vec scale;
+    if constexpr (rule == Rule::amax) {
+      scale = divide(max(most, negative(least)), broadcast(static_cast<float>(half_range - 1)));
+    } else if constexpr (rule == Rule::extreme) {
+      const Vec extreme = pick_greater(most, negative(least), most, least);
+      scale = divide(extreme, broadcast(static_cast<float>(-half_range)));
+    } else {
+      scale = divide(sub(most, least), broadcast(top_code));
+    }
+    scale = normal_or_zero(scale);
+    half bits_of[lanes], zero_bits[lanes];
+    store(bits_of, as_half_range(scale));
+    store(inverse + g, divide_or_zero(broadcast(1.0f), exact ? scale : load(bits_of)));
+    if constexpr (rule == Rule::min_max) {
+      store(zero_bits, as_half_range(least));
+      store(low + g, exact ? least : load(zero_bits));
+    }
+    for (Index l = 0; l < lanes && g + l < groups; ++l) {
+      scales[g + l] = bits_of[l];
+      if constexpr (rule == Rule::min_max) zeros[g + l] = zero_bits[l];
+    }
+  }
+  for (Index g = 0; g < groups; ++g) {
+    const Vec up = broadcast(inverse[g]), from = broadcast(low[g]);
+    for (Index c = g * group; c < (g + 1) * group; c += lanes) {
+      Vec v = load(x + c);
+      if constexpr (rule == Rule::min_max) v = sub(v, from);
+      v = mul(v, up);
+      keep(v);  // two roundings: no fused product here
+      if constexpr (rounding == Rounding::up) {
+        v = add(v, broadcast(static_cast<float>(offset) + 0.5f));
+        v = min(max(v, broadcast(static_cast<float>(lowest))), broadcast(top_code));
+        store_bytes(codes + c, whole_ints(v));
+      } else {
+        v = min(max(v, broadcast(static_cast<float>(lowest - offset))), broadcast(top_code - static_cast<float>(offset)));
+        Ints code;
+        if constexpr (rounding == Rounding::even) {
+          code = nearest_ints(v);
+        } else {
+          // Away from zero: half a step more, cut off. The largest float below a half must not become one.
+          const Ints whole = whole_ints(v);
+          const Vec rest = sub(v, to_floats(whole));
+          const Vec step = whole_floats(add(rest, rest));  // -1, 0 or 1: rest is exact, and below 1
+          code = add_ints(whole, whole_ints(step));
+        }
+        store_bytes(codes + c, add_ints(code, each_int(offset)));
+      }
+    }
+  }
+  return true;
+}
+
 // The codes of one token, one to a byte, into their places. Codes of other tokens stay.
+template <int bits>
+void place_key(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
+  constexpr Units unit{bits};
+  constexpr int low = unit.low_bits(), per = 8 / low;
+  constexpr std::uint32_t mask = 0x01010101u * ((1u << low) - 1u);
+  std::byte* at = tile + slot / 16 * layout.block_bytes() + slot % 16 * 4;
+  for (Index c = 0; c < layout.shape.width; c += unit.depth(), at += unit.bytes()) {
+    std::uint32_t top = 0;
+    for (int q = 0; q < unit.quads(); q += per) {
+      std::uint32_t word = 0;
+      KVPARE_UNROLL for (int j = 0; j < per; ++j) {
+        std::uint32_t four;
+        std::memcpy(&four, codes + c + 4 * (q + j), 4);
+        word |= (four & mask) << (low * j);
+        if constexpr (low != bits) top |= (four >> low & 0x01010101u) << (q + j);
+      }
+      std::memcpy(at + q / per * 64, &word, 4);
+    }
+    if constexpr (low != bits) std::memcpy(at + (unit.vectors() - 1) * 64, &top, 4);
+  }
+}
+
 inline void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
   const Units unit = layout.units;
   const int low = unit.low_bits(), per = 8 / low;
   if (layout.side == Side::keys) {
-    std::byte* at = tile + slot / 16 * layout.block_bytes() + slot % 16 * 4;
-    const std::uint32_t mask = 0x01010101u * ((1u << low) - 1u);
-    for (Index c = 0; c < layout.shape.width; c += unit.depth(), at += unit.bytes()) {
-      std::uint32_t top = 0;
-      for (int q = 0; q < unit.quads(); q += per) {
-        std::uint32_t word = 0;
-        for (int j = 0; j < per; ++j) {
-          std::uint32_t four;
-          std::memcpy(&four, codes + c + 4 * (q + j), 4);
-          word |= (four & mask) << (low * j);
-          if (low != unit.bits) top |= (four >> low & 0x01010101u) << (q + j);
-        }
-        std::memcpy(at + q / per * 64, &word, 4);
-      }
-      if (low != unit.bits) std::memcpy(at + (unit.vectors() - 1) * 64, &top, 4);
+    switch (unit.bits) {
+      case 1: return place_key<1>(layout, tile, slot, codes);
+      case 2: return place_key<2>(layout, tile, slot, codes);
+      case 3: return place_key<3>(layout, tile, slot, codes);
+      case 4: return place_key<4>(layout, tile, slot, codes);
+      case 5: return place_key<5>(layout, tile, slot, codes);
+      default: return place_key<8>(layout, tile, slot, codes);
     }
-    return;
   }
   const Index step = slot / unit.depth();
   const int quad = static_cast<int>(slot % unit.depth() / 4), byte = static_cast<int>(slot % 4) * 8;
@@ -760,6 +1070,21 @@ struct Set {
   static void accumulate_values(const ValueCall& call) {
     accumulate_codes<bits, levels, wide || !has_dots>(call);
   }
+  template <bool e5m2>
+  static constexpr float small_unit = e5m2 ? 1.0f : e4m3_unit;  // of what the loops over keys multiply
+  template <bool e5m2>
+  static void score_small_keys(const KeyCall& call) {
+    score_small<e5m2>(call);
+  }
+  template <bool e5m2>
+  static void accumulate_small_values(const ValueCall& call) {
+    accumulate_small<e5m2>(call);
+  }
+  template <int bits, Rule rule, Rounding rounding, bool exact>
+  static bool quantize(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
+    return quantize_row<bits, rule, rounding, exact>(x, width, group, codes, scales, zeros);
+  }
+  static constexpr Index quantize_lanes = lanes;
   static void place(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
     place_row(layout, tile, slot, codes);
   }

@@ -1,4 +1,8 @@
 // The loops over codes, compiled for every instruction set: `fused::<set>::Set` has them as static functions.
+//
+// They are templates, and a program whose many files use many codecs compiles them over and over. KVPARE_COMPILED_LOOPS, defined
+// for all its files as 0, leaves them to five files that define it as 1 … 5 before they include this header (one per set):
+// cmake/loops.cmake makes a library of these. Without it nothing needs to be linked.
 #pragma once
 
 #include "../kernels.hpp"
@@ -10,6 +14,9 @@ using namespace kvpare::cpu::plain;
 #include "ints_plain.inl"
 //
 #include "loops.inl"
+#define KVPARE_SET_NUMBER 1
+#include "instances.inl"
+#undef KVPARE_SET_NUMBER
 }  // namespace kvpare::cpu::fused::plain
 
 #if KVPARE_HAS_X86_SETS
@@ -20,6 +27,9 @@ using namespace kvpare::cpu::avx2;
 #include "ints_avx2.inl"
 //
 #include "loops.inl"
+#define KVPARE_SET_NUMBER 2
+#include "instances.inl"
+#undef KVPARE_SET_NUMBER
 }  // namespace kvpare::cpu::fused::avx2
 KVPARE_END_SET
 #undef KVPARE_DOTS
@@ -31,6 +41,9 @@ using namespace kvpare::cpu::avx2;
 #include "ints_avx2.inl"
 //
 #include "loops.inl"
+#define KVPARE_SET_NUMBER 3
+#include "instances.inl"
+#undef KVPARE_SET_NUMBER
 }  // namespace kvpare::cpu::fused::avx2_vnni
 KVPARE_END_SET
 #undef KVPARE_DOTS
@@ -49,6 +62,9 @@ using namespace kvpare::cpu::avx512;
 #include "ints_avx512.inl"
 //
 #include "loops.inl"
+#define KVPARE_SET_NUMBER 4
+#include "instances.inl"
+#undef KVPARE_SET_NUMBER
 }  // namespace kvpare::cpu::fused::avx512
 KVPARE_END_SET
 #undef KVPARE_DOTS
@@ -60,6 +76,9 @@ using namespace kvpare::cpu::avx512;
 #include "ints_avx512.inl"
 //
 #include "loops.inl"
+#define KVPARE_SET_NUMBER 5
+#include "instances.inl"
+#undef KVPARE_SET_NUMBER
 }  // namespace kvpare::cpu::fused::avx512_vnni
 KVPARE_END_SET
 #undef KVPARE_DOTS

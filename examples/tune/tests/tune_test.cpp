@@ -1,0 +1,137 @@
+// The search step by step against worked examples, and the measures on data whose answer is known.
+#include "../search.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <kvpare/runtime/make_compressor.hpp>
+#include <sstream>
+
+namespace tune {
+namespace {
+
+Choice choice(Index keys, Index values, double e_o) { return {{keys, values}, e_o, 0}; }
+
+// The example of the KVTuner specification.
+std::vector<Choice> nine_pairs() {
+  return {choice(8, 8, .01), choice(8, 4, .03), choice(4, 8, .05), choice(8, 2, .12), choice(2, 8, .50),
+          choice(4, 4, .06), choice(4, 2, .15), choice(2, 4, .51), choice(2, 2, .55)};
+}
+
+TEST(Search, ParetoKeepsWhatNothingBeats) {
+  const auto left = pareto(nine_pairs());
+  EXPECT_EQ(left, (std::vector<Choice>{choice(2, 2, .55), choice(4, 2, .15), choice(4, 4, .06), choice(8, 4, .03),
+                                       choice(8, 8, .01)}));
+}
+
+TEST(Search, LayersWithTheSamePairsAndSimilarErrorsChooseTogether) {
+  auto near = pareto(nine_pairs()), far = near, other = near;
+  for (Choice& c : near) c.e_o *= 1.1;
+  for (Choice& c : far) c.e_o *= 3;
+  other.erase(other.begin() + 1);
+  const auto groups = group_layers({pareto(nine_pairs()), far, near, other}, 0.2);
+  EXPECT_EQ(groups, (std::vector<std::vector<Index>>{{0, 2}, {1}, {3}}));
+}
+
+TEST(Search, TheFrontIsThatOfAllCombinations) {
+  const std::vector<std::vector<Choice>> layers{
+      {choice(2, 2, .9), choice(4, 2, .5), choice(4, 4, .1)},
+      {choice(2, 2, .2), choice(4, 4, .15)},
+      {choice(2, 2, .2), choice(4, 4, .15)},
+  };
+  const std::vector<std::vector<Index>> groups{{0}, {1, 2}};
+  const auto found = front(layers, groups);
+  // By hand: (bits summed, error) of all six: (12, 1.3) (14, .9) (16, .5) (20, 1.2) (22, .8) (24, .4).
+  ASSERT_EQ(found.size(), 4u);
+  EXPECT_NEAR(found[2].error, .5, 1e-12);
+  EXPECT_NEAR(found[2].mean_bits, 16.0 / 6, 1e-12);
+  EXPECT_EQ(kvpare::print_setting(found[2].bits), "4/4 2/2 2/2");
+  EXPECT_NEAR(found[3].error, .4, 1e-12);
+  EXPECT_EQ(&choose(found, 3), &found[2]);
+  EXPECT_THROW(choose(found, 1), kvpare::InvalidArgument);
+}
+
+TEST(Search, MeanBitsOfTheSpecification) {
+  kvpare::LayerBits bits;
+  ASSERT_TRUE(kvpare::parse_setting("4/4 4/2 4/2", bits));
+  EXPECT_NEAR(bits.mean(), 3.3333333, 1e-6);
+  ASSERT_TRUE(kvpare::parse_setting("2/2 4/2 4/2", bits));
+  EXPECT_NEAR(bits.mean(), 2.6666667, 1e-6);
+}
+
+TEST(Search, TheResultIsAPolicyThatTheRuntimeReads) {
+  const auto surviving = std::vector{pareto(nine_pairs()), pareto(nine_pairs())};
+  const auto all = front(surviving, {{0}, {1}});
+  std::stringstream file;
+  write_result(file, choose(all, 4), all, kvpare::TunedMode::kivi, {{0}, {1}});
+  const kvpare::AnyCompressor read = kvpare::read_compressor(file);
+  const kvpare::Precision precision = kvpare::precision_of(read, 2);
+  ASSERT_EQ(precision.layers.size(), 2u);
+  EXPECT_EQ(precision.layers[0], kvpare::Kivi::form(4, 4, 32));
+}
+
+TEST(Search, MoreBitsNeverSurviveWithMoreError) {
+  const std::vector<std::vector<HeadData>> layers{{normal_data(96, 32, 2, 8, 0, 3), normal_data(96, 32, 2, 8, 1, 4)},
+                                                  {normal_data(96, 32, 2, 8, 2, 5)}};
+  for (const auto mode : {kvpare::TunedMode::kivi, kvpare::TunedMode::token}) {
+    const auto all = sensitivities(layers, mode, {8, 4, 2}, 32, 32);
+    for (const auto& choices : all) {
+      ASSERT_EQ(choices.size(), 9u);
+      const auto left = pareto(choices);
+      EXPECT_EQ(left.back().bits, (kvpare::LayerBits::Pair{8, 8}));
+      EXPECT_LT(left.back().e_o, 0.1);
+      for (std::size_t i = 1; i < left.size(); ++i) EXPECT_LT(left[i].e_o, left[i - 1].e_o);
+    }
+  }
+}
+
+TEST(Trial, NothingCodedIsNoDifference) {
+  const Trial trial(normal_data(40, 16, 2, 4, 0, 1));
+  const Difference d = trial.compare(trial.data().keys, trial.data().values);
+  EXPECT_EQ(d.relative, 0);
+  EXPECT_EQ(d.e_o, 0);
+  EXPECT_NEAR(d.cosine, 1, 1e-6);
+  EXPECT_TRUE(std::isinf(d.key_snr));
+}
+
+TEST(Trial, ValuesScaledByOneTenthMoreAreOffByATenth) {
+  const Trial trial(normal_data(40, 16, 2, 4, 0, 1));
+  std::vector<float> values = trial.data().values;
+  for (float& v : values) v *= 1.1f;
+  const Difference d = trial.compare(trial.data().keys, values);
+  EXPECT_NEAR(d.relative, 0.1, 1e-5);
+  EXPECT_NEAR(d.e_o, 0.1, 1e-4);
+  EXPECT_NEAR(d.value_snr, 20, 1e-3);
+  EXPECT_NEAR(d.cosine, 1, 1e-6);
+  EXPECT_EQ(d.e_a, 0);
+}
+
+TEST(Trial, OutlierChannelsAreWhereTheyShouldBe) {
+  const HeadData head = normal_data(200, 128, 1, 1, 4, 9);
+  int large = 0;
+  for (Index c = 0; c < 128; ++c) {
+    double square = 0;
+    for (Index t = 0; t < 200; ++t) {
+      const double k = static_cast<double>(head.keys[static_cast<std::size_t>(t * 128 + c)]);
+      square += k * k / 200;
+    }
+    large += square > 100;
+  }
+  EXPECT_EQ(large, 4);
+}
+
+TEST(Codecs, EveryOneIsNearWhatItCodes) {
+  const HeadData head = normal_data(128, 128, 1, 64, 0, 2);  // rows enough for balancers to find all channels alike
+  for (const CodecEntry& codec : known_codecs(32)) {
+    ASSERT_TRUE(codec.fits({64, 128})) << codec.name;
+    const auto coded = codec.round_trip(head.keys, 128, 64, head.query_peak);
+    const Trial trial(head);
+    const double snr = trial.compare(coded, head.values).key_snr;
+    EXPECT_GT(snr, 2) << codec.name;                        // one bit at least
+    EXPECT_LT(snr, 6.1 * codec.bits({64, 128}) + 6) << codec.name;  // and no more than its bits allow
+  }
+  EXPECT_THROW(find_codec("int5000", 32), kvpare::InvalidArgument);
+}
+
+}  // namespace
+}  // namespace tune

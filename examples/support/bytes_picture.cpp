@@ -141,7 +141,7 @@ void plot_bytes(const std::string& path, const BytesPicture& what, const std::ve
     for (std::size_t i = 0; i < lines.size(); ++i)
       curves << (i > 0 ? ", " : "") << "$line" << i << "_" << p << ' ' << look(styles[i], false);
     picture.plot(curves.str());
-    g << "unset ylabel\n";
+    g << "unset ylabel\nset format y ''\n";  // the next panels share the axis
   }
   std::vector<KeyEntry> key;
   for (std::size_t i = 0; i < lines.size(); ++i)

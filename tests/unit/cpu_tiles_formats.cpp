@@ -62,8 +62,9 @@ void check_folded(Isa isa, const float* state) {
     }
   }
   for (std::size_t i = 0; i < want.size(); ++i)
-    // Centroids are bytes: off by 1/254 of the largest, a hundredth of a deviation, and the probabilities sum to 32.
-    ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.1) << C::name << " " << name_of(isa);
+    // Centroids are bytes: off by 1/254 of the largest, 0.0108 deviations, always the same way where rows have a mean; the
+    // probabilities sum to 32.
+    ASSERT_NEAR(static_cast<double>(acc[i]), want[i], 0.0108 * 32) << C::name << " " << name_of(isa);
 }
 
 TEST(CpuFoldedTiles, AreTheLoopsOfWhatTheyFold) {

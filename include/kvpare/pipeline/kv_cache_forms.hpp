@@ -188,8 +188,9 @@ void KvCache<B, Listed>::make_states_of_age(Sequence& s, Index layer, const Form
       any = any || words.back() != 0;
     }
   }
-  for (const int format : {at.aging.format, at.aging.keys_first})
-    if (any && format >= 0) (void)state_for(at, layer, format, left, false);
+  const int formats[] = {at.aging.format, at.aging.keys_first};  // nvcc 13 loses a range over a braced list here
+  for (const int format : formats)
+    if (any && format >= 0) state_for(at, layer, format, left, false);
 }
 
 /// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by

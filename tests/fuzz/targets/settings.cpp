@@ -7,14 +7,29 @@ using namespace kvpare;
 
 namespace {
 
-/// `name(key=value, …)` with every setting, or the name alone when there are none.
-std::string text_of(std::string_view words, const AnyCompressor& method) {
-  std::string text(detail::trimmed(words.substr(0, words.find('('))));
-  for (const Recipe& r : known_recipes())
-    if (r.name == text && !r.has_settings) return text;
+template <class Settings>
+std::string with_settings(std::string_view name, const Settings& settings) {
+  std::string text(name);
   const char* separator = "(";
-  for (const SettingText& s : settings_of(method)) text += separator + s.name + "=" + s.value, separator = ", ";
+  for (const SettingText& s : settings) text += separator + s.name + "=" + s.value, separator = ", ";
   return text + ")";
+}
+
+/// `name(key=value, …)` with every setting, or the name alone when there are none; with ` + ` and the same of a precision,
+/// where there is one. The name is that of the method that evicts, or the one a precision alone goes with.
+std::string text_of(std::string_view words, const AnyCompressor& method) {
+  const Recipe* recipe = nullptr;
+  std::string_view base;
+  for (const std::string_view part : detail::split_methods(words)) {
+    const std::string_view name = detail::trimmed(part.substr(0, part.find('(')));
+    if (const Recipe* r = detail::find_named(known_recipes(), name)) recipe = r;
+    if (const PrecisionRecipe* p = detail::find_named(known_precisions(), name)) base = p->base;
+  }
+  if (recipe == nullptr) recipe = detail::find_named(known_recipes(), base);
+  std::string text = recipe->has_settings ? with_settings(recipe->name, settings_of(method)) : std::string(recipe->name);
+  if (!(method.precision == AnyPrecision()))
+    text += " + " + with_settings(method.precision.held_name(), settings_of(method.precision));
+  return text;
 }
 
 }  // namespace

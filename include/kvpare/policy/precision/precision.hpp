@@ -1,6 +1,7 @@
 // Which form tokens take: the fourth part of a method. Data that the pipeline carries out.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,7 +29,7 @@ inline std::string print_setting(const Form& form) {
   return form.keys == form.values ? form.keys : message(form.keys, '/', form.values);
 }
 
-/// False when the text is no form; whether a cache lists it is found out when a plan is made.
+/// False when the text is no form, its names being letters, digits, _, - and dots; whether a cache lists it is found out when a plan is made.
 inline bool parse_setting(std::string_view words, Form& out) {
   if (words == "as_appended") {
     out = Form();
@@ -37,7 +38,12 @@ inline bool parse_setting(std::string_view words, Form& out) {
   const auto slash = words.find('/');
   const std::string_view keys = words.substr(0, slash),
                          values = slash == std::string_view::npos ? keys : words.substr(slash + 1);
-  if (keys.empty() || values.empty() || values.find('/') != std::string_view::npos) return false;
+  const auto is_name = [](std::string_view name) {
+    return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+    });
+  };
+  if (!is_name(keys) || !is_name(values)) return false;
   out = Form(keys, values);
   return true;
 }

@@ -236,7 +236,7 @@ TEST_F(EvictionTest, TokensOutsideOfTheVocabularyAndTextsTooLongAreRefused) {
 // ---- precision
 
 TEST_F(EvictionTest, OldTokensChangeTheirFormAndStaySeen) {
-  Context context(decoder_, backend_, method_of("kivi(bits=8, group=8, residual=16)", 16), {.most_tokens = 80});
+  Context context(decoder_, backend_, method_of("in_form(form=int8, residual=16)", 16), {.most_tokens = 80});
   EXPECT_EQ(context.method().acts, Acts::by_age);
   const Matrix hidden = context.read(tokens_);
   EXPECT_EQ(std::ssize(context.kept(0, 0)), 80);

@@ -8,46 +8,19 @@
 #include <kvpare/codec/group.hpp>
 #include <kvpare/codec/raw.hpp>
 #include <kvpare/codec/rotation.hpp>
+#include <kvpare/codec/round_trip.hpp>
 #include <kvpare/codec/ternary.hpp>
 #include <kvpare/codec/turbo_quant.hpp>
 #include <kvpare/core/error.hpp>
-#include <limits>
 
 namespace tune {
 
 namespace {
 
-template <class C>
-std::vector<float> round_trip(const std::vector<float>& rows, Index width, Index page_tokens,
-                              const std::vector<float>& query_peak) {
-  const Index tokens = static_cast<Index>(rows.size()) / width;
-  std::vector<float> state(static_cast<std::size_t>(kvpare::state_floats<C>(width)));
-  const float* made = nullptr;
-  if constexpr (kvpare::MakesState<C>) {
-    std::vector<float> min(static_cast<std::size_t>(width), std::numeric_limits<float>::infinity());
-    std::vector<float> max(min.size(), -std::numeric_limits<float>::infinity());
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const std::size_t c = i % min.size();
-      min[c] = std::min(min[c], rows[i]), max[c] = std::max(max[c], rows[i]);
-    }
-    C::make_state(width, {min.data(), max.data(), query_peak.empty() ? nullptr : query_peak.data()}, state.data());
-    made = state.data();
-  }
-  const kvpare::TileShape shape{page_tokens, width};
-  std::vector<std::byte> tile(static_cast<std::size_t>(C::tile_bytes(shape)));
-  std::vector<float> decoded(rows.size());
-  for (Index t = 0; t < tokens; t += page_tokens) {
-    const Index count = std::min(page_tokens, tokens - t);
-    C::encode(shape, rows.data() + t * width, 0, count, made, tile.data());
-    for (Index r = 0; r < count; ++r) C::decode(shape, tile.data(), r, made, decoded.data() + (t + r) * width);
-  }
-  return decoded;
-}
-
 template <class... Cs>
 std::vector<CodecEntry> entries() {
   return {CodecEntry{Cs::name, [](kvpare::TileShape s) { return Cs::fits(s); },
-                     [](kvpare::TileShape s) { return Cs::tile_bytes(s); }, round_trip<Cs>}...};
+                     [](kvpare::TileShape s) { return Cs::tile_bytes(s); }, kvpare::round_trip<Cs>}...};
 }
 
 template <Index group>

@@ -10,6 +10,7 @@
 #include "codec/group.hpp"
 #include "codec/raw.hpp"
 #include "codec/rotation.hpp"
+#include "codec/round_trip.hpp"
 #include "codec/ternary.hpp"
 #include "codec/turbo_quant.hpp"
 #include "core/version.hpp"

@@ -10,6 +10,7 @@
 
 #include "oracle/attend.hpp"
 #include "support/inputs.hpp"
+#include "support/ranged_codec.hpp"
 #include "support/walled_backend.hpp"
 
 namespace kvpare::test {
@@ -35,35 +36,11 @@ struct Signs {
 };
 static_assert(Codec<Signs>);
 
-/// A codec with a state that it makes itself: channels divided by their largest magnitude, then 8 bits.
-struct Levelled {
-  static constexpr std::string_view name = "levelled";
-  static constexpr bool rows_move = true;
-  static constexpr bool fits(TileShape) { return true; }
-  static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width; }
-  static constexpr Index state_floats(Index width) { return width; }
-  KVPARE_HD static void make_state(Index width, const ChannelRanges& r, float* state) {
-    for (Index c = 0; c < width; ++c) state[c] = std::max(-r.min[c], r.max[c]);
-  }
-  static void encode(TileShape s, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
-    for (Index i = 0; i < count * s.width; ++i) {
-      const float x = rows[i] / factor(state, i % s.width) * 127.0f;
-      tile[first * s.width + i] = static_cast<std::byte>(static_cast<int>(std::lround(std::clamp(x, -127.f, 127.f))));
-    }
-  }
-  static void decode(TileShape s, const std::byte* tile, Index slot, const float* state, float* row) {
-    for (Index c = 0; c < s.width; ++c)
-      row[c] = static_cast<float>(static_cast<signed char>(tile[slot * s.width + c])) / 127.0f * factor(state, c);
-  }
-  static float factor(const float* state, Index c) { return state != nullptr && state[c] > 0 ? state[c] : 1.0f; }
-};
-static_assert(Codec<Levelled> && MakesState<Levelled>);
-
 using Half = Raw<half>;
-enum : int { raw, int8, int4, kivi_keys, kivi, signs, levelled, int2, ternary };
+enum : int { raw, int8, int4, kivi_keys, kivi, signs, ranged, int2, ternary };
 using Listed = Formats<Pair<Half, Half>, Pair<Int8, Int8>, Pair<Symmetric<4, 16>, Symmetric<4, 16>>,
                        Pair<KiviKeys<2, 16>, Half>, Pair<KiviKeys<2, 16>, KiviValues<2, 16>>, Pair<Signs, Signs>,
-                       Pair<Levelled, Levelled>, Pair<Symmetric<2, 16>, Symmetric<2, 16>>, Pair<Ternary<>, Ternary<>>>;
+                       Pair<Ranged, Ranged>, Pair<Symmetric<2, 16>, Symmetric<2, 16>>, Pair<Ternary<>, Ternary<>>>;
 
 template <class B>
 class Forms : public ::testing::Test {
@@ -146,7 +123,7 @@ class Forms : public ::testing::Test {
         for (const Token& t : read(of, l, h)) {
           const auto& [k, v] = given.at({l, static_cast<Position>(t.token.position)});
           for (Index c = 0; c < width; ++c) {
-            const double bound = t.format == raw ? 0 : t.format == int8 || t.format == levelled ? 0.006
+            const double bound = t.format == raw ? 0 : t.format == int8 || t.format == ranged ? 0.006
                                  : t.format == int4 ? 0.08 : t.format == signs ? 2 : t.format == int2 || t.format == ternary ? 0.8 : kivi_bound;
             ASSERT_NEAR(t.token.key[static_cast<std::size_t>(c)], k.at(0, h, c), bound) << "format " << t.format;
             ASSERT_NEAR(t.token.value[static_cast<std::size_t>(c)], v.at(0, h, c), t.format == kivi_keys ? 0 : bound);
@@ -315,7 +292,7 @@ TYPED_TEST(Forms, AgeSparesClassesAndSinks) {
 
 TYPED_TEST(Forms, StateIsMadeOnceSharedByForksAndCounted) {
   ASSERT_EQ(this->append(64), Outcome::done);
-  this->cache.commit(this->tiers({{levelled, 2, 0}}));
+  this->cache.commit(this->tiers({{ranged, 2, 0}}));
   const Index bytes = this->cache.stats(this->id).state_bytes;
   EXPECT_EQ(bytes, 2 * 2 * (32 + 32) * 4);  // layers, heads, floats
   this->verify(this->id);
@@ -327,15 +304,15 @@ TYPED_TEST(Forms, StateIsMadeOnceSharedByForksAndCounted) {
 
 TYPED_TEST(Forms, StateMayBeGiven) {
   const std::vector<float> all(2 * 32, 1.0f);
-  this->cache.set_state(this->id, 0, levelled, all, all);
+  this->cache.set_state(this->id, 0, ranged, all, all);
   ASSERT_EQ(this->append(64), Outcome::done);
-  this->cache.commit(this->tiers({{levelled, 2, 0}}));
+  this->cache.commit(this->tiers({{ranged, 2, 0}}));
   for (const auto& t : this->read(this->id, 0, 0))
-    if (t.format == levelled) {
+    if (t.format == ranged) {
       EXPECT_EQ(static_cast<float>(t.token.key[0]),
                 static_cast<float>(std::lround(t.token.key[0] * 127)) / 127.0f);
     }
-  EXPECT_THROW(this->cache.set_state(this->id, 0, levelled, std::span(all).first(3), all), InvalidArgument);
+  EXPECT_THROW(this->cache.set_state(this->id, 0, ranged, std::span(all).first(3), all), InvalidArgument);
 }
 
 TYPED_TEST(Forms, AForkKeepsItsFormsWhenTheOtherChanges) {
@@ -369,7 +346,7 @@ TYPED_TEST(Forms, TruncationReachesIntoInterleavedPages) {
 TYPED_TEST(Forms, SnapshotsHoldEveryForm) {
   this->cache.set_aging(this->id, 0, {.format = kivi, .keys_first = kivi_keys, .flush_keys = 16, .keep_raw_values = 40});
   ASSERT_EQ(this->append(120), Outcome::done);
-  this->cache.commit(this->tiers({{int4, 5, 2}, {levelled, 5, 3}, {signs, 10, 4}}));
+  this->cache.commit(this->tiers({{int4, 5, 2}, {ranged, 5, 3}, {signs, 10, 4}}));
   std::stringstream stream;
   save(stream, this->cache, this->id);
   const auto copy = load(stream, this->cache);

@@ -9,31 +9,10 @@
 
 #include "support/checked_cache.hpp"
 #include "support/failing_memory.hpp"
+#include "support/ranged_codec.hpp"
 
 namespace kvpare::test {
 namespace {
-
-/// Eight bits of every channel's own range, a state that the codec makes.
-struct Ranged {
-  static constexpr std::string_view name = "ranged";
-  static constexpr bool rows_move = true;
-  static constexpr bool fits(TileShape) { return true; }
-  static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width; }
-  static constexpr Index state_floats(Index width) { return width; }
-  KVPARE_HD static void make_state(Index width, const ChannelRanges& r, float* state) {
-    for (Index c = 0; c < width; ++c) state[c] = -r.min[c] > r.max[c] ? -r.min[c] : r.max[c];
-  }
-  static void encode(TileShape s, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
-    for (Index i = 0; i < count * s.width; ++i)
-      tile[first * s.width + i] = static_cast<std::byte>(
-          static_cast<int>(std::lround(std::clamp(rows[i] / factor(state, i % s.width), -1.0f, 1.0f) * 127)));
-  }
-  static void decode(TileShape s, const std::byte* tile, Index slot, const float* state, float* row) {
-    for (Index c = 0; c < s.width; ++c)
-      row[c] = static_cast<float>(static_cast<signed char>(tile[slot * s.width + c])) / 127.0f * factor(state, c);
-  }
-  static float factor(const float* state, Index c) { return state != nullptr && state[c] > 0 ? state[c] : 1.0f; }
-};
 
 enum : int { raw, int8, kivi_keys, kivi, ranged };
 using Float = Raw<float>;

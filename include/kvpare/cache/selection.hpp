@@ -70,4 +70,16 @@ inline std::vector<Position> positions_of(const HeadPages& list, const Selection
   return at;
 }
 
+/// The live tokens of a list that stand at some positions (ascending).
+inline Selection selection_at(const HeadPages& list, std::span<const Position> positions) {
+  Selection chosen(static_cast<Index>(list.entries.size()));
+  for (Index e = 0; e < chosen.entries(); ++e) {
+    const Entry& entry = list.entries[static_cast<std::size_t>(e)];
+    for_each_bit(entry.live, [&](Index slot) {
+      if (std::binary_search(positions.begin(), positions.end(), list.position(entry, slot))) chosen.insert(e, slot);
+    });
+  }
+  return chosen;
+}
+
 }  // namespace kvpare

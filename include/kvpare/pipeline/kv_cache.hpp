@@ -345,7 +345,8 @@ class KvCache {
       plan.epoch = s.epoch;
       return plan;
     }
-    const std::vector<LayerForms> forms = layer_forms(precision);
+    std::vector<LayerForms> forms;
+    for (Index l = 0; l < layers(); ++l) forms.push_back(forms_of(precision, l));
     const KeyRanges key_ranges(*this, s, precision);
     if (compressor.keep != Keep::ratio(1)) {
       std::vector<LayerLists> lists;
@@ -396,6 +397,7 @@ class KvCache {
     report.notes = plan.notes;
     for (const LayerPlan& lp : plan.layers) report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
     evict_and_pack(s, plan, report);
+    for (Layer& layer : s.layers) layer.observed.forget();
 
     std::map<Index, FormChanges> moved;
     for (Index l = 0; l < layers(); ++l) {
@@ -762,17 +764,23 @@ class KvCache {
     for (Change& c : changes) {
       c.head->entries = std::move(c.list.entries);
       c.head->offsets = std::move(c.list.offsets);
-      for (const Entry& e : c.list.released) {
-        if (!pool_->release(e.page)) continue;
-        ++report.pages_freed;
-        report.bytes_freed += pool_->page_bytes(size_class(c.layer, e.format));
-      }
+      give_back(c.layer, c.list.released, report);
     }
     for (std::size_t l = 0; l < s.layers.size(); ++l) {
-      s.layers[l].observed.forget();
+      if (plan.layers[l].touched) s.layers[l].observed.forget();
       if (!running[l].empty()) s.layers[l].running = std::move(running[l]);
     }
     ++s.epoch;
+  }
+
+  /// Pages that a list no longer needs; what really comes back to the pool is counted.
+  template <class Report>
+  void give_back(Index layer, std::span<const Entry> pages, Report& report) {
+    for (const Entry& e : pages) {
+      if (!pool_->release(e.page)) continue;
+      ++report.pages_freed;
+      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+    }
   }
 
   /// Tokens of all layers that are old enough change their form.
@@ -805,7 +813,7 @@ class KvCache {
   using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
   struct LayerForms;  // what a Precision means in one layer of this cache
   class KeyRanges;    // of all layers, for a guard
-  std::vector<LayerForms> layer_forms(const Precision& precision) const;
+  LayerForms forms_of(const Precision& precision, Index layer) const;
   void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
                   const KeyRanges& key_ranges, Plan& plan) const;
   struct FormSample;  // rows to measure forms on

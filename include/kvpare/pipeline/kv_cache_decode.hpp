@@ -45,7 +45,7 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
   const std::string_view scorer = policy_name(method.scorer);
   const bool together = method.selector.heads == SelectHeads::layer;
   const Precision precision = precision_of(method, layers());
-  const int rest = layer_forms(precision)[static_cast<std::size_t>(layer)].rest;
+  const int rest = forms_of(precision, layer).rest;
   std::vector<DecodeStep> steps;
   for (const AttendRequest& r : batch) {
     check_request(r, sh, "decode", 0);
@@ -232,11 +232,7 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
     }
     head.entries = std::move(change.packed.entries);
     head.offsets = std::move(change.packed.offsets);
-    for (const Entry& e : change.packed.released) {
-      if (!pool_->release(e.page)) continue;
-      ++report.pages_freed;
-      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
-    }
+    give_back(layer, change.packed.released, report);
   }
   for (DecodeStep& step : steps) {
     if (!step.evicts) continue;

@@ -157,13 +157,9 @@ auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan&
     std::vector<std::vector<std::uint64_t>> words;
     bool any = false;
     for (std::size_t h = 0; h < at.heads.size(); ++h) {
-      const HeadPages list = list_of(at.heads[h], layer);
-      auto& of_head = words.emplace_back(list.entries.size(), 0);
-      for (std::size_t e = 0; e < list.entries.size(); ++e)
-        for_each_bit(list.entries[e].live, [&](Index slot) {
-          if (std::binary_search(chosen[h].begin(), chosen[h].end(), list.position(list.entries[e], slot)))
-            of_head[e] |= std::uint64_t{1} << slot, any = true;
-        });
+      const Selection tokens = selection_at(list_of(at.heads[h], layer), chosen[h]);
+      any = any || tokens.count() > 0;
+      words.emplace_back(tokens.words().begin(), tokens.words().end());
     }
     if (!any) continue;
     const int format = lp.tiers[t].format;
@@ -213,14 +209,12 @@ void KvCache<B, Listed>::reform(Sequence& s, const std::map<Index, FormChanges>&
     for (const Pending& p : pending) {
       if (p.layer != layer) continue;
       const HeadPages list = list_of(at.heads[p.head], layer);
+      const Selection chosen = selection_at(list, p.positions);
       FormChange& change = words[p.head].emplace_back(p.format, p.state, std::vector<std::uint64_t>(list.entries.size(), 0));
       Index pages = 0;
       for (std::size_t e = 0; e < list.entries.size() && pages < most_pages; ++e) {
         if (list.entries[e].format == p.format && list.entries[e].state == p.state) continue;
-        for_each_bit(list.entries[e].live, [&](Index slot) {
-          if (std::binary_search(p.positions.begin(), p.positions.end(), list.position(list.entries[e], slot)))
-            change.words[e] |= std::uint64_t{1} << slot;
-        });
+        change.words[e] = chosen.word(static_cast<Index>(e));
         left += std::popcount(change.words[e]);
         pages += change.words[e] != 0;
       }
@@ -305,11 +299,7 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     Head& head = at.heads[h];
     head.entries = std::move(lists[h].entries);
     head.offsets = std::move(lists[h].offsets);
-    for (const Entry& e : lists[h].released) {
-      if (!pool_->release(e.page)) continue;
-      ++report.pages_freed;
-      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
-    }
+    give_back(layer, lists[h].released, report);
   }
   if (!running.empty()) at.running = std::move(running);
   if (slides) at.observed.forget();  // its columns are slots; where all of them stay, it counts on

@@ -12,6 +12,7 @@
 // split_bytes, over all layers and heads at once.
 #pragma once
 
+#include "../codec/round_trip.hpp"
 #include "byte_budget.hpp"
 #include "kv_cache.hpp"
 
@@ -31,34 +32,10 @@ double KvCache<B, Listed>::form_error(int wanted, Index layer, const FormSample&
   double error = 1;
   FormatList::for_each([&](int format, auto pair) {
     if (format != wanted) return;
-    /// rows -> rows decoded
-    const auto coded = [&]<class C>(C*, const std::vector<float>& rows, Index width) {
-      std::vector<float> state(static_cast<std::size_t>(state_floats<C>(width)));
-      if constexpr (MakesState<C>) {
-        std::vector<float> min(static_cast<std::size_t>(width), std::numeric_limits<float>::infinity()), max;
-        for (const float x : min) max.push_back(-x);
-        for (std::size_t i = 0; i < rows.size(); ++i) {
-          float &least = min[i % static_cast<std::size_t>(width)], &most = max[i % static_cast<std::size_t>(width)];
-          least = std::min(least, rows[i]), most = std::max(most, rows[i]);
-        }
-        C::make_state(width, ChannelRanges{min.data(), max.data(), sample.query_peak.empty() ? nullptr : sample.query_peak.data()},
-                      state.data());
-      }
-      const float* known = MakesState<C> ? state.data() : nullptr;
-      const TileShape tile{page_tokens_, width};
-      std::vector<std::byte> bytes(static_cast<std::size_t>(C::tile_bytes(tile)));
-      std::vector<float> out(rows.size());
-      for (Index t = 0; t < sample.tokens; t += page_tokens_) {
-        const Index count = std::min(page_tokens_, sample.tokens - t);
-        C::encode(tile, rows.data() + t * width, 0, count, known, bytes.data());
-        for (Index r = 0; r < count; ++r) C::decode(tile, bytes.data(), r, known, out.data() + (t + r) * width);
-      }
-      return out;
-    };
+    using P = decltype(pair);
     const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
-    const std::vector<float> keys = coded(static_cast<typename decltype(pair)::Key*>(nullptr), sample.keys, key_dim),
-                             values =
-                                 coded(static_cast<typename decltype(pair)::Value*>(nullptr), sample.values, value_dim);
+    const auto keys = round_trip<typename P::Key>(sample.keys, key_dim, page_tokens_, sample.query_peak);
+    const auto values = round_trip<typename P::Value>(sample.values, value_dim, page_tokens_);
     const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
     double logit = 0, key_power = 0, key_error = 0;
     for (Index c = 0; c < key_dim; ++c) {

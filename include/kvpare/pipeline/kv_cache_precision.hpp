@@ -97,42 +97,36 @@ int KvCache<B, Listed>::find_form(const Precision& p, const Form& form, Index la
 
 /// Names become formats of this cache.
 template <Backend B, class Listed>
-auto KvCache<B, Listed>::layer_forms(const Precision& p) const -> std::vector<LayerForms> {
-  std::vector<LayerForms> forms(model_.layers.size());
-  if (!p.changes_forms()) return forms;
+auto KvCache<B, Listed>::forms_of(const Precision& p, Index layer) const -> LayerForms {
+  LayerForms of;
+  if (!p.changes_forms()) return of;
+  require(p.layers.empty() || p.layers.size() == model_.layers.size(), "precision ", p.said, ": forms for ",
+          p.layers.size(), " layers, the model has ", model_.layers.size());
+  if (!shape(layer).compress || layer < p.first_layers || layer >= layers() - p.last_layers) return of;
   std::string_view appended_values;
   FormatList::for_each([&](int format, auto pair) {
     if (format == append_format) appended_values = decltype(pair)::Value::name;
   });
-  Index layer = 0;
-  const auto find = [&](const Form& form) { return find_form(p, form, layer); };
   const auto aging = [&](const Form& form) {
     Aging a;
     if (form.as_appended()) return a;
-    a.format = find(form);
+    a.format = find_form(p, form, layer);
     if (a.format == append_format) return Aging{};
     if (p.keep_raw_keys != p.keep_raw_values || p.flush_keys != p.flush_values)
-      a.keys_first = find(Form(form.keys, appended_values));
+      a.keys_first = find_form(p, Form(form.keys, appended_values), layer);
     a.keep_raw_keys = p.keep_raw_keys, a.flush_keys = p.flush_keys;
     a.keep_raw_values = p.keep_raw_values, a.flush_values = p.flush_values;
     a.classes = p.only, a.sinks = p.sinks;
     return a;
   };
-  require(p.layers.empty() || p.layers.size() == model_.layers.size(), "precision ", p.said, ": forms for ",
-          p.layers.size(), " layers, the model has ", model_.layers.size());
-  for (Index l = 0; l < layers(); ++l) {
-    layer = l;
-    if (!shape(l).compress || l < p.first_layers || l >= layers() - p.last_layers) continue;
-    LayerForms& of = forms[static_cast<std::size_t>(l)];
-    of.aging = aging(p.layers.empty() ? p.kept : p.layers[static_cast<std::size_t>(l)]);
-    if (p.guard > 0) of.guarded = aging(p.guarded);
-    if (!p.rest.as_appended()) {
-      of.rest = find(p.rest);
-      require(of.rest != append_format && of.rest != of.aging.format, "precision ", p.said,
-              ": tokens that matter and the rest have the same form, ", print_setting(p.rest));
-    }
+  of.aging = aging(p.layers.empty() ? p.kept : p.layers[static_cast<std::size_t>(layer)]);
+  if (p.guard > 0) of.guarded = aging(p.guarded);
+  if (!p.rest.as_appended()) {
+    of.rest = find_form(p, p.rest, layer);
+    require(of.rest != append_format && of.rest != of.aging.format, "precision ", p.said,
+            ": tokens that matter and the rest have the same form, ", print_setting(p.rest));
   }
-  return forms;
+  return of;
 }
 
 /// Tokens that were to go take the form `rest` instead; layers get their rule for tokens that grow old.

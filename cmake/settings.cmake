@@ -34,11 +34,14 @@ if(KVPARE_SANITIZE)
   target_link_options(kvpare_settings INTERFACE ${sanitize_flags})
 endif()
 
-# Where few programs are built (sanitizers, fuzzing) each compiles what it uses; else the loops are compiled once for all.
+# The loops are compiled once for all programs; where few are built (threads, fuzzing) each compiles what it uses.
 set(kvpare_compiled_loops)
-if(NOT KVPARE_SANITIZE AND NOT KVPARE_FUZZ)
+if(NOT KVPARE_SANITIZE MATCHES thread AND NOT KVPARE_FUZZ)
   include(${CMAKE_CURRENT_LIST_DIR}/loops.cmake)
   target_link_libraries(kvpare_loops PRIVATE kvpare_settings)
+  if(KVPARE_SANITIZE)  # the other files may be built at -O0 without the tests taking long
+    target_compile_options(kvpare_loops PRIVATE -O1)
+  endif()
   set(kvpare_compiled_loops kvpare_loops)
 endif()
 

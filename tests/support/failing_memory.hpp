@@ -23,9 +23,13 @@ struct FailingAllocations {
   }
 } failing;
 
+void* memory_or_null(std::size_t bytes, std::size_t alignment) {
+  if (failing.of_host && failing.fails()) return nullptr;
+  return std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+}
+
 void* memory_or_throw(std::size_t bytes, std::size_t alignment) {
-  if (!failing.of_host || !failing.fails())
-    if (void* p = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment)) return p;
+  if (void* p = memory_or_null(bytes, alignment)) return p;
   throw std::bad_alloc();
 }
 
@@ -36,10 +40,12 @@ void* memory_or_throw(std::size_t bytes, std::size_t alignment) {
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t a) {
   return memory_or_throw(bytes, static_cast<std::size_t>(a));
 }
+[[gnu::noinline]] void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return memory_or_null(bytes, 16); }
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
 
 namespace kvpare::test {
 

@@ -153,14 +153,14 @@ class Forms : public ::testing::Test {
     p.layers.resize(layers);
     for (Index l = 0; l < layers; ++l) {
       const std::vector<HeadPages> lists = cache.pages(id, l);
-      for (const auto& [format, n, rest] : every) {
-        Tier tier{.format = format};
+      for (const Every& some : every) {
+        Tier tier{.format = some.format};
         for (std::size_t h = 0; h < lists.size(); ++h) {
           Selection s(static_cast<Index>(lists[h].entries.size()));
           for (Index e = 0; e < s.entries(); ++e)
             for_each_bit(lists[h].entries[static_cast<std::size_t>(e)].live, [&](Index slot) {
               const Index position = lists[h].position(lists[h].entries[static_cast<std::size_t>(e)], slot);
-              if (position % n == rest && position < 3 * next[l] / 4) s.insert(e, slot);
+              if (position % some.n == some.rest && position < 3 * next[l] / 4) s.insert(e, slot);
             });
           tier.tokens.push_back(std::move(s));
         }

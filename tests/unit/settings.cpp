@@ -147,6 +147,7 @@ TEST(Settings, PrecisionsThatMakeNoSense) {
   expect_refused("in_form(form=a/b/c)", "in_form: form = 'a/b/c', must be one of: a codec");
   expect_refused("joint(forms=int8+)", "joint: forms = 'int8+'");
   expect_refused("joint(evict=perhaps)", "joint: evict = 'perhaps'");
+  expect_refused("joint(trust=1.5)", "joint: trust = 1.5");
   expect_refused("kvtuner(bits=9/4)", "kvtuner: bits = '9/4'");
   EXPECT_NE(error_of([] { precision_of(made("kvtuner"), 4); }).find("give a preset or bits, got none"),
             std::string::npos);
@@ -155,7 +156,7 @@ TEST(Settings, PrecisionsThatMakeNoSense) {
 
 TEST(Settings, PrecisionsPrintWhatTheyParse) {
   for (const char* words : {"in_form(form=int4_g32/fp8_e4m3, residual=7, only=text+image, sinks=2, guard=3.5)", "mikv",
-                            "kivi(bits=3)", "zip_cache(high=8, low=4)", "joint(forms=int8+int4/int2, evict=no)",
+                            "kivi(bits=3)", "zip_cache(high=8, low=4)", "joint(forms=int8+int4/int2, evict=no, trust=0.25)",
                             "kvtuner(bits=8/4 2/2, mode=token)", "kvtuner(preset=qwen25_7b_token_4_0)"}) {
     const auto method = made(words);
     std::string text(method.precision.held_name());

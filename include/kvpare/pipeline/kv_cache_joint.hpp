@@ -1,15 +1,25 @@
 // KvCache: one byte budget over eviction and precision.
 //
-// What a token being wrong costs is estimated from its share of attention a_i, which the method's scores stand for: evicted, the
-// output of its head loses a_i (v_i - o); coded, its value is off by dv_i and its logit by ds_i, which moves the output by
-// a_i (dv_i + ds_i (v_i - o)). Errors of different tokens are taken as independent, so squares add up:
+// What a head's output is off by is estimated from its tokens' shares of attention, a_i, which the method's scores stand for.
+// Coded in form f, a value is off by dv_i and a logit by ds_i, which moves the output by a_i (dv_i + ds_i (v_i - o)): errors of
+// different tokens are independent, so squares add up. Evicted, a token takes a_i (v_i - o) away, and what evicted tokens have in
+// common does not cancel: the values' mean is about as far from o as single values are from their mean. In units of that
+// spread, for E evicted,
 //
-//   cost of token i in form f   a_i^2 c_f,   c_evicted = 1,   c_f = E|dv|^2 / E|v - mean v|^2 + E ds^2
-//   E ds^2 = scale^2 sum_c E q_c^2 E dk_c^2, at most 1
+//   cost   sum_kept A_i c_f + sum_E A_i + (sum_E a_i)^2,      A_i = a_i^2
+//   c_f    E|dv|^2 / E|v - mean v|^2 + E ds^2 / max(1, Var s), at most 1
+//          E ds^2 = scale^2 sum_c E q_c^2 E dk_c^2,   Var s = scale^2 sum_c E q_c^2 Var k_c over tokens
+//
+// (Logits that lie further apart than 1 make attention sharp, and then only an error of their own size changes what it reads.)
+//
+// The scores tell of queries that came; those to come may ask for other tokens. With the share `trust` they attend as the past
+// did, else as sharply, but to tokens of which nothing is known (the mean over all orders of the a_i):
+//
+//   A_i = trust a_i^2 + (1 - trust) sum_j a_j^2 / n,   and   trust (sum_E a_i)^2 + (1 - trust) (|E| / n)^2   for the last term
 //
 // dv and dk are measured on this sequence: up to four pages of each head are coded on the host, with states made of them;
-// E q_c^2 comes from the queries observed. Where none were, logits are taken to have deviation 1. The budget is then split by
-// split_bytes, over all layers and heads at once.
+// E q_c^2 comes from the queries observed. Where none were, every E q_c^2 is alike and Var s = 1. The budget is then split by
+// split_bytes, over all layers and heads at once. (Ours; no paper's.)
 #pragma once
 
 #include "../codec/round_trip.hpp"
@@ -36,31 +46,31 @@ double KvCache<B, Listed>::form_error(int wanted, Index layer, const FormSample&
     const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
     const auto keys = round_trip<typename P::Key>(sample.keys, key_dim, page_tokens_, sample.query_peak);
     const auto values = round_trip<typename P::Value>(sample.values, value_dim, page_tokens_);
-    const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
-    double logit = 0, key_power = 0, key_error = 0;
-    for (Index c = 0; c < key_dim; ++c) {
-      double square = 0;
-      for (Index t = 0; t < sample.tokens; ++t) {
-        const auto at = static_cast<std::size_t>(t * key_dim + c);
-        const double d = static_cast<double>(keys[at]) - static_cast<double>(sample.keys[at]);
-        square += d * d, key_power += static_cast<double>(sample.keys[at]) * static_cast<double>(sample.keys[at]);
+    // Of a side: what its channels are off by, and how far they lie from their mean, both weighed by `weight` of the channel.
+    const auto compare = [&](const std::vector<float>& exact, const std::vector<float>& coded, Index width, const auto& weight) {
+      const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
+      std::pair<double, double> found{0, 0};
+      for (Index c = 0; c < width; ++c) {
+        double off = 0, sum = 0, square = 0;
+        for (Index t = 0; t < sample.tokens; ++t) {
+          const auto at = static_cast<std::size_t>(t * width + c);
+          const double x = static_cast<double>(exact[at]), d = static_cast<double>(coded[at]) - x;
+          off += d * d, sum += x, square += x * x;
+        }
+        found.first += off / n * weight(c), found.second += (square - sum * sum / n) / n * weight(c);
       }
-      key_error += square;
-      if (!sample.query_square.empty()) logit += square / n * static_cast<double>(sample.query_square[static_cast<std::size_t>(c)]);
-    }
+      return found;
+    };
     const double scale = static_cast<double>(shape(layer).scale);
-    logit = sample.query_square.empty() ? (key_power > 0 ? key_error / key_power : 0) : logit * scale * scale;
-    double value_error = 0, spread = 0;
-    for (Index c = 0; c < value_dim; ++c) {
-      double sum = 0, square = 0;
-      for (Index t = 0; t < sample.tokens; ++t) {
-        const auto at = static_cast<std::size_t>(t * value_dim + c);
-        const double v = static_cast<double>(sample.values[at]), d = static_cast<double>(values[at]) - v;
-        value_error += d * d, sum += v, square += v * v;
-      }
-      spread += square - sum * sum / n;
-    }
-    error = std::min(1.0, (spread > 0 ? value_error / spread : 0.0) + logit);
+    const bool watched = !sample.query_square.empty();
+    const auto [logit_error, logit_spread] = compare(sample.keys, keys, key_dim, [&](Index c) {
+      return watched ? scale * scale * static_cast<double>(sample.query_square[static_cast<std::size_t>(c)]) : 1.0;
+    });
+    const auto [value_error, value_spread] = compare(sample.values, values, value_dim, [](Index) { return 1.0; });
+    const auto share = [](double part, double whole) { return whole > 0 ? part / whole : part > 0 ? 1.0 : 0.0; };
+    const double of_logits = share(logit_error, watched ? std::max(1.0, logit_spread) : logit_spread);
+    const double of_values = share(value_error, value_spread);
+    error = std::min(1.0, of_values + of_logits);
   });
   return error;
 }
@@ -73,6 +83,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
           ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
   constexpr Index sampled_pages = 4;
   constexpr double least_weight = 1e-30;  // a token that nobody looks at is still worth bytes that nobody else wants
+  constexpr double never = 1e30;
   struct OfLayer {
     Index layer;
     LayerLists lists;
@@ -139,7 +150,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     Index head;
     std::vector<std::pair<Index, Index>> tokens;  // (entry, slot), heaviest first
     Index fixed = 0;                              // of these, the first so many are not up for choice
-    std::vector<int> formats;                     // of the list's forms; -1 = evicted
+    std::vector<int> formats;                     // of the list's forms
   };
   std::vector<OfHead> heads;
   std::vector<BudgetList> lists;
@@ -182,11 +193,25 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
       head.fixed = static_cast<Index>(head.tokens.size());
       fixed_bytes += ceil_div(head.fixed, page_tokens_) * pool_->page_bytes(size_class(w.layer, append_format));
       std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+      // The scores of the tokens, heaviest first, become what each being wrong or missing costs.
       BudgetList budget;
-      budget.weights.assign(static_cast<std::size_t>(head.fixed), 1e30);
-      for (const auto& [weight, token] : order) {
-        budget.weights.push_back(std::max(least_weight, sum > 0 ? weight / sum * (weight / sum) : 0.0));
+      const auto fixed = static_cast<std::size_t>(head.fixed);
+      const double n = static_cast<double>(order.size()), trust = precision.trust;
+      double squares = 0;
+      for (auto& [weight, token] : order) {
+        weight = sum > 0 ? weight / sum : 1 / n;
+        squares += weight * weight;
         head.tokens.push_back(token);
+      }
+      budget.weights.assign(head.tokens.size(), never), budget.losses.assign(head.tokens.size(), never);
+      double behind = 0;  // what attention all evicted tokens would get
+      for (std::size_t i = order.size(); i-- > 0;) {
+        const double a = order[i].first, others = static_cast<double>(order.size() - 1 - i);
+        const double weight = std::max(least_weight, trust * a * a + (1 - trust) * squares / n);
+        budget.weights[fixed + i] = weight;
+        if (precision.may_evict)
+          budget.losses[fixed + i] = weight + trust * a * (2 * behind + a) + (1 - trust) * (2 * others + 1) / (n * n);
+        behind += a;
       }
 
       FormSample sample;
@@ -212,8 +237,6 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
         budget.forms.push_back({pool_->page_bytes(size_class(w.layer, format)), form_error(format, w.layer, sample)});
         head.formats.push_back(format);
       }
-      budget.forms.push_back({0, precision.may_evict ? 1.0 : 1e30});
-      head.formats.push_back(-1);
       heads.push_back(std::move(head));
       lists.push_back(std::move(budget));
     }
@@ -222,8 +245,11 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   require(fixed_bytes + settled_bytes <= budget, "plan: keep = ", budget, " bytes, but tokens that are not up for choice take ",
           fixed_bytes + settled_bytes);
   const BudgetSplit split = split_bytes(lists, page_tokens_, budget - settled_bytes);
+  const auto kept_in = [&](std::size_t i) {
+    return std::accumulate(split.counts[i].begin(), split.counts[i].end(), Index{0});
+  };
   for (std::size_t i = 0; i < lists.size(); ++i)
-    require(precision.may_evict || split.counts[i].back() == 0, "plan: keep = ", budget,
+    require(precision.may_evict || kept_in(i) == std::ssize(heads[i].tokens), "plan: keep = ", budget,
             " bytes do not hold all tokens in the smallest of the forms; allow eviction or more bytes");
 
   plan.dense = true;
@@ -252,14 +278,14 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
       for (Index n = split.counts[i][f]; n > 0; --n, ++token) {
         const auto [e, slot] = *token;
         const std::uint64_t bit = std::uint64_t{1} << slot;
-        if (head.formats[f] < 0)
-          lp.keep[static_cast<std::size_t>(head.head)].word(e) &= ~bit;
-        else if (head.formats[f] != append_format)
+        if (head.formats[f] != append_format)
           for (Tier& tier : lp.tiers)
             if (tier.format == head.formats[f]) tier.tokens[static_cast<std::size_t>(head.head)].word(e) |= bit;
       }
+    for (; token != head.tokens.end(); ++token)
+      lp.keep[static_cast<std::size_t>(head.head)].word(token->first) &= ~(std::uint64_t{1} << token->second);
     plan.candidates += static_cast<Index>(head.tokens.size()) - head.fixed;
-    plan.chosen += static_cast<Index>(head.tokens.size()) - head.fixed - split.counts[i].back();
+    plan.chosen += kept_in(i) - head.fixed;
   }
 }
 

@@ -65,6 +65,7 @@ struct Precision {
   Form rest;
   std::vector<Form> choice;
   bool may_evict = true;  // with `choice`: false = every token stays, in the smallest form at worst
+  double trust = 1;       // with `choice`: share of coming attention that the scores foretell; the rest falls on any token alike
   std::vector<Form> layers;
   Index keep_raw_keys = 0, flush_keys = 1;      // tokens of one head
   Index keep_raw_values = 0, flush_values = 1;  // tokens of one head

@@ -200,22 +200,26 @@ inline bool parse_setting(std::string_view words, FormChoice& out) {
 }
 
 /// One byte budget over eviction and precision: each token stays as appended, takes one of some forms, or goes, so that the
-/// estimated error of attention is least for the bytes. Scores must be shares of attention, as those of h2o; ranks that put
-/// some tokens first (the window of snap_kv) count as attention too. The base method's `keep` is the budget, in bytes:
-/// "joint(keep=2MiB)".
+/// estimated error of attention is least for the bytes (the formula is in pipeline/kv_cache_joint.hpp; it is ours).
+/// Scores must be shares of attention, as those of h2o are; ranks that put some tokens first (the window of snap_kv) count as
+/// attention too. The base method's `keep` is the budget, in bytes, "joint(keep=2MiB)"; of the base only scores and the classes
+/// it is `among` count, no rule that shares out a number of tokens (budget, recent_share).
 struct Joint {
-  static constexpr std::string_view name = "joint", base = "h2o";
+  static constexpr std::string_view name = "joint", base = "snap_kv";
   FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};
   bool evict = true;
+  double trust = 0.5;
 
   static constexpr auto fields() {
     return std::tuple{Choice{"forms", &Joint::forms, "forms to choose among, joined by +"},
-                      Choice{"evict", &Joint::evict, "may tokens go altogether?"}};
+                      Choice{"evict", &Joint::evict, "may tokens go altogether?"},
+                      Field<Joint, double>{"trust", &Joint::trust, 0.0, 1.0,
+                                           "share of coming attention that scores foretell; 0 = they only put tokens in order"}};
   }
   Precision precision(Index) const {
     Precision p;
     p.said = name;
-    p.choice = forms.forms, p.may_evict = evict;
+    p.choice = forms.forms, p.may_evict = evict, p.trust = trust;
     return p;
   }
   friend bool operator==(const Joint&, const Joint&) = default;

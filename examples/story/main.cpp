@@ -48,8 +48,8 @@ std::vector<std::string> policies_over_bytes() {
   for (const char* bits : {"4", "2"})
     policies.push_back("h2o + kivi(bits=" + std::string(bits) + ", group=8, residual=16)");
   for (const char* kib : {"24", "32", "48", "64", "96"}) {
-    policies.push_back("joint(keep=" + std::string(kib) + "KiB, forms=int8)");
-    policies.push_back("snap_kv(keep=" + std::string(kib) + "KiB) + joint(forms=int8)");
+    policies.push_back("joint(keep=" + std::string(kib) + "KiB, forms=int8+int4_g8_min)");
+    policies.push_back("h2o(keep=" + std::string(kib) + "KiB) + joint(forms=int8+int4_g8_min)");
   }
   return policies;
 }

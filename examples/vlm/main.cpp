@@ -45,11 +45,9 @@ std::vector<std::string> policies_over_bytes() {
   for (const char* low : {"int4", "int3", "int2"}) policies.push_back("mikv(keep=0.2, low=" + std::string(low) + ")");
   for (const char* form : {"half", "int4", "hadamard_lloyd3"})
     policies.push_back(window + " + in_form(form=" + std::string(form) + ")");
-  for (const char* kib : {"32", "48", "64", "96", "128", "192", "256"}) {
+  for (const char* kib : {"16", "20", "24", "28", "32", "36", "40", "44", "48", "64", "96", "128"}) {
     const std::string keep = "keep=" + std::string(kib) + "KiB, among=all";
     policies.push_back("joint(" + keep + ")");
-    if (std::string(kib) != "32")  // too little for all tokens
-      policies.push_back("joint(" + keep + ", evict=no)");
     policies.push_back("snap_kv(rows=text, pool=1, " + keep + ") + joint(forms=int8+int4+int2_g32_min)");
   }
   return policies;

@@ -194,16 +194,19 @@ void plot_accuracy_over_bytes(const std::string& path, const std::vector<Setting
                        .value = "right",
                        .shares = true,
                        .panels = {}};
-  for (const Task task : panels) picture.panels.push_back({panel_title(task), 0, 1.02});
   std::vector<BytesPoint> points;
+  double least = 1;
   for (std::size_t i = 0; i < settings.size(); ++i) {
     BytesPoint& point = points.emplace_back(BytesPoint{settings[i].policy, {}, {}});
     for (const Task task : panels) {
       const Score& score = results[i][task];
       point.bytes.push_back(score.answer_bytes());
       point.values.push_back(task == Task::desc ? score.by_token() : score.exact());
+      least = std::min(least, point.values.back());
     }
   }
+  least = std::max(0.0, std::ceil(10 * least - 1) / 10);  // the axis begins at the tenth below the lowest
+  for (const Task task : panels) picture.panels.push_back({panel_title(task), least, 1.02});
   plot_bytes(path, picture, points);
 }
 

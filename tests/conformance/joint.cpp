@@ -164,5 +164,41 @@ TEST_F(JointPlan, IsThatOfTheFormula) {
   for (const int format : {raw, int4, int2}) EXPECT_GT(used[format], 0) << format;
 }
 
+TEST_F(JointPlan, TokensThatWereCodedMakeRoomForNewOnes) {
+  const Index budget = 12000;
+  const auto method =
+      make_compressor(message("snap_kv(window=60, pool=1, keep=", budget, "B, among=all) + joint(forms=int4_g16+int2_g16_min)"));
+  Dice dice{9};
+  const auto held_forms = [&] {
+    std::map<int, Index> count;
+    for (const auto& of_head : held())
+      for (const auto& [format, at] : of_head) count[format] += std::ssize(at);
+    return count;
+  };
+  for (Index first = 0; first < 10 * tokens; first += tokens) {
+    std::iota(positions.begin(), positions.end(), static_cast<Position>(first));
+    keys = random_array(dice, tokens, kv_heads, width, DType::f32, 2);
+    values = random_array(dice, tokens, kv_heads, width, DType::f32);
+    // Queries look at the newest tokens: the key of the same position.
+    for (Index t = 0; t < tokens; ++t)
+      for (Index head = 0; head < kv_heads * group; ++head)
+        for (Index c = 0; c < width; ++c) queries.at(t, head, c) = keys.at(t, head / group, c);
+    const TensorBuffer<cpu::Backend> k(be, keys, DType::f32), v(be, values, DType::f32), q(be, queries, DType::f32);
+    ASSERT_EQ(cache.append(id, 0, k.tensor(), v.tensor(), positions), Outcome::done);
+    cache.observe(id, 0, method, q.tensor(), positions);
+    const Plan plan = cache.plan(id, method);
+    const CompressReport r = cache.commit(plan);
+    ASSERT_LE(r.page_bytes_after, plan.promised_bytes);  // new codes fill up pages
+    ASSERT_LE(plan.promised_bytes, budget);
+    ASSERT_EQ(cache.pool().stats().bytes_in_use, r.page_bytes_after);
+  }
+  Index of_last = 0, all = 0;
+  for (const auto& of_head : held())
+    for (const auto& [format, at] : of_head)
+      for (const Position p : at) of_last += p >= 9 * tokens, ++all;
+  EXPECT_GT(of_last, all / 2);
+  EXPECT_GT(held_forms()[int4] + held_forms()[int2], 0);
+}
+
 }  // namespace
 }  // namespace kvpare::test

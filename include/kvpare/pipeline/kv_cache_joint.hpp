@@ -113,10 +113,13 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     std::vector<std::vector<std::uint64_t>> words;
     for (const HeadPages& list : w.lists.heads) {
       auto& of_head = words.emplace_back(list.entries.size(), 0);
-      const Index n = static_cast<Index>(list.entries.size()), pages = std::min(n, sampled_pages);
+      std::vector<std::size_t> exact;  // what codes were made of is gone where tokens are coded already
+      for (std::size_t e = 0; e < list.entries.size(); ++e)
+        if (list.entries[e].format == append_format) exact.push_back(e);
+      const Index n = std::ssize(exact), pages = std::min(n, sampled_pages);
       Index tokens = 0;
       for (Index i = 0; i < pages; ++i) {
-        const auto e = static_cast<std::size_t>(i * n / pages);
+        const std::size_t e = exact[static_cast<std::size_t>(i * n / pages)];
         of_head[e] = list.entries[e].live;
         tokens += std::popcount(of_head[e]);
       }
@@ -144,39 +147,53 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   if (!last) return;
   be_->wait(*last);
 
-  // Every head's tokens by falling weight, and what each form costs there.
-  struct OfHead {
+  // Tokens of a head that are in one form and in neighbouring pages, by falling weight.
+  struct OfForm {
     OfLayer* work;
     Index head;
+    int format;
     std::vector<std::pair<Index, Index>> tokens;  // (entry, slot), heaviest first
     Index fixed = 0;                              // of these, the first so many are not up for choice
     std::vector<int> formats;                     // of the list's forms
   };
-  std::vector<OfHead> heads;
+  std::vector<OfForm> held;
   std::vector<BudgetList> lists;
   Index settled_bytes = 0, fixed_bytes = 0;
   for (OfLayer& w : work) {
     ScoredLayer layer;
     layer.heads = w.lists.heads, layer.columns = &w.columns, layer.scored_columns = w.scored_columns;
     const Layer& at = s.layers[static_cast<std::size_t>(w.layer)];
+    const auto& geometry = geometry_[static_cast<std::size_t>(w.layer)];
+    const auto page_bytes = [&](int format) { return pool_->page_bytes(size_class(w.layer, format)); };
     Index before = 0;
     for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
       const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
-      const detail::PlanRow row =
-          detail::plan_row(layer, 0, h, false, compressor.selector.among);
+      const detail::PlanRow row = detail::plan_row(layer, 0, h, false, compressor.selector.among);
       const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
-      OfHead head{&w, h, {}, 0, {}};
-      std::vector<std::pair<double, std::pair<Index, Index>>> order;
+      const std::size_t first = held.size();
+      held.push_back({&w, h, append_format, {}, 0, {}});
+      struct Candidate {
+        double weight;
+        std::size_t held;
+        std::pair<Index, Index> token;
+      };
+      std::vector<Candidate> order;
       double sum = 0;
       for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
         const Entry& entry = list.entries[static_cast<std::size_t>(e)];
-        if (entry.format != append_format) {  // coded once: it stays so
-          settled_bytes += pool_->page_bytes(size_class(w.layer, entry.format));
+        if (!geometry[entry.format].rows_move) {  // goes by whole pages only: it stays
+          settled_bytes += page_bytes(entry.format);
           continue;
         }
+        // Pages of one form are packed together where they are neighbours.
+        const Entry* neighbour = e > 0 ? &list.entries[static_cast<std::size_t>(e - 1)] : nullptr;
+        if (entry.format != append_format && (neighbour == nullptr || neighbour->format != entry.format ||
+                                              neighbour->state != entry.state || neighbour->last >= entry.first))
+          held.push_back({&w, h, entry.format, {}, 0, {}});
+        const std::size_t into = entry.format == append_format ? first : held.size() - 1;
         for_each_bit(entry.live, [&](Index slot) {
           if ((candidates[static_cast<std::size_t>(e)] >> slot & 1u) == 0) {
-            head.tokens.emplace_back(e, slot);
+            held[into].tokens.emplace_back(e, slot);
             return;
           }
           const Index at_slot = e * page_tokens_ + slot;
@@ -187,31 +204,32 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
           plan.nan_scores += score != score;
           const double weight = score > 0 ? static_cast<double>(score) : 0.0;
           sum += weight;
-          order.push_back({weight, {e, slot}});
+          order.push_back({weight, into, {e, slot}});
         });
       }
-      head.fixed = static_cast<Index>(head.tokens.size());
-      fixed_bytes += ceil_div(head.fixed, page_tokens_) * pool_->page_bytes(size_class(w.layer, append_format));
-      std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-      // The scores of the tokens, heaviest first, become what each being wrong or missing costs.
-      BudgetList budget;
-      const auto fixed = static_cast<std::size_t>(head.fixed);
+      lists.resize(held.size());
+      for (std::size_t i = first; i < held.size(); ++i) {
+        held[i].fixed = std::ssize(held[i].tokens);
+        fixed_bytes += ceil_div(held[i].fixed, page_tokens_) * page_bytes(held[i].format);
+        lists[i].weights.assign(held[i].tokens.size(), never), lists[i].losses = lists[i].weights;
+      }
+      std::stable_sort(order.begin(), order.end(), [](const Candidate& a, const Candidate& b) { return a.weight > b.weight; });
       const double n = static_cast<double>(order.size()), trust = precision.trust;
       double squares = 0;
-      for (auto& [weight, token] : order) {
-        weight = sum > 0 ? weight / sum : 1 / n;
-        squares += weight * weight;
-        head.tokens.push_back(token);
-      }
-      budget.weights.assign(head.tokens.size(), never), budget.losses.assign(head.tokens.size(), never);
-      double behind = 0;  // what attention all evicted tokens would get
+      std::vector<double> behind(order.size() + 1, 0);  // [i]: attention of all tokens from i on
       for (std::size_t i = order.size(); i-- > 0;) {
-        const double a = order[i].first, others = static_cast<double>(order.size() - 1 - i);
+        order[i].weight = sum > 0 ? order[i].weight / sum : 1 / n;
+        squares += order[i].weight * order[i].weight;
+        behind[i] = behind[i + 1] + order[i].weight;
+      }
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        const Candidate& c = order[i];
+        const double a = c.weight, others = static_cast<double>(order.size() - 1 - i);
         const double weight = std::max(least_weight, trust * a * a + (1 - trust) * squares / n);
-        budget.weights[fixed + i] = weight;
-        if (precision.may_evict)
-          budget.losses[fixed + i] = weight + trust * a * (2 * behind + a) + (1 - trust) * (2 * others + 1) / (n * n);
-        behind += a;
+        held[c.held].tokens.push_back(c.token);
+        lists[c.held].weights.push_back(weight);
+        lists[c.held].losses.push_back(
+            precision.may_evict ? weight + trust * a * (2 * behind[i + 1] + a) + (1 - trust) * (2 * others + 1) / (n * n) : never);
       }
 
       FormSample sample;
@@ -228,17 +246,18 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
         sample.query_square = part(w.squares, h * key_dim, key_dim);
         for (float& x : sample.query_square) x /= static_cast<float>(at.query_vectors);
       }
-      budget.forms.push_back({pool_->page_bytes(size_class(w.layer, append_format)), 0});
-      head.formats.push_back(append_format);
-      for (const Form& form : precision.choice) {
-        const int format = find_form(precision, form, w.layer);
-        require(geometry_[static_cast<std::size_t>(w.layer)][static_cast<std::size_t>(format)].rows_move, "precision ",
-                precision.said, ": ", print_setting(form), " takes whole pages of neighbours, must code tokens one by one");
-        budget.forms.push_back({pool_->page_bytes(size_class(w.layer, format)), form_error(format, w.layer, sample)});
-        head.formats.push_back(format);
+      for (std::size_t i = first; i < held.size(); ++i) {
+        lists[i].forms.push_back({page_bytes(held[i].format),
+                                  held[i].format == append_format ? 0 : form_error(held[i].format, w.layer, sample)});
+        held[i].formats.push_back(held[i].format);
       }
-      heads.push_back(std::move(head));
-      lists.push_back(std::move(budget));
+      for (const Form& form : precision.choice) {  // for those that are as appended; coded once, a token changes no more
+        const int format = find_form(precision, form, w.layer);
+        require(geometry[static_cast<std::size_t>(format)].rows_move, "precision ", precision.said, ": ", print_setting(form),
+                " takes whole pages of neighbours, must code tokens one by one");
+        lists[first].forms.push_back({page_bytes(format), form_error(format, w.layer, sample)});
+        held[first].formats.push_back(format);
+      }
     }
   }
   const Index budget = static_cast<Index>(compressor.keep.amount);
@@ -249,43 +268,41 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     return std::accumulate(split.counts[i].begin(), split.counts[i].end(), Index{0});
   };
   for (std::size_t i = 0; i < lists.size(); ++i)
-    require(precision.may_evict || kept_in(i) == std::ssize(heads[i].tokens), "plan: keep = ", budget,
+    require(precision.may_evict || kept_in(i) == std::ssize(held[i].tokens), "plan: keep = ", budget,
             " bytes do not hold all tokens in the smallest of the forms; allow eviction or more bytes");
 
   plan.dense = true;
   plan.promised_bytes = settled_bytes + split.bytes;
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    const OfHead& head = heads[i];
-    const auto& entries = head.work->lists.heads[static_cast<std::size_t>(head.head)].entries;
-    LayerPlan& lp = plan.layers[static_cast<std::size_t>(head.work->layer)];
-    if (!lp.touched) {
-      lp.touched = true;
-      for (const HeadPages& list : head.work->lists.heads) lp.keep.push_back(Selection::live(list.entries));
-      for (const int format : head.formats)
-        if (format > append_format)
-          lp.tiers.push_back({.format = format,
-                              .tokens = std::vector<Selection>(head.work->lists.heads.size())});
+  for (OfLayer& w : work) {
+    LayerPlan& lp = plan.layers[static_cast<std::size_t>(w.layer)];
+    lp.touched = true;
+    for (const HeadPages& list : w.lists.heads) lp.keep.push_back(Selection::live(list.entries));
+    for (const Form& form : precision.choice) {
+      const int format = find_form(precision, form, w.layer);
+      if (format == append_format || std::any_of(lp.tiers.begin(), lp.tiers.end(), [&](const Tier& t) { return t.format == format; }))
+        continue;
+      Tier& tier = lp.tiers.emplace_back(Tier{.format = format, .tokens = {}});
+      for (const HeadPages& list : w.lists.heads) tier.tokens.emplace_back(static_cast<Index>(list.entries.size()));
     }
-    for (Tier& tier : lp.tiers)
-      tier.tokens[static_cast<std::size_t>(head.head)] = Selection(static_cast<Index>(entries.size()));
-    std::vector<std::size_t> best_first(head.formats.size());
+  }
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    const OfForm& from = held[i];
+    LayerPlan& lp = plan.layers[static_cast<std::size_t>(from.work->layer)];
+    std::vector<std::size_t> best_first(from.formats.size());
     std::iota(best_first.begin(), best_first.end(), std::size_t{0});
     std::stable_sort(best_first.begin(), best_first.end(), [&](std::size_t a, std::size_t b) {
       return lists[i].forms[a].error < lists[i].forms[b].error;
     });
-    auto token = head.tokens.begin();
+    auto token = from.tokens.begin();
     for (const std::size_t f : best_first)
-      for (Index n = split.counts[i][f]; n > 0; --n, ++token) {
-        const auto [e, slot] = *token;
-        const std::uint64_t bit = std::uint64_t{1} << slot;
-        if (head.formats[f] != append_format)
-          for (Tier& tier : lp.tiers)
-            if (tier.format == head.formats[f]) tier.tokens[static_cast<std::size_t>(head.head)].word(e) |= bit;
-      }
-    for (; token != head.tokens.end(); ++token)
-      lp.keep[static_cast<std::size_t>(head.head)].word(token->first) &= ~(std::uint64_t{1} << token->second);
-    plan.candidates += static_cast<Index>(head.tokens.size()) - head.fixed;
-    plan.chosen += kept_in(i) - head.fixed;
+      for (Index n = split.counts[i][f]; n > 0; --n, ++token)
+        for (Tier& tier : lp.tiers)
+          if (tier.format == from.formats[f] && tier.format != from.format)
+            tier.tokens[static_cast<std::size_t>(from.head)].word(token->first) |= std::uint64_t{1} << token->second;
+    for (; token != from.tokens.end(); ++token)
+      lp.keep[static_cast<std::size_t>(from.head)].word(token->first) &= ~(std::uint64_t{1} << token->second);
+    plan.candidates += std::ssize(from.tokens) - from.fixed;
+    plan.chosen += kept_in(i) - from.fixed;
   }
 }
 

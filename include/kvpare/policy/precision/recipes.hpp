@@ -206,7 +206,7 @@ inline bool parse_setting(std::string_view words, FormChoice& out) {
 /// it is `among` count, no rule that shares out a number of tokens (budget, recent_share).
 struct Joint {
   static constexpr std::string_view name = "joint", base = "snap_kv";
-  FormChoice forms{{Form("int8"), Form("int4"), Form("int2")}};
+  FormChoice forms{{Form("int8"), Form("hadamard_lloyd4"), Form("hadamard_lloyd3")}};
   bool evict = true;
   double trust = 0.5;
 

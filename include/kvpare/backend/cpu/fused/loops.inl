@@ -540,7 +540,8 @@ struct ValueLoop {
       at[w] = run.codes + c / 16 * run.block_bytes + c % 16 * 4 + run.first * unit.bytes();
     }
     const std::uint32_t* p = run.p->p[0] + run.first * unit.quads();
-    const std::uint32_t* negative = run.negative + run.first * unit.quads();
+    const std::uint32_t* negative = nullptr;
+    if constexpr (flips) negative = run.negative + run.first * unit.quads();
     for (Index u = run.first; u < run.end; ++u) {
       run.ahead->step();
       Ints x[W][vectors];
@@ -549,7 +550,8 @@ struct ValueLoop {
         at[w] += unit.bytes();
       }
       quads<0>(x, p, negative, table, sum);
-      p += unit.quads(), negative += unit.quads();
+      p += unit.quads();
+      if constexpr (flips) negative += unit.quads();
     }
     KVPARE_UNROLL for (int i = 0; i < R; ++i) {
       const float alpha = run.alpha == nullptr ? 1.0f : run.alpha[i];

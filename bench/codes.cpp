@@ -4,6 +4,7 @@
 #include <kvpare/backend/cpu/tiles.hpp>
 #include <kvpare/codec/fp8.hpp>
 #include <kvpare/codec/group.hpp>
+#include <kvpare/codec/ternary.hpp>
 
 #include "support/rig.hpp"
 #include "support/run.hpp"
@@ -141,7 +142,8 @@ using kvpare::Symmetric;
     add_codes<kvpare::Raw<kvpare::half>>("half_by_rows") && add_codes<kvpare::Fp8E4M3>("fp8_e4m3") &&
     add_codes<Symmetric<8, 32>>("int8_g32") && add_codes<Symmetric<4, 32>>("int4_g32") &&
     add_codes<Symmetric<4, 32>>("int4_g32", 8) && add_codes<Affine<4, 32>>("int4_g32_min") &&
-    add_codes<Affine<2, 32>>("int2_g32_min") && add_codes<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>("kivi4", 16) &&
+    add_codes<Affine<2, 32>>("int2_g32_min") && add_codes<kvpare::Ternary<>>("ternary") &&
+    add_codes<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>("kivi4", 16) &&
     add_codes<kvpare::KiviKeys<2>, kvpare::KiviValues<2>>("kivi2", 16);
 
 }  // namespace

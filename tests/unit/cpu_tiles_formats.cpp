@@ -14,7 +14,9 @@ namespace {
 template <Codec C>
 class CpuFormatTiles : public ::testing::Test {};
 
-using Codecs = ::testing::Types<Q4_0, Q5_0, Q5_1, Iq4Nl, Q2_0, Fp8E4M3, Fp8E5M2, MxFp4<>, NvFp4<>>;
+using Codecs = ::testing::Types<Q4_0, Q5_0, Q5_1, Iq4Nl, Q2_0, Fp8E4M3, Fp8E5M2, MxFp4<>, NvFp4<>, Ternary<>,
+                                Ternary<TernaryFit::amax, Along::channels, 32>,
+                                Ternary<TernaryFit::nonzero, Along::tokens, 16>>;
 TYPED_TEST_SUITE(CpuFormatTiles, Codecs);
 
 TYPED_TEST(CpuFormatTiles, ScoresAreThoseOfDecodedKeys) { check_keys<TypeParam>(); }
@@ -77,12 +79,58 @@ TEST(CpuFoldedTiles, AreTheLoopsOfWhatTheyFold) {
   }
 }
 
+/// A byte is some five codes whatever it holds, and every five has a byte: written one by one over what lies there.
+TEST(CpuTernaryTiles, EveryByteIsFiveCodes) {
+  for (int first = 0; first < 256; ++first)
+    for (int number = 0; number < 243; ++number) {
+      auto byte = static_cast<std::byte>(first);
+      for (int step = 0, rest = number; step < 5; ++step, rest /= 3) {
+        ASSERT_LT(fused::ternary_bytes.code(byte, step), 3);
+        byte = fused::ternary_bytes.with_code(byte, step, static_cast<std::uint8_t>(rest % 3));
+      }
+      for (int step = 0, rest = number; step < 5; ++step, rest /= 3)
+        ASSERT_EQ(fused::ternary_bytes.code(byte, step), rest % 3) << first << " " << number;
+    }
+}
+
+/// Rows to other slots, up and down, all of a byte's other codes staying as they are.
+TEST(CpuTernaryTiles, RowsMove) {
+  const TileShape shape{32, 80};
+  for (const Isa isa : sets_of_this_machine())
+    for (const Side side : {Side::keys, Side::values}) {
+      const TileOps* ops = tile_ops<Ternary<>>(side, shape, isa, 16);
+      const Kernels& k = kernels(isa);
+      std::vector<float> x(32 * 80), want(80), got(80);
+      for (Index i = 0; i < 32 * 80; ++i) x[static_cast<std::size_t>(i)] = normal(1, i);
+      for (const Index from : {3, 9}) {
+        const Index to = 12 - from, count = 15;
+        TileMemory tile(ops->tile_bytes(shape)), moved(ops->tile_bytes(shape));
+        ops->encode(k, shape, x.data(), 0, 32, nullptr, tile.data());
+        std::copy_n(tile.data(), ops->tile_bytes(shape), moved.data());
+        ops->move_rows(shape, moved.data(), from, moved.data(), to, count);
+        ASSERT_TRUE(moved.intact());
+        for (Index t = 0; t < 32; ++t) {
+          const bool is_moved = t >= to && t < to + count;
+          ops->decode(k, shape, tile.data(), is_moved ? t - to + from : t, nullptr, want.data());
+          ops->decode(k, shape, moved.data(), t, nullptr, got.data());
+          ASSERT_EQ(want, got) << name_of(isa) << " slot " << t;
+        }
+      }
+    }
+}
+
 TEST(CpuTileSupport, SaysWhatRunsOnCodes) {
   const auto support = [](const TileOps* ops) { return ops == nullptr ? Support::unsupported : ops->support; };
   const Isa isa = detected_isa();
   EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 128}, isa, 16)), Support::fused);
   EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 80}, isa, 16)), Support::unsupported);
-  EXPECT_EQ(support(tile_ops<Ternary<>>(Side::keys, {64, 128}, isa, 16)), Support::generic);
+  for (const Index tokens : {16, 32, 64})
+    for (Index width = 16; width <= 256; width += 16)
+      for (const Side side : {Side::keys, Side::values}) {
+        EXPECT_EQ(support(tile_ops<Ternary<>>(side, {tokens, width}, isa, 16)), Support::fused);
+        EXPECT_EQ(support(tile_ops<Ternary<TernaryFit::mean, Along::tokens>>(side, {tokens, width}, isa, 16)), Support::fused);
+      }
+  EXPECT_EQ(support(tile_ops<Ternary<>>(Side::values, {64, 72}, isa, 16)), Support::generic);
   EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 80}, isa, 16)), Support::generic);
   EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 96}, isa, 16)), Support::fused);
 }

@@ -14,7 +14,9 @@ namespace kvpare::cpu::fused {
 /// Whether scales may be negative: such values take one more step per code.
 template <GroupCodec C>
 constexpr bool signed_scales() {
-  if constexpr (requires { C::spec; })
+  if constexpr (C::form.ternary)
+    return false;
+  else if constexpr (requires { C::spec; })
     return C::spec.fit == std::remove_cvref_t<decltype(C::spec.fit)>::extreme;
   else
     return C::form.scale == ScaleType::f16 || C::form.scale == ScaleType::f32;
@@ -72,11 +74,13 @@ struct GroupTiles {
             .along = form.along,
             .group = form.group_of(shape),
             .scale = form.scale,
-            .zero = form.zero};
+            .zero = form.zero,
+            .ternary = form.ternary};
   }
   static constexpr bool fits(TileShape shape) {
-    if (form.ternary || (form.table && bits > 4) || (bits == 8 && flips)) return false;
-    return layout(shape).fits() && layout(shape).bytes() == C::tile_bytes(shape);
+    if ((form.table && bits > 4) || (bits == 8 && flips)) return false;
+    const Index bytes = layout(shape).bytes(), canonical = C::tile_bytes(shape);
+    return layout(shape).fits() && (form.ternary ? bytes <= canonical : bytes == canonical);
   }
 
   static Values values(const float* state) {
@@ -84,6 +88,8 @@ struct GroupTiles {
     if constexpr (form.table) {
       static constexpr LevelTable table = level_table<C>();
       v.unit = table.unit, v.table = table.bytes.data();
+    } else if constexpr (form.ternary) {
+      static_assert(form.offset == 1, "unpacked codes are code + 1, around 2");
     } else {
       v.shift = static_cast<float>((1 << (bits - 1)) - form.offset);
     }
@@ -206,19 +212,30 @@ struct GroupTiles {
   static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
-    Set::template score_keys<bits, form.table, wide_query>(
-        {layout(keys.shape), values(keys.state), prepared, rows, keys, ahead, out, out_stride});
+    const Layout at = layout(keys.shape);
+    alignas(64) std::byte codes[unpacked_bytes];
+    if constexpr (form.ternary) {  // no further than slots are looked at
+      const Index last = keys.gapless ? keys.count - 1 : keys.slots[keys.count - 1];
+      Set::unpack_ternary(at, keys.tile, (last / 16 + 1) * at.block_bytes() / 64, codes);
+    }
+    Set::template score_keys<bits, form.table, wide_query>({at, values(keys.state), prepared, rows, keys, ahead, out,
+                                                            out_stride, form.ternary ? codes : nullptr});
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& tile, AheadBytes ahead, float* acc, Index acc_stride) {
     if (rows == 0) return;
     if (tile.count == 0) return scale_rows(k, alpha, rows, tile.shape.width, acc, acc_stride);
-    Set::template accumulate_values<bits, levels, wide_values>(
-        {layout(tile.shape), values(tile.state), p, p_stride, alpha, rows, tile, ahead, acc, acc_stride});
+    const Layout at = layout(tile.shape);
+    alignas(64) std::byte codes[unpacked_bytes];
+    if constexpr (form.ternary) Set::unpack_ternary(at, tile.tile, at.quads() / 4, codes);
+    Set::template accumulate_values<bits, levels, wide_values>({at, values(tile.state), p, p_stride, alpha, rows, tile, ahead,
+                                                                acc, acc_stride, form.ternary ? codes : nullptr});
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  private:
+  static constexpr Index unpacked_bytes = form.ternary ? max_tokens * max_width / 4 : 1;
+
   /// A row by the set's vectors, where its form and its numbers are of the common kind.
   static bool quantize_fast(const Layout& at, const float* x, Index slot, std::uint8_t* codes, std::byte* tile) {
     if constexpr (requires { C::spec; }) {
@@ -284,7 +301,7 @@ auto with_set(Isa isa, const F& f) {
 /// Whether a codec's codes have loops at all, whatever the shape.
 template <GroupCodec C, Side side>
 constexpr bool has_group_loops() {
-  if (C::form.ternary || (C::form.table && C::form.bits > 4)) return false;
+  if (C::form.table && C::form.bits > 4) return false;
   return side == Side::keys || C::form.bits != 8 || C::form.along == Along::tokens || !signed_scales<C>();
 }
 

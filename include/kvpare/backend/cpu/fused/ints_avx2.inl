@@ -14,6 +14,9 @@ KVPARE_INLINE Ints bits_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
 KVPARE_INLINE Ints bits_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 KVPARE_INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 KVPARE_INLINE Ints sub_bytes(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
+KVPARE_INLINE Ints add_bytes(Ints a, Ints b) { return _mm256_add_epi8(a, b); }
+KVPARE_INLINE Ints average_bytes(Ints a, Ints b) { return _mm256_avg_epu8(a, b); }
+KVPARE_INLINE Ints bits_and_or(Ints a, Ints b, Ints c) { return bits_or(bits_and(a, b), c); }
 template <int left>
 KVPARE_INLINE Ints shift16(Ints x) {
   if constexpr (left > 0) return _mm256_slli_epi16(x, left);

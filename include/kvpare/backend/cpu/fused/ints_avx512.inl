@@ -15,6 +15,9 @@ KVPARE_INLINE Ints bits_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
 KVPARE_INLINE Ints bits_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 KVPARE_INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 KVPARE_INLINE Ints sub_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
+KVPARE_INLINE Ints add_bytes(Ints a, Ints b) { return _mm512_add_epi8(a, b); }
+KVPARE_INLINE Ints average_bytes(Ints a, Ints b) { return _mm512_avg_epu8(a, b); }
+KVPARE_INLINE Ints bits_and_or(Ints a, Ints b, Ints c) { return _mm512_ternarylogic_epi32(a, b, c, 0xea); }
 template <int left>
 KVPARE_INLINE Ints shift16(Ints x) {
   if constexpr (left > 0) return _mm512_slli_epi16(x, left);

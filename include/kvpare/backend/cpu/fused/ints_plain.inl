@@ -19,6 +19,15 @@ KVPARE_INLINE Ints bits_or(Ints a, Ints b) { return a | b; }
 KVPARE_INLINE Ints bits_xor(Ints a, Ints b) { return a ^ b; }
 KVPARE_INLINE Ints add_ints(Ints a, Ints b) { return (Ints)((Unsigned)a + (Unsigned)b); }
 KVPARE_INLINE Ints sub_bytes(Ints a, Ints b) { return (Ints)((Bytes)a - (Bytes)b); }
+KVPARE_INLINE Ints add_bytes(Ints a, Ints b) { return (Ints)((Bytes)a + (Bytes)b); }
+KVPARE_INLINE Ints average_bytes(Ints a, Ints b) {
+#if defined(__SSE2__)
+  return (Ints)_mm_avg_epu8((__m128i)a, (__m128i)b);
+#else
+  return (Ints)((Bytes)(a | b) - ((Bytes)(a ^ b) >> 1));
+#endif
+}
+KVPARE_INLINE Ints bits_and_or(Ints a, Ints b, Ints c) { return (a & b) | c; }
 template <int left>
 KVPARE_INLINE Ints shift16(Ints x) {
   if constexpr (left >= 0) return (Ints)((Halves)x << left);

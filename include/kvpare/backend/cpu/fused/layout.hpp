@@ -1,6 +1,6 @@
 // How the CPU keeps group-quantised tiles, and what the loops over them are told.
 //
-// A tile is  codes | scales | zeros,  in exactly the bytes of the canonical one.
+// A tile is  codes | scales | zeros,  in exactly the bytes of the canonical one (ternary: perhaps fewer, the last ones unused).
 //
 // Codes    Sixteen lanes by a depth: keys have 16 tokens as lanes and channels as depth, values 16 channels as lanes and
 //          tokens as depth. Four steps of the depth are a quad: 64 bytes when a code is a byte, lane l's four in bytes
@@ -13,6 +13,9 @@
 //            vectors per unit  1    1    1    1    2 of 2 bits, 1     4 of 4 bits, 1 of 1 bit
 //
 //          Units follow each other along the depth, then block by block of 16 lanes.
+//          Ternary codes: quads in that same order, five to 64 bytes and a digit of base 3 each, see TernaryBytes. The last
+//          0 to 4 quads of the tile have 16 bytes each: a lane's byte holds its four codes. The loops first unpack the tile to
+//          codes of 2 bits, on the stack.
 //          Codes of values that have neither a table of levels nor scales of both signs are kept with their highest bit
 //          inverted: shifted to the top of a byte they are then signed numbers around 0.
 // Scales   along channels [groups of a row][tokens]; along tokens [groups of tokens][width]. Zeros likewise.
@@ -27,7 +30,7 @@
 // |                          | 4, 8, 16, 32 for 8, 4, 2 and the other bits |                                          |
 // | group along channels     | a unit's channels divide it, at most 16 in a row | 16 divides it                       |
 // | group along tokens       | 16 divides it                           | a unit's tokens divide it                    |
-// | ternary codes            | generic                                 | generic                                      |
+// | ternary codes            | as 2 bits                               | as 2 bits                                    |
 // | 8 or 5 bits with scales of both signs | fused                      | generic with 8 bits                          |
 #pragma once
 
@@ -82,6 +85,48 @@ struct Units {
   constexpr Index bytes() const { return 64 * vectors(); }
 };
 
+/// Five codes 0, 1, 2 in a byte, made to be unpacked by few instructions on whole vectors of bytes, all modulo 256:
+///
+///   code of step k = (average(b_k, b_k / 2 + 128) >> 6) - 1,   b_0 the byte,   b_{k+1} = 3 b_k, of step 2: 3 b_1 + 107
+///
+/// average rounds up, as vector instructions do: a code is 1 from b = 85 on, 2 from 170 on. So b / 256 is nearly a number in
+/// base 3, of which every step takes the first digit. Nearly: 256 / 3 is no integer, and without the 107 (which was searched
+/// for) four fives had no byte. 13 bytes are not written; they mean some five as well.
+struct TernaryBytes {
+  static constexpr int added(int step) { return step == 2 ? 107 : 0; }
+  static constexpr int powers[5] = {1, 3, 9, 27, 81};
+  std::uint8_t codes[5][256] = {};   // of each step
+  std::uint8_t others[5][256] = {};  // the number less that of this step
+  std::uint8_t byte[243] = {};       // the largest one of a number: code of step 0 + 3 * that of step 1 + …
+
+  constexpr TernaryBytes() {
+    for (int b = 0; b < 256; ++b) {
+      int number = 0, rest = b;
+      for (int step = 0; step < 5; ++step) {
+        if (step > 0) rest = (3 * rest + added(step)) & 255;
+        const int code_here = ((rest + (rest / 2 | 128) + 1) / 2 >> 6) - 1;
+        codes[step][b] = static_cast<std::uint8_t>(code_here), number += code_here * powers[step];
+      }
+      for (int step = 0; step < 5; ++step)
+        others[step][b] = static_cast<std::uint8_t>(number - codes[step][b] * powers[step]);
+      byte[number] = static_cast<std::uint8_t>(b);
+    }
+  }
+  /// Whether every number has a byte.
+  constexpr bool complete() const {
+    for (int n = 0; n < 243; ++n)
+      for (int step = 0; step < 5; ++step)
+        if (codes[step][byte[n]] != n / powers[step] % 3) return false;
+    return true;
+  }
+  constexpr std::uint8_t code(std::byte b, int step) const { return codes[step][std::to_integer<unsigned>(b)]; }
+  constexpr std::byte with_code(std::byte b, int step, std::uint8_t code_of_step) const {
+    return std::byte{byte[others[step][std::to_integer<unsigned>(b)] + code_of_step * powers[step]]};
+  }
+};
+inline constexpr TernaryBytes ternary_bytes{};
+static_assert(ternary_bytes.complete());
+
 /// One side of one tile.
 struct Layout {
   Side side = Side::keys;
@@ -92,11 +137,15 @@ struct Layout {
   Index group = 0;
   ScaleType scale = ScaleType::f16;
   ZeroType zero = ZeroType::none;
+  bool ternary = false;  // `units`, `flip` and block_bytes are then those of the codes once unpacked, which are code + 1
 
   constexpr Index depth() const { return side == Side::keys ? shape.width : shape.tokens; }
   constexpr Index lanes() const { return side == Side::keys ? shape.tokens : shape.width; }
   constexpr Index block_bytes() const { return depth() / units.depth() * units.bytes(); }  // of 16 lanes
-  constexpr Index code_bytes() const { return shape.tokens * shape.width * units.bits / 8; }
+  constexpr Index quads() const { return shape.tokens * shape.width / 64; }
+  constexpr Index code_bytes() const {
+    return ternary ? quads() / 5 * 64 + quads() % 5 * 16 : shape.tokens * shape.width * units.bits / 8;
+  }
   constexpr Index groups() const { return shape.tokens * shape.width / group; }
   /// Groups of one row (along channels), or of one channel (along tokens).
   constexpr Index row_groups() const { return (along == Along::channels ? shape.width : shape.tokens) / group; }
@@ -128,10 +177,21 @@ struct Layout {
     quad = static_cast<int>(step % units.depth() / 4);
     byte = static_cast<int>(lane % 16 * 4 + step % 4);
   }
+  /// Ternary: the byte, and the step in it, of byte `byte` of a quad.
+  constexpr Index ternary_place(Index quad, int byte, int& step) const {
+    const Index whole = quads() / 5 * 5;
+    step = static_cast<int>(quad < whole ? quad % 5 : byte % 4);
+    return quad < whole ? quad / 5 * 64 + byte : whole / 5 * 64 + (quad - whole) * 16 + byte / 4;
+  }
   std::uint8_t code(const std::byte* tile, Index slot, Index channel) const {
     Index unit = 0;
     int quad = 0, byte = 0;
     place(slot, channel, unit, quad, byte);
+    if (ternary) {
+      int step = 0;
+      const Index at = ternary_place(unit / 16 + quad, byte, step);  // four quads to a unit of 64 bytes
+      return ternary_bytes.code(tile[at], step);
+    }
     const int low = units.low_bits(), per = 8 / low;
     unsigned code =
         std::to_integer<unsigned>(tile[unit + quad / per * 64 + byte]) >> quad % per * low & ((1u << low) - 1);
@@ -143,6 +203,12 @@ struct Layout {
     Index unit = 0;
     int quad = 0, byte = 0;
     place(slot, channel, unit, quad, byte);
+    if (ternary) {
+      int step = 0;
+      const Index at = ternary_place(unit / 16 + quad, byte, step);  // four quads to a unit of 64 bytes
+      tile[at] = ternary_bytes.with_code(tile[at], step, value);
+      return;
+    }
     const unsigned code = value ^ static_cast<unsigned>(flip);
     const int low = units.low_bits(), per = 8 / low;
     const auto put = [](std::byte& at, int shift, unsigned mask, unsigned bits) {
@@ -150,6 +216,42 @@ struct Layout {
     };
     put(tile[unit + quad / per * 64 + byte], quad % per * low, (1u << low) - 1, code);
     if (low != units.bits) put(tile[unit + (units.vectors() - 1) * 64 + byte], quad, 1u, code >> low);
+  }
+
+  /// Ternary: the codes of one token. Those of other tokens stay.
+  void put_ternary_row(std::byte* tile, Index slot, const std::uint8_t* row) const {
+    int step = 0;
+    const Index whole = quads() / 5 * 5;
+    if (side == Side::keys) {
+      const Index first = slot / 16 * shape.width / 4, count = shape.width / 4;
+      const int lane = static_cast<int>(slot % 16) * 4;
+      for (Index i = 0; i < count;) {
+        const Index quad = first + i;
+        if (quad % 5 == 0 && quad < whole && i + 5 <= count) {  // whole bytes, four at a time
+          std::uint32_t number = 0;
+          for (Index k = 5; k-- > 0;) {
+            std::uint32_t four;
+            std::memcpy(&four, row + 4 * (i + k), 4);
+            number = number * 3 + four;
+          }
+          for (int k = 0; k < 4; ++k)
+            tile[quad / 5 * 64 + lane + k] = std::byte{ternary_bytes.byte[number >> 8 * k & 255]};
+          i += 5;
+          continue;
+        }
+        for (int k = 0; k < 4; ++k) {
+          std::byte& at = tile[ternary_place(quad, lane + k, step)];
+          at = ternary_bytes.with_code(at, step, row[4 * i + k]);
+        }
+        ++i;
+      }
+      return;
+    }
+    for (Index c = 0; c < shape.width; c += 16) {
+      const Index quad = (c / 16 * shape.tokens + slot) / 4;
+      std::byte* at = tile + ternary_place(quad, static_cast<int>(slot % 4), step);
+      for (Index l = 0; l < 16; ++l, at += quad < whole ? 4 : 1) *at = ternary_bytes.with_code(*at, step, row[c + l]);
+    }
   }
 
   /// Number of the group of a slot and channel, as scales are ordered here.
@@ -201,6 +303,7 @@ struct KeyCall {
   AheadBytes ahead;
   float* out = nullptr;
   Index out_stride = 0;
+  const std::byte* codes = nullptr;  // where codes that had to be unpacked are; null: in the tile
 };
 
 struct ValueCall {
@@ -214,6 +317,7 @@ struct ValueCall {
   AheadBytes ahead;
   float* acc = nullptr;
   Index acc_stride = 0;
+  const std::byte* codes = nullptr;  // as in KeyCall
 };
 
 }  // namespace fused

@@ -5,6 +5,8 @@
 //   Ints                                   as many bytes as Vec has
 //   load_ints, store_ints, each_int, each_byte, each_lane(16 bytes in every 16-byte lane)
 //   bits_and, bits_or, bits_xor, add_ints, sub_bytes, times_256
+//   add_bytes, average_bytes(a, b)         the latter unsigned and rounded up: (a + b + 1) / 2
+//   bits_and_or(a, b, c)                   (a & b) | c
 //   shift16<n>(x)                          16-bit lanes, to the left, or to the right where n < 0
 //   shift_left32(x, n), shift_right32
 //   look_up(table, at)                     bytes; in 0 … 15
@@ -115,6 +117,51 @@ KVPARE_INLINE Ints codes_of(const Ints (&x)[Units{bits}.vectors()]) {
     if constexpr (low == bits) return lower;
     else return bits_or(lower, field<j, to + low, 1>(x[Units{bits}.vectors() - 1]));
   }
+}
+
+// Ternary quads, five to a vector of 64 bytes, then one to 16 bytes, to codes of 2 bits, four quads to a vector: code + 1,
+// xored with `flip`. Of both a whole number of vectors.
+template <int fives, int ones>
+KVPARE_INLINE void unpack_quads(const std::byte* from, Ints flip, std::byte* to) {
+  static_assert((5 * fives + ones) % 4 == 0, "four quads to a vector");
+  constexpr int bytes = static_cast<int>(sizeof(Ints));
+  const Ints top = each_byte(0xc0), half = each_byte(0x80);
+  for (int part = 0; part < 64 / bytes; ++part) {
+    Ints x{}, four{};
+    KVPARE_UNROLL for (int n = 0; n < 5 * fives + ones; ++n) {
+      if (n >= 5 * fives) {
+        x = widen_bytes(reinterpret_cast<const std::uint8_t*>(from) + 64 * fives + 16 * (n - 5 * fives) + part * lanes);
+        x = bits_or(x, shift_left32(x, 8));
+        x = bits_or(x, shift_left32(x, 16));
+        KVPARE_UNROLL for (int step = 1; step < 4; ++step) {
+          const Ints next = add_bytes(add_bytes(x, x), add_bytes(x, each_byte(TernaryBytes::added(step))));
+          const Ints from_here = each_int(static_cast<std::int32_t>(~std::uint32_t{0} << 8 * step));
+          x = bits_and_or(next, from_here, bits_and(x, bits_xor(from_here, each_int(-1))));
+        }
+      } else if (n % 5 == 0) {
+        x = load_ints(from + 64 * (n / 5) + part * bytes);
+      } else {
+        x = add_bytes(add_bytes(x, x), x);
+        if (TernaryBytes::added(n % 5) != 0) x = add_bytes(x, each_byte(TernaryBytes::added(n % 5)));
+      }
+      const Ints code = average_bytes(x, bits_or(shift16<-1>(x), half));  // its two highest bits
+      four = n % 4 == 0 ? bits_and(code, top) : bits_and_or(code, top, shift16<-2>(four));
+      if (n % 4 == 3) store_ints(to + n / 4 * 64 + part * bytes, bits_xor(four, flip));
+    }
+  }
+}
+
+// The first `units` units, or some more, of a ternary tile as codes of 2 bits.
+inline void unpack_ternary_units(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
+  const Ints flip = each_byte(layout.flip * 0x55);
+  const Index all = layout.quads() / 4;
+  Index unit = 0;
+  for (; unit + 5 <= all && unit < units; unit += 5, tile += 256, to += 320) unpack_quads<4, 0>(tile, flip, to);
+  if (unit >= units) return;
+  if (all - unit == 1) unpack_quads<0, 4>(tile, flip, to);
+  if (all - unit == 2) unpack_quads<1, 3>(tile, flip, to);
+  if (all - unit == 3) unpack_quads<2, 2>(tile, flip, to);
+  if (all - unit == 4) unpack_quads<3, 1>(tile, flip, to);
 }
 
 // ---- keys ----------------------------------------------------------------------------------------------------------
@@ -241,7 +288,7 @@ void score_rows(const KeyCall& call, const KeyRange& range, const QueryRow* q, c
     KeyRun run;
     for (int s = 0; s < Loop::S; ++s) {
       const Index t = need[b + s];
-      run.codes[s] = call.keys.tile + t / 16 * call.layout.block_bytes() + t % 16 * 4;
+      run.codes[s] = (call.codes != nullptr ? call.codes : call.keys.tile) + t / 16 * call.layout.block_bytes() + t % 16 * 4;
       run.scale[s] = range.scale + (range.stride > 0 ? t : 0);
       run.zero[s] = range.zero == nullptr ? nullptr : range.zero + t;
     }
@@ -690,7 +737,7 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
   ValueRow rows[R];
   float factor[R], extra[R];
   ValueRun run{};
-  run.codes = call.tile.tile, run.block_bytes = layout.block_bytes();
+  run.codes = call.codes != nullptr ? call.codes : call.tile.tile, run.block_bytes = layout.block_bytes();
   run.p = rows, run.table = call.values.table, run.alpha = alpha, run.factor = factor;
   run.acc = acc, run.acc_stride = call.acc_stride, run.ahead = &ahead;
   if (layout.along == Along::channels) {
@@ -1029,6 +1076,7 @@ void place_key(const Layout& layout, std::byte* tile, Index slot, const std::uin
 inline void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
   const Units unit = layout.units;
   const int low = unit.low_bits(), per = 8 / low;
+  if (layout.ternary) return layout.put_ternary_row(tile, slot, codes);
   if (layout.side == Side::keys) {
     switch (unit.bits) {
       case 1: return place_key<1>(layout, tile, slot, codes);
@@ -1085,6 +1133,9 @@ struct Set {
   template <int bits, Rule rule, Rounding rounding, bool exact>
   static bool quantize(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
     return quantize_row<bits, rule, rounding, exact>(x, width, group, codes, scales, zeros);
+  }
+  static void unpack_ternary(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
+    unpack_ternary_units(layout, tile, units, to);
   }
   static constexpr Index quantize_lanes = lanes;
   static void place(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {

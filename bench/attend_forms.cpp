@@ -12,9 +12,10 @@ using Int4 = kvpare::Symmetric<4, 32>;
 using Int2 = kvpare::Affine<2, 32>;
 using Pages = kvpare::Formats<Pair<Half, Half>, Pair<Int8, Int8>, Pair<Int4, Int4>, Pair<Int2, Int2>,
                               Pair<kvpare::Fp8E4M3, kvpare::Fp8E4M3>,
-                              Pair<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>>;
-constexpr const char* names[] = {"half", "int8_g32", "int4_g32", "int2_g32_min", "fp8_e4m3", "kivi4"};
-constexpr int form_count = 6, mixed = form_count;  // mixed: pages of half, int8, int4 and int2 by turns
+                              Pair<kvpare::KiviKeys<4>, kvpare::KiviValues<4>>,
+                              Pair<kvpare::Ternary<>, kvpare::Ternary<>>>;
+constexpr const char* names[] = {"half", "int8_g32", "int4_g32", "int2_g32_min", "fp8_e4m3", "kivi4", "ternary"};
+constexpr int form_count = 7, mixed = form_count;  // mixed: pages of half, int8, int4 and int2 by turns
 constexpr int parts = 4;
 
 /// One long sequence. Layer l holds form forms[l % forms.size()].
@@ -123,8 +124,12 @@ void one_form(benchmark::State& state, const LayerShape& shape, Index tokens, in
     team.use_all();
   };
   const double bytes = static_cast<double>(rig.bytes(form));
-  const double seconds = run(
-      state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = {of_read_bw(bytes, threads)}}, step, prepare);
+  std::vector<Against> against = {of_read_bw(bytes, threads)};
+  if (threads == 1)  // both products of a step, at the rate of Eigen's float product of one kv head's queries and keys
+    against.push_back(of_sgemm(4.0 * static_cast<double>(shape.q_heads * tokens * shape.key_dim),
+                               {.m = shape.group(), .n = tokens, .k = shape.key_dim}, 1));
+  const double seconds =
+      run(state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = std::move(against)}, step, prepare);
   if (threads > 1) state.counters["speedup"] = median(alone) / seconds;
 }
 

@@ -208,7 +208,7 @@ struct Joint {
   static constexpr std::string_view name = "joint", base = "snap_kv";
   FormChoice forms{{Form("int8"), Form("hadamard_lloyd4"), Form("hadamard_lloyd3")}};
   bool evict = true;
-  double trust = 0.5;
+  double trust = 0.9;
 
   static constexpr auto fields() {
     return std::tuple{Choice{"forms", &Joint::forms, "forms to choose among, joined by +"},

@@ -17,6 +17,10 @@
 //
 //   A_i = trust a_i^2 + (1 - trust) sum_j a_j^2 / n,   and   trust (sum_E a_i)^2 + (1 - trust) (|E| / n)^2   for the last term
 //
+// Tokens that an earlier plan coded keep their form or go, each run of neighbouring pages for itself, as only neighbours are
+// packed together. The bytes promised are those the pool reports where nothing was coded before, and at most these elsewhere;
+// pages that a fork shares stay with it and are not counted on.
+//
 // dv and dk are measured on this sequence: up to four pages of each head are coded on the host, with states made of them;
 // E q_c^2 comes from the queries observed. Where none were, every E q_c^2 is alike and Var s = 1. The budget is then split by
 // split_bytes, over all layers and heads at once. (Ours; no paper's.)

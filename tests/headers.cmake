@@ -28,7 +28,8 @@ get_target_property(eigen_include_dirs Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORI
 list(TRANSFORM eigen_include_dirs PREPEND "-isystem;" OUTPUT_VARIABLE eigen_flags)
 set(kvpare_include_flags -I${include_dir} ${eigen_flags})
 
-# Every header alone, as CUDA, where there is an nvcc that accepts this C++ compiler.
+# As CUDA, where there is an nvcc that accepts this C++ compiler: all headers in one file (that each stands alone is seen
+# above), and every .cuh alone.
 find_program(KVPARE_NVCC nvcc HINTS /usr/local/cuda/bin ENV CUDA_PATH PATH_SUFFIXES bin)
 mark_as_advanced(KVPARE_NVCC)
 if(KVPARE_NVCC)
@@ -39,15 +40,25 @@ if(KVPARE_NVCC)
                   RESULT_VARIABLE code OUTPUT_QUIET ERROR_QUIET)
   if(code EQUAL 0)
     file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh)
-    set(objects)
-    foreach(header IN LISTS headers cuda_headers)
+    set(includes)
+    foreach(header IN LISTS headers)
       cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
-      set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cu)
-      file(CONFIGURE OUTPUT ${source} CONTENT "#include <${header}>\n")
-      add_custom_command(OUTPUT ${source}.o COMMAND ${nvcc} ${kvpare_include_flags} -MD -MF ${source}.d -c ${source} -o ${source}.o
-                         DEPENDS ${source} DEPFILE ${source}.d COMMENT "Compiling ${header} as CUDA"
+      string(APPEND includes "#include <${header}>\n")
+    endforeach()
+    file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/all.cu CONTENT "${includes}")
+    set(sources all.cu)
+    foreach(header IN LISTS cuda_headers)
+      cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
+      file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cu CONTENT "#include <${header}>\n")
+      list(APPEND sources ${header}.cu)
+    endforeach()
+    set(objects)
+    foreach(source IN LISTS sources)
+      set(file ${CMAKE_CURRENT_BINARY_DIR}/headers/${source})
+      add_custom_command(OUTPUT ${file}.o COMMAND ${nvcc} ${kvpare_include_flags} -MD -MF ${file}.d -c ${file} -o ${file}.o
+                         DEPENDS ${file} DEPFILE ${file}.d COMMENT "Compiling headers as CUDA: ${source}"
                          COMMAND_EXPAND_LISTS VERBATIM)
-      list(APPEND objects ${source}.o)
+      list(APPEND objects ${file}.o)
     endforeach()
     add_custom_target(kvpare_headers_cuda ALL DEPENDS ${objects})
     add_dependencies(kvpare_headers_cuda kvpare_floors)

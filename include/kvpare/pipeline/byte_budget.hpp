@@ -165,7 +165,8 @@ class BudgetHull {
 /// Error   at most that of the best split into whole pages plus what one page per list and step gains: the price of rounding.
 ///         Tests hold it against all splits of small cases
 /// Ties    to the earlier list and the cheaper form; NaN must not come here
-/// Cost    at most 600 trials of a price, lists * forms * log(tokens) each, then lists * forms per upgrade
+/// Cost    60 trials of a price and one for each factor of 4 that it is searched over, lists * forms * log(tokens) each; then
+///         lists * forms per upgrade
 /// Throws  where a list has no form, or not a loss for every weight
 inline BudgetSplit split_bytes(std::span<const BudgetList> lists, Index page_tokens, Index budget) {
   std::vector<detail::BudgetHull> hulls;

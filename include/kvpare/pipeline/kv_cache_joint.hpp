@@ -250,16 +250,21 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
         sample.query_square = part(w.squares, h * key_dim, key_dim);
         for (float& x : sample.query_square) x /= static_cast<float>(at.query_vectors);
       }
+      std::map<int, double> errors{{append_format, 0}};  // each form is measured once
+      const auto error_of = [&](int format) {
+        const auto [at_format, is_new] = errors.try_emplace(format, 0);
+        if (is_new) at_format->second = form_error(format, w.layer, sample);
+        return at_format->second;
+      };
       for (std::size_t i = first; i < held.size(); ++i) {
-        lists[i].forms.push_back({page_bytes(held[i].format),
-                                  held[i].format == append_format ? 0 : form_error(held[i].format, w.layer, sample)});
+        lists[i].forms.push_back({page_bytes(held[i].format), error_of(held[i].format)});
         held[i].formats.push_back(held[i].format);
       }
       for (const Form& form : precision.choice) {  // for those that are as appended; coded once, a token changes no more
         const int format = find_form(precision, form, w.layer);
         require(geometry[static_cast<std::size_t>(format)].rows_move, "precision ", precision.said, ": ", print_setting(form),
                 " takes whole pages of neighbours, must code tokens one by one");
-        lists[first].forms.push_back({page_bytes(format), form_error(format, w.layer, sample)});
+        lists[first].forms.push_back({page_bytes(format), error_of(format)});
         held[first].formats.push_back(format);
       }
     }

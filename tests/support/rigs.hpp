@@ -1,5 +1,5 @@
 // The backends that every conformance suite runs on: the CPU at every instruction set and with one and two threads, and
-// the walled backend.
+// the walled backend; or, where a file that includes the suite asks for it (tests/simt), the device's kernels on the host.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,6 +8,12 @@
 #include <vector>
 
 #include "walled_backend.hpp"
+
+#if defined(KVPARE_TEST_SIMT)
+#include <kvpare/backend/cuda/backend.cuh>
+
+#include "simt/runtime.hpp"
+#endif
 
 namespace kvpare::test {
 
@@ -36,12 +42,43 @@ struct WalledRig {
   }
 };
 
+#if defined(KVPARE_TEST_SIMT)
+
+/// The CUDA backend's own kernels, a fiber per thread. Slow: `small` asks for small shapes.
+struct SimtRig {
+  using Backend = cuda::BasicBackend<simt::Runtime>;
+  static constexpr bool small = true;
+  static std::string name() { return "Simt"; }
+  static bool available() { return true; }
+  static Backend& backend() {
+    static Backend one;
+    return one;
+  }
+};
+static_assert(kvpare::Backend<SimtRig::Backend>);
+
+using AllRigs = ::testing::Types<SimtRig>;
+using PipelineRigs = ::testing::Types<SimtRig>;
+
+#else
+
 using AllRigs =
     ::testing::Types<CpuRig<cpu::Isa::plain, 1>, CpuRig<cpu::Isa::plain, 2>, CpuRig<cpu::Isa::avx2, 1>,
                      CpuRig<cpu::Isa::avx2, 2>, CpuRig<cpu::Isa::avx512, 1>, CpuRig<cpu::Isa::avx512, 2>, WalledRig>;
 
 /// For what does not depend on the instruction set: pipelines, policies.
 using PipelineRigs = ::testing::Types<CpuRig<cpu::Isa::plain, 2>, WalledRig>;
+
+#endif
+
+/// Does a rig want small shapes?
+template <class Rig>
+constexpr bool is_small() {
+  if constexpr (requires { Rig::small; })
+    return Rig::small;
+  else
+    return false;
+}
 
 struct RigNames {
   template <class Rig>

@@ -155,7 +155,11 @@ class WalledBackend {
   const void* codec(Side side, TileShape shape) const {
     return verbs_.codec<C>(side, shape);
   }
-  Support support(const void* codec) const { return verbs_.support(codec); }
+  template <class P>
+  const void* pair(TileShape keys, TileShape values) const {
+    return verbs_.pair<P>(keys, values);
+  }
+  Support support(const PageGeometry& g) const { return verbs_.support(g); }
   void attend(const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
     launch([&] { verbs_.attend(shape, batch, kind); });
   }

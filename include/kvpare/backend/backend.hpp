@@ -21,7 +21,9 @@
 // | `be.repack(tiles, to)`            | tiles in their codec's canonical bytes, or back into pages                       |
 // | `be.template codec<C>(side, s)`   | a handle of codec C for tiles of shape s, null when there are none: what a       |
 // |                                   | PageGeometry carries. Lives as long as the backend                               |
-// | `be.support(handle)`              | how well it runs: fused or generic                                               |
+// | `be.template pair<P>(keys, values)` | a handle of a format P = Pair<K, V> for these tiles, or null where the backend needs none: |
+// |                                   | for attention that is compiled for both sides at once. Lives as long as the backend |
+// | `be.support(geometry)`            | how well it attends to pages of that format: fused or generic                    |
 // | `be.attend(shape, batch, kind)`   | paged attention of a batch, see AttendSequence                                   |
 //
 // Verbs are queued in order on one stream of work; none waits, none throws after the work has begun.
@@ -52,7 +54,8 @@ concept Backend = requires(B& be, Index n, void* memory, const void* source, std
                            std::span<const GatherRow> gathers, const ProductArguments& product,
                            const AppendArguments& append, std::span<const CompactList> lists,
                            std::span<const EncodeList> encodes, std::span<const RepackTile> tiles, TileShape tile,
-                           const LayerShape& shape, std::span<const AttendSequence> batch) {
+                           const PageGeometry& geometry, const LayerShape& shape,
+                           std::span<const AttendSequence> batch) {
   typename B::Ticket;
   { B::name } -> std::convertible_to<std::string_view>;
   { be.allocate(n) } -> std::same_as<void*>;
@@ -73,7 +76,8 @@ concept Backend = requires(B& be, Index n, void* memory, const void* source, std
   { be.encode(encodes) } -> std::same_as<void>;
   { be.repack(tiles, RepackTo::canonical) } -> std::same_as<void>;
   { be.template codec<Raw<half>>(Side::keys, tile) } -> std::same_as<const void*>;
-  { be.support(source) } -> std::same_as<Support>;
+  { be.template pair<Pair<Raw<half>, Raw<half>>>(tile, tile) } -> std::same_as<const void*>;
+  { be.support(geometry) } -> std::same_as<Support>;
   { be.attend(shape, batch, MassKind::none) } -> std::same_as<void>;
 };
 

@@ -64,6 +64,7 @@ struct PageGeometry {
   bool rows_move = true;  // rows may be copied to another page of the same format
   bool keys_move = true, values_move = true;  // the same of one side
   const void *key_codec = nullptr, *value_codec = nullptr;  // null: rows of key_type, value_type as they are
+  const void* pair = nullptr;                               // see `pair` in backend/backend.hpp
   Index key_tile_bytes = 0, value_tile_bytes = 0;           // of pool pages: a tile without the padding behind it
 
   KVPARE_HD std::byte* key_row(PageId page, Index slot) const {

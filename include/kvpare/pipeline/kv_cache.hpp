@@ -166,6 +166,7 @@ class KvCache {
             g.key_codec, g.key_tile_bytes);
         set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
             g.value_codec, g.value_tile_bytes);
+        g.pair = be.template pair<P>({page_tokens_, shape.key_dim}, {page_tokens_, shape.value_dim});
         g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
         g.rows_move = g.keys_move && g.values_move;
         geometry.back() = g;
@@ -446,16 +447,14 @@ class KvCache {
     return report;
   }
 
-  /// How well this cache's backend runs a format in one layer: the weaker of its two sides. A format that has no tiles of the
+  /// How well this cache's backend attends to a format in one layer. A format that has no tiles of the
   /// layer's shape is unsupported there; whoever asks for it gets an error.
   Support support(Index layer, int format) const {
     check_layer(layer, "support");
     require(format >= 0 && format < FormatList::count, "support: format = ", format, ", must be within [0, ",
             FormatList::count, ")");
     if (size_class(layer, format) < 0) return Support::unsupported;
-    const PageGeometry& g = geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
-    const Support keys = g.key_codec == nullptr ? Support::fused : be_->support(g.key_codec);
-    return std::min(keys, g.value_codec == nullptr ? Support::fused : be_->support(g.value_codec));
+    return be_->support(geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)]);
   }
 
   // ---- attend

@@ -105,8 +105,15 @@ class Backend {
   const void* codec(Side side, TileShape shape) const {
     return tile_ops<C>(side, shape, isa_, probability_bits_);
   }
-  Support support(const void* codec) const {
-    return codec == nullptr ? Support::unsupported : static_cast<const TileOps*>(codec)->support;
+  template <class P>
+  const void* pair(TileShape, TileShape) const {
+    return nullptr;
+  }
+  Support support(const PageGeometry& g) const {
+    const auto side = [](const void* codec) {
+      return codec == nullptr ? Support::fused : static_cast<const TileOps*>(codec)->support;
+    };
+    return std::min(side(g.key_codec), side(g.value_codec));
   }
   void attend(const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
     cpu::attend(team(), shape, batch, kind);

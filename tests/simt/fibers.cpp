@@ -464,6 +464,9 @@ TEST(Schedules, AreDrawnFromTheSeedAndChangeWithEveryWait) {
   const auto first = order(simt), next = order(simt);
   EXPECT_NE(first, next);
   EXPECT_NE(std::vector(first.begin() + 1, first.begin() + 65), std::vector(first.begin() + 65, first.begin() + 129));
+  std::vector<int> blocks;
+  for (std::size_t i = 1; i < first.size(); i += 128) blocks.push_back(first[i] / 64);
+  EXPECT_FALSE(std::is_sorted(blocks.begin(), blocks.end()));
   simt.seed(5);
   EXPECT_EQ(order(simt), first);
   simt.seed(6);
@@ -609,7 +612,7 @@ TEST(RuntimeDeathTest, OverrunsAreFound) {
   const auto touch = [&](const char* p) {
     run<32>(simt, 1, 0, [p](auto& b) {
       if (b.thread() != 31) return;
-      [[maybe_unused]] volatile char seen = b.load(p);  // volatile: a load that nobody uses would be left out
+      [[maybe_unused]] volatile char read = b.load(p);
     });
   };
   touch(first.data), touch(first.data + 99), touch(second.data);

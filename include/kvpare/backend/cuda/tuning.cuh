@@ -32,7 +32,7 @@ inline constexpr ReduceTuning reduce_tuning;
 /// `product`: tiles of 64 x 64, cut along k only where there are few of them. The cut depends on the shape alone, so the
 /// order of summation is the same on every device.
 struct ProductTuning {
-  Index blocks = 256;     // wanted; with fewer tiles than that, k is cut
+  Index blocks = 256;       // wanted; with fewer tiles than that, k is cut
   Index least_depth = 256;  // of a piece
 };
 inline constexpr ProductTuning product_tuning;

@@ -37,14 +37,18 @@ namespace kvpare::cuda {
 
 namespace detail {
 
-/// Grows in the order we rank by. 0 stands for what is no candidate, 1 for NaN; -inf is 0x007fffff, +inf 0xff800000, and
-/// -0 = +0. Integers only: no way of compiling floats changes it.
-inline constexpr std::uint32_t nan_key = 1, above_all_keys = 0xffffffffu;
+/// Grows in the order we rank by: what is no candidate, NaN, -inf (0x007fffff) … +inf (0xff800000); -0 = +0. Integers
+/// only: no way of compiling floats changes it. NaN have the second count of the first digit for themselves, and what is no
+/// candidate the first, so that both can be counted with the others.
+inline constexpr int first_shift = 32 - select_tuning.digit_bits;
+inline constexpr std::uint32_t no_key = 0, nan_key = 1u << first_shift, above_all_keys = 0xffffffffu;
+static_assert(0x007fffffu >> first_shift > nan_key >> first_shift);
 KVPARE_DEVICE std::uint32_t rank_key(float x) {
   std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return nan_key;
-  if (bits == 0x80000000u) bits = 0;
-  return bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  bits = bits == 0x80000000u ? 0 : bits;
+  bits ^= static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u;
+  return is_nan ? nan_key : bits;
 }
 
 /// Arguments of the blocks. Few of them travel with the launch, more by a copy before it.
@@ -84,6 +88,7 @@ class RowWalk {
         width_(static_cast<int>(word_tokens)),
         words_per_step_(64 / width_),
         per_step_(words_per_step_ * width_),
+        full_steps_(per_step_ == 64 ? columns_ / 64 : 0),
         lane_(b.lane()) {
     for (int h = 0; h < 2; ++h) word_[h] = (lane_ + 32 * h) / width_, bit_[h] = (lane_ + 32 * h) % width_;
   }
@@ -91,33 +96,53 @@ class RowWalk {
   KVPARE_DEVICE int steps() const { return (columns_ + per_step_ - 1) / per_step_; }
   KVPARE_DEVICE int column(int step, int half) const { return step * per_step_ + lane_ + 32 * half; }
 
-  /// Steps past the last have no candidates.
-  template <class Block>
-  KVPARE_DEVICE ColumnPair read(const Block& b, int step) const {
-    ColumnPair pair;
-    for (int h = 0; h < 2; ++h) {
-      pair.in[h] = lane_ + 32 * h < per_step_ && column(step, h) < columns_;
-      if (pair.in[h]) pair.x[h] = b.load(values_ + column(step, h));
-    }
-    if (mask_ == nullptr) return pair;
-    std::uint64_t word = 0;
-    if (pair.in[0]) word = b.load(mask_ + step * words_per_step_ + word_[0]);
-    pair.in[0] = pair.in[0] && (word >> bit_[0] & 1u) != 0;
-    if (pair.in[1] && word_[1] != word_[0]) word = b.load(mask_ + step * words_per_step_ + word_[1]);
-    pair.in[1] = pair.in[1] && (word >> bit_[1] & 1u) != 0;
-    return pair;
+  /// f(step, pair) for every stride-th step of [first, last), all lanes of a warp together; loads of `batch` steps are under
+  /// way at a time.
+  template <int batch, int stride, class Block, class F>
+  KVPARE_DEVICE void for_steps(const Block& b, int first, int last, F&& f) const {
+    if (mask_ != nullptr)
+      for_steps_of<batch, stride, true>(b, first, last, f);
+    else
+      for_steps_of<batch, stride, false>(b, first, last, f);
   }
 
   /// Writes the words of a step. Bit c of `chosen`: its c-th column.
   KVPARE_DEVICE void write(std::uint64_t chosen, std::uint64_t* bitmap, int step) const {
-    for (int w = lane_; w < words_per_step_ && (step * words_per_step_ + w) * width_ < columns_; w += 32)
-      bitmap[step * words_per_step_ + w] = chosen >> w * width_ & low_bits(width_);
+    const auto write_word = [&](int w) {
+      if (w < words_per_step_ && (step * words_per_step_ + w) * width_ < columns_)
+        bitmap[step * words_per_step_ + w] = chosen >> w * width_ & low_bits(width_);
+    };
+    write_word(lane_);
+    if (words_per_step_ > 32) write_word(lane_ + 32);
   }
 
  private:
+  template <int batch, int stride, bool masked, class Block, class F>
+  KVPARE_DEVICE void for_steps_of(const Block& b, int first, int last, F&& f) const {
+    const int full = std::min(last, full_steps_);
+    for (; first + (batch - 1) * stride < full; first += batch * stride) {
+      ColumnPair pairs[batch];
+      for (int i = 0; i < batch; ++i) pairs[i] = read<masked, true>(b, first + i * stride);
+      for (int i = 0; i < batch; ++i) f(first + i * stride, pairs[i]);
+    }
+    for (; first < last; first += stride) f(first, read<masked, false>(b, first));
+  }
+
+  /// `full`: the step has 64 columns, all within the row.
+  template <bool masked, bool full, class Block>
+  KVPARE_DEVICE ColumnPair read(const Block& b, int step) const {
+    ColumnPair pair;
+    for (int h = 0; h < 2; ++h) {
+      if (!full && !(lane_ + 32 * h < per_step_ && column(step, h) < columns_)) continue;
+      pair.x[h] = b.load(values_ + (full ? step * 64 + lane_ + 32 * h : column(step, h)));
+      pair.in[h] = !masked || (b.load(mask_ + step * words_per_step_ + word_[h]) >> bit_[h] & 1u) != 0;
+    }
+    return pair;
+  }
+
   const float* values_;
   const std::uint64_t* mask_;
-  int columns_, width_, words_per_step_, per_step_, lane_;
+  int columns_, width_, words_per_step_, per_step_, full_steps_, lane_;
   int word_[2], bit_[2];  // of the lane's two columns, in any step
 };
 
@@ -135,9 +160,9 @@ struct alignas(8) KeyPair {
 template <int thread_count, bool kept>
 struct TopKernel {
   static constexpr int threads = thread_count;
+  static constexpr int warps = threads / 32, batch = select_tuning.batch;
   static constexpr int digit_bits = select_tuning.digit_bits, bins = 1 << digit_bits, bins_each = bins / threads;
   static_assert(bins % threads == 0);
-  static_assert(0x007fffffu >> (32 - digit_bits) > 0, "NaN have the lowest count of the first digit for themselves");
 
   RowArguments<TopRow> rows;
   Index kept_steps = 0;
@@ -159,26 +184,31 @@ struct TopKernel {
 
     for (int i = b.thread(); i < bins; i += threads) counts[i] = 0;
     b.sync();
-    count_first(b, walk, counts);
+    walk.for_steps<batch, warps>(b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
+      const KeyPair keys = keys_of(pair);
+      if constexpr (kept) *kept_keys(b, step) = keys;
+      for (const std::uint32_t key : keys.key) b.add(&counts[key >> first_shift], 1u);
+    });
     b.sync();
-    // By the thread that clears this count in `find`: another might come too late.
-    if (row.nan_count != nullptr && b.thread() == threads - 1) *row.nan_count = counts[0];
+    const std::uint32_t others = counts[no_key], nans = counts[nan_key >> first_shift];
+    if (row.nan_count != nullptr && b.thread() == 0) *row.nan_count = nans;
+    b.sync();
 
     // Keys from `least` up are chosen; where `limited`, only the `limit` lowest columns of those equal to it.
     std::uint32_t least = 0, limit = wanted;
     bool limited = false;
     Found found;
-    const std::uint32_t candidates = find(b, counts, wanted, found);
+    const std::uint32_t candidates = find(b, counts, wanted, found) - others;
     if (wanted == 0) {
       least = above_all_keys;
     } else if (wanted >= candidates) {
       least = nan_key;
     } else {
-      int shift = 32 - digit_bits;
+      int shift = first_shift;
       least = found.digit << shift;
       while (found.count > found.wanted && shift > 0) {
         const int next = std::max(0, shift - digit_bits), next_bits = shift - next;
-        for_keys(b, walk, b.warp(), walk.steps(), b.warps(), [&](int, KeyPair keys) {
+        for_keys<warps>(b, walk, b.warp(), walk.steps(), [&](int, KeyPair keys) {
           for (const std::uint32_t key : keys.key)
             if (key >> shift == least >> shift) b.add(&counts[key >> next & ((1u << next_bits) - 1)], 1u);
         });
@@ -199,43 +229,23 @@ struct TopKernel {
   }
   static KVPARE_DEVICE KeyPair keys_of(const ColumnPair& pair) {
     KeyPair keys;
-    for (int h = 0; h < 2; ++h) keys.key[h] = pair.in[h] ? rank_key(pair.x[h]) : 0;
+    for (int h = 0; h < 2; ++h) keys.key[h] = pair.in[h] ? rank_key(pair.x[h]) : no_key;
     return keys;
   }
 
-  template <class Block>
-  KVPARE_DEVICE void count_first(Block& b, const RowWalk& walk, std::uint32_t* counts) const {
-    constexpr int batch = select_tuning.batch;
-    const int steps = walk.steps(), stride = b.warps();
-    for (int first = b.warp(); first < steps; first += batch * stride) {
-      ColumnPair pairs[batch];
-      for (int i = 0; i < batch; ++i) pairs[i] = walk.read(b, first + i * stride);
-      for (int i = 0; i < batch; ++i) {
-        const KeyPair keys = keys_of(pairs[i]);
-        if constexpr (kept)
-          if (first + i * stride < steps) *kept_keys(b, first + i * stride) = keys;
-        for (const std::uint32_t key : keys.key)
-          if (key != 0) b.add(&counts[key >> (32 - digit_bits)], 1u);
-      }
-    }
-  }
-
   /// f(step, keys) for every stride-th step of [first, last), all lanes of a warp together.
-  template <class Block, class F>
-  KVPARE_DEVICE void for_keys(Block& b, const RowWalk& walk, int first, int last, int stride, F&& f) const {
-    constexpr int batch = select_tuning.batch;
-    for (; first < last; first += batch * stride) {
-      KeyPair keys[batch];
-      for (int i = 0; i < batch; ++i) {
-        const int step = first + i * stride;
-        if constexpr (kept) {
-          if (step < last) keys[i] = *kept_keys(b, step);
-        } else {
-          keys[i] = keys_of(walk.read(b, step));
-        }
+  template <int stride, class Block, class F>
+  KVPARE_DEVICE void for_keys(Block& b, const RowWalk& walk, int first, int last, F&& f) const {
+    if constexpr (kept) {
+      for (; first + (batch - 1) * stride < last; first += batch * stride) {
+        KeyPair keys[batch];
+        for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
+        for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
       }
-      for (int i = 0; i < batch; ++i)
-        if (first + i * stride < last) f(first + i * stride, keys[i]);
+      for (; first < last; first += stride) f(first, *kept_keys(b, first));
+    } else {
+      walk.for_steps<batch, stride>(b, first, last,
+                                    [&](int step, const ColumnPair& pair) { f(step, keys_of(pair)); });
     }
   }
 
@@ -264,21 +274,21 @@ struct TopKernel {
   template <class Block>
   KVPARE_DEVICE void write(Block& b, const RowWalk& walk, std::uint64_t* chosen, std::uint32_t least, bool limited,
                            std::uint32_t limit) const {
-    const int steps = walk.steps(), each = (steps + b.warps() - 1) / b.warps();
+    const int steps = walk.steps(), each = (steps + warps - 1) / warps;
     const int first = b.warp() * each, last = std::min(steps, first + each);
     if (!limited) {
-      for_keys(b, walk, first, last, 1, [&](int step, KeyPair keys) {
+      for_keys<1>(b, walk, first, last, [&](int step, KeyPair keys) {
         walk.write(ballot(b, keys.key[0] >= least, keys.key[1] >= least), chosen, step);
       });
       return;
     }
     std::uint32_t equals = 0;
-    for_keys(b, walk, first, last, 1, [&](int, KeyPair keys) {
+    for_keys<1>(b, walk, first, last, [&](int, KeyPair keys) {
       for (const std::uint32_t key : keys.key) equals += key == least;
     });
     const std::uint32_t before = block_scan(b, equals, b.template shared<std::uint32_t>(room_at)).before;
     std::uint32_t rank = b.shuffle(before, 0);  // among the equals, of the next one in the warp's range
-    for_keys(b, walk, first, last, 1, [&](int step, KeyPair keys) {
+    for_keys<1>(b, walk, first, last, [&](int step, KeyPair keys) {
       const std::uint64_t equal = ballot(b, keys.key[0] == least, keys.key[1] == least);
       bool take[2];
       for (int h = 0; h < 2; ++h) {
@@ -298,18 +308,18 @@ struct SortLists {
 };
 struct SortJob {
   SortRow row;
-  SortLists lists[2];
+  SortLists lists, room;
 };
 
 struct SortKernel {
-  static constexpr int threads = sort_tuning.threads, items = sort_tuning.items, warp_count = threads / 32;
+  static constexpr int threads = sort_tuning.threads, items = sort_tuning.items, warps = threads / 32, batch = 2;
   static constexpr int bins = 256, passes = 4, tile = threads * items;
   static_assert(threads >= bins);
 
   RowArguments<SortJob> jobs;
 
   // Counts per digit of the four passes; where each digit goes next, per warp; rooms of the collectives.
-  static constexpr Index counts_at = 0, starts_at = passes * bins * 4, room_at = starts_at + warp_count * bins * 4,
+  static constexpr Index counts_at = 0, starts_at = passes * bins * 4, room_at = starts_at + warps * bins * 4,
                          sums_at = room_at + 32 * 4;
   Index shared_bytes() const { return sums_at + 32 * 8; }
 
@@ -321,8 +331,10 @@ struct SortKernel {
     b.sync();
     const int n = gather_candidates(b, job, counts);
     b.sync();
-    for (int pass = 0; pass < passes; ++pass) {
-      move(b, job.lists[pass & 1], job.lists[(pass & 1) ^ 1], n, 8 * pass, counts + pass * bins);
+    for (int pass = 0; pass < passes; pass += 2) {
+      move(b, job.lists, job.room, n, 8 * pass, counts + pass * bins);
+      b.sync();
+      move(b, job.room, job.lists, n, 8 * pass + 8, counts + (pass + 1) * bins);
       b.sync();
     }
     write(b, job, n);
@@ -334,27 +346,25 @@ struct SortKernel {
   KVPARE_DEVICE int gather_candidates(Block& b, const SortJob& job, std::uint32_t* counts) const {
     const MaskedRow& row = job.row.row;
     const RowWalk walk(b, row.values, row.mask, row.columns, row.word_tokens);
-    const int steps = walk.steps(), each = (steps + b.warps() - 1) / b.warps();
+    const int steps = walk.steps(), each = (steps + warps - 1) / warps;
     const int first = b.warp() * each, last = std::min(steps, first + each);
     int here = 0;
-    for (int step = first; step < last; ++step) {
-      const ColumnPair pair = walk.read(b, step);
+    walk.for_steps<batch, 1>(b, first, last, [&](int, const ColumnPair& pair) {
       here += static_cast<int>(pair.in[0]) + static_cast<int>(pair.in[1]);
-    }
+    });
     const Scan<int> place = block_scan(b, here, b.template shared<int>(room_at));
     int at = b.shuffle(place.before, 0);
-    for (int step = first; step < last; ++step) {
-      const ColumnPair pair = walk.read(b, step);
+    walk.for_steps<batch, 1>(b, first, last, [&](int step, const ColumnPair& pair) {
       const std::uint64_t in = ballot(b, pair.in[0], pair.in[1]);
       for (int h = 0; h < 2; ++h) {
         if (!pair.in[h]) continue;
         const int to = at + std::popcount(in & low_bits(b.lane() + 32 * h));
         const std::uint32_t key = ~rank_key(pair.x[h]);
-        job.lists[0].keys[to] = key, job.lists[0].columns[to] = static_cast<std::uint32_t>(walk.column(step, h));
+        job.lists.keys[to] = key, job.lists.columns[to] = static_cast<std::uint32_t>(walk.column(step, h));
         for (int pass = 0; pass < passes; ++pass) b.add(&counts[pass * bins + (key >> 8 * pass & 255u)], 1u);
       }
       at += std::popcount(in);
-    }
+    });
     return place.total;
   }
 
@@ -394,7 +404,7 @@ struct SortKernel {
       }
       b.sync();
       if (has_digit)
-        for (int w = 0; w < warp_count; ++w) {
+        for (int w = 0; w < warps; ++w) {
           const std::uint32_t count = starts[w * bins + b.thread()];
           starts[w * bins + b.thread()] = next;
           next += count;
@@ -418,7 +428,7 @@ struct SortKernel {
       const int i = start + b.thread();
       double x = 0;
       if (i < n) {
-        const std::uint32_t column = job.lists[0].columns[i];
+        const std::uint32_t column = job.lists.columns[i];
         row.columns[i] = column;
         const float value = row.row.values[column];
         if (row.values != nullptr) row.values[i] = value;
@@ -486,14 +496,11 @@ struct ReduceKernel {
 
   template <class Block, class F>
   KVPARE_DEVICE void for_numbers(Block& b, const RowWalk& walk, F&& f) const {
-    constexpr int batch = reduce_tuning.batch;
-    for (int first = b.warp(); first < walk.steps(); first += batch * b.warps()) {
-      ColumnPair pairs[batch];
-      for (int i = 0; i < batch; ++i) pairs[i] = walk.read(b, first + i * b.warps());
-      for (int i = 0; i < batch; ++i)
-        for (int h = 0; h < 2; ++h)
-          if (pairs[i].in[h]) f(pairs[i].x[h], walk.column(first + i * b.warps(), h));
-    }
+    walk.for_steps<reduce_tuning.batch, threads / 32>(
+        b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
+          for (int h = 0; h < 2; ++h)
+            if (pair.in[h]) f(pair.x[h], walk.column(step, h));
+        });
   }
 };
 
@@ -513,7 +520,7 @@ void sort_rows(Work& work, std::span<const SortRow> rows) {
   std::vector<detail::SortJob> jobs;
   for (const SortRow& row : rows) {
     const Index n = row.row.columns;
-    jobs.push_back({row, {{scratch, scratch + n}, {scratch + 2 * n, scratch + 3 * n}}});
+    jobs.push_back({row, {scratch, scratch + n}, {scratch + 2 * n, scratch + 3 * n}});
     scratch += 4 * n;
   }
   work.launch(static_cast<Index>(rows.size()),

@@ -1,6 +1,6 @@
 // The verbs over rows of scores on the device: `select_top`, `sort_rows`, `reduce`. A block per row, all rows in one launch.
 //
-// Warps walk over a row in steps: as many whole words of its bitmap as fit in 64 columns, two columns per lane. The scores
+// Warps walk over a row in steps: as many whole words of its bitmap, 32 at most, as fit in 64 columns; two columns per lane. The scores
 // of a step are two coalesced loads of 4 bytes a lane, so rows may begin at any float, and what a step finds out is a word
 // of 64 bits by ballot, in the order that bitmaps have.
 //
@@ -86,7 +86,8 @@ class RowWalk {
         mask_(mask),
         columns_(static_cast<int>(columns)),
         width_(static_cast<int>(word_tokens)),
-        words_per_step_(64 / width_),
+        words_(static_cast<int>(ceil_div(columns, word_tokens))),
+        words_per_step_(std::min(32, 64 / width_)),
         per_step_(words_per_step_ * width_),
         full_steps_(per_step_ == 64 ? columns_ / 64 : 0),
         lane_(b.lane()) {
@@ -108,12 +109,8 @@ class RowWalk {
 
   /// Writes the words of a step. Bit c of `chosen`: its c-th column.
   KVPARE_DEVICE void write(std::uint64_t chosen, std::uint64_t* bitmap, int step) const {
-    const auto write_word = [&](int w) {
-      if (w < words_per_step_ && (step * words_per_step_ + w) * width_ < columns_)
-        bitmap[step * words_per_step_ + w] = chosen >> w * width_ & low_bits(width_);
-    };
-    write_word(lane_);
-    if (words_per_step_ > 32) write_word(lane_ + 32);
+    const int word = step * words_per_step_ + lane_;
+    if (lane_ < words_per_step_ && word < words_) bitmap[word] = chosen >> lane_ * width_ & low_bits(width_);
   }
 
  private:
@@ -142,11 +139,13 @@ class RowWalk {
 
   const float* values_;
   const std::uint64_t* mask_;
-  int columns_, width_, words_per_step_, per_step_, full_steps_, lane_;
+  int columns_, width_, words_, words_per_step_, per_step_, full_steps_, lane_;
   int word_[2], bit_[2];  // of the lane's two columns, in any step
 };
 
-inline Index steps_of(Index columns, Index word_tokens) { return ceil_div(columns, 64 / word_tokens * word_tokens); }
+inline Index steps_of(Index columns, Index word_tokens) {
+  return ceil_div(columns, std::min<Index>(32, 64 / word_tokens) * word_tokens);
+}
 
 inline void require_columns(Index columns) {
   require(columns < Index{1} << 30, "row of ", columns, " columns, must be below 2^30");
@@ -207,10 +206,13 @@ struct TopKernel {
       int shift = first_shift;
       least = found.digit << shift;
       while (found.count > found.wanted && shift > 0) {
-        const int next = std::max(0, shift - digit_bits), next_bits = shift - next;
+        const int next = std::max(0, shift - digit_bits);
+        const std::uint32_t range = 1u << shift;
         for_keys<warps>(b, walk, b.warp(), walk.steps(), [&](int, KeyPair keys) {
-          for (const std::uint32_t key : keys.key)
-            if (key >> shift == least >> shift) b.add(&counts[key >> next & ((1u << next_bits) - 1)], 1u);
+          const std::uint32_t above[2] = {keys.key[0] - least, keys.key[1] - least};
+          if (std::min(above[0], above[1]) >= range) return;
+          for (const std::uint32_t digits : above)
+            if (digits < range) b.add(&counts[digits >> next], 1u);
         });
         b.sync();
         find(b, counts, found.wanted, found);

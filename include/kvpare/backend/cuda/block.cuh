@@ -46,8 +46,12 @@
 
 #if defined(__CUDACC__)
 #define KVPARE_DEVICE __device__ __forceinline__
+#define KVPARE_UNROLLED _Pragma("unroll")  // the loop that follows
+#define KVPARE_ROLLED _Pragma("unroll 1")
 #else
 #define KVPARE_DEVICE inline
+#define KVPARE_UNROLLED
+#define KVPARE_ROLLED
 #endif
 
 namespace kvpare::cuda {

@@ -27,6 +27,7 @@ class Runtime : public WalledMemory {
   /// Everything after this runs in the order that this seed draws.
   void seed(std::uint64_t to) { draws_ = Draws(to); }
 
+  bool capturing() const { return false; }
   int multiprocessors() const { return multiprocessors_; }
   void multiprocessors(int count) { multiprocessors_ = count; }
   Index shared_limit() const { return Index{227} << 10; }

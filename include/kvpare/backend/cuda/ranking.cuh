@@ -11,11 +11,11 @@
 //   4  bitmaps are written: keys above the k-th, and of those equal to it the lowest columns
 //   Once the keys that share all digits so far are exactly those still wanted, the rest of 2 and 3 is left out. Where some
 //   of the equals are left out, 4 is preceded by a count of them per warp, and a warp has a range of its own.
-//   Global memory sees 4 1/8 bytes per column read and 1/8 written. Per column about 20 lane instructions in 1 (8 of them
-//   make the key), 7 each in 2 and 3, 5 in 4: 40 in all, and two shared memory accesses in 1, one in the others. 32k
-//   columns are 40k warp instructions, about 10k cycles of a multiprocessor that starts four a cycle; searching the counts
-//   adds three times some 300 cycles. A row whose keys do not fit in shared memory (beyond some 56k columns) is read in
-//   every pass.
+//   Global memory sees 4 1/8 bytes per column read and 1/8 written. Lane instructions per column: 21 in 1 (14 without a
+//   bitmap; the key takes 8), 5 in 2 and 3 and 5 more where a column counts, 9 in 4; shared memory is accessed 1 1/2 times
+//   in 1, 1/2 in the others. 32k columns are some 46k warp instructions, 12k cycles of a multiprocessor that starts four a
+//   cycle; searching the counts adds three times some 500. Rows whose keys do not fit in shared memory (beyond some 56k
+//   columns) are read in every pass.
 //
 // sort_rows   Keys that grow as scores fall, with their columns, in scratch memory; four stable passes of 8 bits from the
 //   bottom. A block moves a row tile by tile: a lane's place among equal digits is its rank in the warp (8 ballots), plus
@@ -122,6 +122,7 @@ class RowWalk {
       for (int i = 0; i < batch; ++i) pairs[i] = read<masked, true>(b, first + i * stride);
       for (int i = 0; i < batch; ++i) f(first + i * stride, pairs[i]);
     }
+    KVPARE_ROLLED
     for (; first < last; first += stride) f(first, read<masked, false>(b, first));
   }
 
@@ -244,6 +245,7 @@ struct TopKernel {
         for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
         for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
       }
+      KVPARE_ROLLED
       for (; first < last; first += stride) f(first, *kept_keys(b, first));
     } else {
       walk.for_steps<batch, stride>(b, first, last,

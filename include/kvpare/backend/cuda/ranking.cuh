@@ -14,8 +14,8 @@
 //   Global memory sees 4 1/8 bytes per column read and 1/8 written. Lane instructions per column: 21 in 1 (14 without a
 //   bitmap; the key takes 8), 5 in 2 and 3 and 5 more where a column counts, 9 in 4; shared memory is accessed 1 1/2 times
 //   in 1, 1/2 in the others. 32k columns are some 46k warp instructions, 12k cycles of a multiprocessor that starts four a
-//   cycle; searching the counts adds three times some 500. Rows whose keys do not fit in shared memory (beyond some 56k
-//   columns) are read in every pass.
+//   cycle; searching the counts adds three times some 500. Keys beyond what shared memory
+//   holds (some 56k columns) are made in every pass.
 //
 // sort_rows   Keys that grow as scores fall, with their columns, in scratch memory; four stable passes of 8 bits from the
 //   bottom. A block moves a row tile by tile: a lane's place among equal digits is its rank in the warp (8 ballots), plus
@@ -156,19 +156,20 @@ struct alignas(8) KeyPair {
   std::uint32_t key[2] = {0, 0};
 };
 
-/// `kept`: keys are made once and stay in shared memory, of rows of up to kept_steps steps.
-template <int thread_count, bool kept>
+/// Keys of the first kept_steps steps are made once and stay in shared memory; `whole`: that is all of any row.
+template <int thread_count, bool whole>
 struct TopKernel {
   static constexpr int threads = thread_count;
-  static constexpr int warps = threads / 32, batch = select_tuning.batch;
+  static constexpr int warps = threads / 32, batch = whole ? select_tuning.batch : select_tuning.part_batch;
   static constexpr int digit_bits = select_tuning.digit_bits, bins = 1 << digit_bits, bins_each = bins / threads;
   static_assert(bins % threads == 0);
 
   RowArguments<TopRow> rows;
   Index kept_steps = 0;
 
-  static constexpr Index room_at = bins * 4, found_at = room_at + 32 * 4, keys_at = found_at + 64;
-  Index shared_bytes() const { return keys_at + kept_steps * 32 * static_cast<Index>(sizeof(KeyPair)); }
+  static constexpr Index room_at = bins * 4, found_at = room_at + 32 * 4, keys_at = found_at + 64,
+                         step_bytes = 32 * sizeof(KeyPair);
+  Index shared_bytes() const { return keys_at + kept_steps * step_bytes; }
 
   /// A digit, how many keys have it, and how many of those are wanted.
   struct Found {
@@ -186,7 +187,7 @@ struct TopKernel {
     b.sync();
     walk.for_steps<batch, warps>(b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
       const KeyPair keys = keys_of(pair);
-      if constexpr (kept) *kept_keys(b, step) = keys;
+      if (whole || step < kept_steps) *kept_keys(b, step) = keys;
       for (const std::uint32_t key : keys.key) b.add(&counts[key >> first_shift], 1u);
     });
     b.sync();
@@ -239,18 +240,17 @@ struct TopKernel {
   /// f(step, keys) for every stride-th step of [first, last), all lanes of a warp together.
   template <int stride, class Block, class F>
   KVPARE_DEVICE void for_keys(Block& b, const RowWalk& walk, int first, int last, F&& f) const {
-    if constexpr (kept) {
-      for (; first + (batch - 1) * stride < last; first += batch * stride) {
-        KeyPair keys[batch];
-        for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
-        for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
-      }
-      KVPARE_ROLLED
-      for (; first < last; first += stride) f(first, *kept_keys(b, first));
-    } else {
+    const int kept = whole ? last : std::min(last, static_cast<int>(kept_steps));
+    for (; first + (batch - 1) * stride < kept; first += batch * stride) {
+      KeyPair keys[batch];
+      for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
+      for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
+    }
+    KVPARE_ROLLED
+    for (; first < kept; first += stride) f(first, *kept_keys(b, first));
+    if constexpr (!whole)
       walk.for_steps<batch, stride>(b, first, last,
                                     [&](int step, const ColumnPair& pair) { f(step, keys_of(pair)); });
-    }
   }
 
   /// Goes down from the highest digit until `wanted` keys are counted, says where that is, and clears the counts. Returns
@@ -542,13 +542,14 @@ void select_top(Work& work, std::span<const TopRow> rows) {
   }
   const auto blocks = static_cast<Index>(rows.size());
   using Few = detail::TopKernel<tuning.few_threads, true>;
-  using Kept = detail::TopKernel<tuning.threads, true>;
-  using Reread = detail::TopKernel<tuning.threads, false>;
+  using Many = detail::TopKernel<tuning.threads, true>;
+  using Part = detail::TopKernel<tuning.threads, false>;
+  const Index room = (work.runtime().shared_limit() - Part::keys_at) / Part::step_bytes;
   const auto arguments = detail::row_arguments(work, rows);
-  if (const Kept kernel{arguments, steps}; kernel.shared_bytes() > work.runtime().shared_limit())
-    work.launch(blocks, Reread{arguments, 0});
+  if (steps > room)
+    work.launch(blocks, Part{arguments, room});
   else if (columns > tuning.few_columns)
-    work.launch(blocks, kernel);
+    work.launch(blocks, Many{arguments, steps});
   else
     work.launch(blocks, Few{arguments, steps});
 }

@@ -12,6 +12,7 @@ struct SelectTuning {
   Index few_columns = 8192;  // up to so many columns in the longest row, few_threads
   int digit_bits = 11;       // of the first digits; 8 KiB of counts
   int batch = 4;             // steps of 64 columns that a warp reads ahead
+  int part_batch = 2;        // the same where only part of a row fits in shared memory: more would not fit in registers
 };
 inline constexpr SelectTuning select_tuning;
 

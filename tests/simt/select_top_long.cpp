@@ -14,8 +14,8 @@ using B = SimtRig::Backend;
 const float nan = std::numeric_limits<float>::quiet_NaN();
 
 enum class Plant { distinct, log_spread, ties, all_equal, zeros, many_nan, all_nan, last_digit, last_columns };
-constexpr Plant plants[] = {Plant::distinct,  Plant::log_spread, Plant::ties,       Plant::all_equal,   Plant::zeros,
-                            Plant::many_nan,  Plant::all_nan,    Plant::last_digit, Plant::last_columns};
+constexpr Plant plants[] = {Plant::distinct, Plant::log_spread, Plant::ties,       Plant::all_equal,   Plant::zeros,
+                            Plant::many_nan, Plant::all_nan,    Plant::last_digit, Plant::last_columns};
 
 struct LongRow {
   std::vector<float> scores;
@@ -204,8 +204,8 @@ TEST(SortRowsLong, StableOverManyTiles) {
       const auto bitmap = upload(be, row.bitmap());
       const Buffer<B, Index> columns(be, row.columns()), count(be, 1);
       const Buffer<B, double> sums(be, row.columns());
-      const SortRow sort{{values.data(), bitmap.data(), row.columns(), 32}, columns.data(), nullptr, sums.data(),
-                         count.data()};
+      const SortRow sort{
+          {values.data(), bitmap.data(), row.columns(), 32}, columns.data(), nullptr, sums.data(), count.data()};
       be.sort_rows(std::span(&sort, 1));
       std::vector<double> candidates;
       std::vector<Index> column_of;

@@ -1,7 +1,7 @@
-// What the threads of a warp, or of a block, find out together. Orders are fixed, so sums of floats come out the same on
-// every run. All threads of the warp, or block, make the call; T has 4 or 8 bytes.
+// What the threads of a warp, or of a block, find out together. Orders are fixed, so sums of floats come out the same
+// on every run. All threads of the warp, or block, make the call; T has 4 or 8 bytes.
 //
-// The block's ones exchange through `room`: shared memory for a T per warp, which may be used again after the next sync.
+// Those of a block exchange through `room`: shared memory for a T per warp, to be used again after the next sync.
 #pragma once
 
 #include "block.cuh"

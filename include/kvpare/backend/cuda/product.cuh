@@ -1,6 +1,6 @@
-// `product` on the device: C = A B or A B^T in f32, batches of small matrices. A block computes 64 x 64 numbers of one C,
-// 4 x 4 per thread, from slabs of 16 along k in shared memory. Where that makes few blocks (a row times a long matrix), k is
-// cut and the pieces are added up afterwards, first to last. Sums run along k; the shape alone decides their order.
+// `product` on the device: C = A B or A B^T in f32, batches of small matrices. A block computes 64 x 64 numbers of a C,
+// 4 x 4 per thread, from slabs of 16 along k in shared memory. Where that makes few blocks (a row times a long matrix),
+// k is cut and the pieces are added up afterwards, first to last. The shape alone decides the order of summation.
 #pragma once
 
 #include <algorithm>

@@ -1,29 +1,29 @@
-// The verbs over rows of scores on the device: `select_top`, `sort_rows`, `reduce`. A block per row, all rows in one launch.
+// The verbs over rows of scores on the device: `select_top`, `sort_rows`, `reduce`. One launch each, a block per row.
 //
-// Warps walk over a row in steps: as many whole words of its bitmap, 32 at most, as fit in 64 columns; two columns per lane. The scores
-// of a step are two coalesced loads of 4 bytes a lane, so rows may begin at any float, and what a step finds out is a word
-// of 64 bits by ballot, in the order that bitmaps have.
+// Warps walk over a row in steps: as many whole words of its bitmap, 32 at most, as fit in 64 columns; two columns per
+// lane. The scores of a step are two coalesced loads of 4 bytes a lane, so rows may begin at any float, and what a step
+// finds out is a word of 64 bits by ballot, in the order that bitmaps have.
 //
 // select_top  The k-th largest key is found digit by digit from the top: 11 bits, 11, 10.
 //   1  scores and bitmap are read, keys made, kept in shared memory and counted by their first digit
 //   2  keys whose first digit is that of the k-th are counted by their second,
 //   3  and by their third
 //   4  bitmaps are written: keys above the k-th, and of those equal to it the lowest columns
-//   Once the keys that share all digits so far are exactly those still wanted, the rest of 2 and 3 is left out. Where some
-//   of the equals are left out, 4 is preceded by a count of them per warp, and a warp has a range of its own.
-//   Global memory sees 4 1/8 bytes per column read and 1/8 written. Per column about 20 lane instructions in 1 (8 of them
-//   make the key), 7 each in 2 and 3, 5 in 4: 40 in all, and two shared memory accesses in 1, one in the others. 32k
-//   columns are 40k warp instructions, about 10k cycles of a multiprocessor that starts four a cycle; searching the counts
-//   adds three times some 300 cycles. A row whose keys do not fit in shared memory (beyond some 56k columns) is read in
-//   every pass.
+//   Once the keys that share all digits so far are exactly those still wanted, the rest of 2 and 3 is left out. Where
+//   some of the equals are left out, 4 is preceded by a count of them per warp, and a warp has a range of its own.
+//   Global memory sees 4 1/8 bytes per column read and 1/8 written. Lane instructions per column: 21 in 1 (14 without a
+//   bitmap; the key takes 8), 5 in 2 and 3 and 5 more where a column counts, 9 in 4; shared memory is accessed 1 1/2
+//   times in 1, 1/2 in the others. 32k columns are some 46k warp instructions, 12k cycles of a multiprocessor that
+//   starts four a cycle; searching the counts adds three times some 500. Keys beyond what shared memory holds (some 56k
+//   columns of an H200) are made in every pass.
 //
-// sort_rows   Keys that grow as scores fall, with their columns, in scratch memory; four stable passes of 8 bits from the
-//   bottom. A block moves a row tile by tile: a lane's place among equal digits is its rank in the warp (8 ballots), plus
-//   what lower warps have (counts per warp and digit), plus what earlier tiles had. Counts of all four digits are taken
-//   while candidates are gathered.
+// sort_rows   Keys that grow as scores fall, with their columns, in scratch memory; four stable passes of 8 bits from
+//   the bottom. A block moves a row tile by tile: a lane's place among equal digits is its rank in the warp (8
+//   ballots), plus what lower warps have (counts per warp and digit), plus what earlier tiles had. Counts of all four
+//   digits are taken while candidates are gathered.
 //
-// reduce      Two walks: sums and extremes, then moments about the mean. A thread adds up its columns in order, lanes and
-//   then warps are joined by halves.
+// reduce      Two walks: sums and extremes, then moments about the mean. A thread adds up its columns in order, lanes
+//   and then warps are joined by halves.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ namespace kvpare::cuda {
 namespace detail {
 
 /// Grows in the order we rank by: what is no candidate, NaN, -inf (0x007fffff) … +inf (0xff800000); -0 = +0. Integers
-/// only: no way of compiling floats changes it. NaN have the second count of the first digit for themselves, and what is no
-/// candidate the first, so that both can be counted with the others.
+/// only: no way of compiling floats changes it. NaN have the second count of the first digit for themselves, and what
+/// is no candidate the first, so that both can be counted with the others.
 inline constexpr int first_shift = 32 - select_tuning.digit_bits;
 inline constexpr std::uint32_t no_key = 0, nan_key = 1u << first_shift, above_all_keys = 0xffffffffu;
 static_assert(0x007fffffu >> first_shift > nan_key >> first_shift);
@@ -81,24 +81,19 @@ struct ColumnPair {
 class RowWalk {
  public:
   template <class Block>
-  KVPARE_DEVICE RowWalk(const Block& b, const float* values, const std::uint64_t* mask, Index columns, Index word_tokens)
-      : values_(values),
-        mask_(mask),
-        columns_(static_cast<int>(columns)),
-        width_(static_cast<int>(word_tokens)),
-        words_(static_cast<int>(ceil_div(columns, word_tokens))),
-        words_per_step_(std::min(32, 64 / width_)),
-        per_step_(words_per_step_ * width_),
-        full_steps_(per_step_ == 64 ? columns_ / 64 : 0),
-        lane_(b.lane()) {
+  KVPARE_DEVICE RowWalk(const Block& b, const float* values, const std::uint64_t* mask, Index columns,
+                        Index word_tokens)
+      : values_(values), mask_(mask), columns_(static_cast<int>(columns)), width_(static_cast<int>(word_tokens)),
+        words_(static_cast<int>(ceil_div(columns, word_tokens))), words_per_step_(std::min(32, 64 / width_)),
+        per_step_(words_per_step_ * width_), full_steps_(per_step_ == 64 ? columns_ / 64 : 0), lane_(b.lane()) {
     for (int h = 0; h < 2; ++h) word_[h] = (lane_ + 32 * h) / width_, bit_[h] = (lane_ + 32 * h) % width_;
   }
 
   KVPARE_DEVICE int steps() const { return (columns_ + per_step_ - 1) / per_step_; }
   KVPARE_DEVICE int column(int step, int half) const { return step * per_step_ + lane_ + 32 * half; }
 
-  /// f(step, pair) for every stride-th step of [first, last), all lanes of a warp together; loads of `batch` steps are under
-  /// way at a time.
+  /// f(step, pair) for every stride-th step of [first, last), all lanes of a warp together; loads of `batch` steps are
+  /// under way at a time.
   template <int batch, int stride, class Block, class F>
   KVPARE_DEVICE void for_steps(const Block& b, int first, int last, F&& f) const {
     if (mask_ != nullptr)
@@ -122,6 +117,7 @@ class RowWalk {
       for (int i = 0; i < batch; ++i) pairs[i] = read<masked, true>(b, first + i * stride);
       for (int i = 0; i < batch; ++i) f(first + i * stride, pairs[i]);
     }
+    KVPARE_ROLLED
     for (; first < last; first += stride) f(first, read<masked, false>(b, first));
   }
 
@@ -155,19 +151,20 @@ struct alignas(8) KeyPair {
   std::uint32_t key[2] = {0, 0};
 };
 
-/// `kept`: keys are made once and stay in shared memory, of rows of up to kept_steps steps.
-template <int thread_count, bool kept>
+/// Keys of the first kept_steps steps are made once and stay in shared memory; `whole`: that is all of any row.
+template <int thread_count, bool whole>
 struct TopKernel {
   static constexpr int threads = thread_count;
-  static constexpr int warps = threads / 32, batch = select_tuning.batch;
+  static constexpr int warps = threads / 32, batch = whole ? select_tuning.batch : select_tuning.part_batch;
   static constexpr int digit_bits = select_tuning.digit_bits, bins = 1 << digit_bits, bins_each = bins / threads;
   static_assert(bins % threads == 0);
 
   RowArguments<TopRow> rows;
   Index kept_steps = 0;
 
-  static constexpr Index room_at = bins * 4, found_at = room_at + 32 * 4, keys_at = found_at + 64;
-  Index shared_bytes() const { return keys_at + kept_steps * 32 * static_cast<Index>(sizeof(KeyPair)); }
+  static constexpr Index room_at = bins * 4, found_at = room_at + 32 * 4, keys_at = found_at + 64,
+                         step_bytes = 32 * sizeof(KeyPair);
+  Index shared_bytes() const { return keys_at + kept_steps * step_bytes; }
 
   /// A digit, how many keys have it, and how many of those are wanted.
   struct Found {
@@ -185,7 +182,7 @@ struct TopKernel {
     b.sync();
     walk.for_steps<batch, warps>(b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
       const KeyPair keys = keys_of(pair);
-      if constexpr (kept) *kept_keys(b, step) = keys;
+      if (whole || step < kept_steps) *kept_keys(b, step) = keys;
       for (const std::uint32_t key : keys.key) b.add(&counts[key >> first_shift], 1u);
     });
     b.sync();
@@ -238,21 +235,20 @@ struct TopKernel {
   /// f(step, keys) for every stride-th step of [first, last), all lanes of a warp together.
   template <int stride, class Block, class F>
   KVPARE_DEVICE void for_keys(Block& b, const RowWalk& walk, int first, int last, F&& f) const {
-    if constexpr (kept) {
-      for (; first + (batch - 1) * stride < last; first += batch * stride) {
-        KeyPair keys[batch];
-        for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
-        for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
-      }
-      for (; first < last; first += stride) f(first, *kept_keys(b, first));
-    } else {
-      walk.for_steps<batch, stride>(b, first, last,
-                                    [&](int step, const ColumnPair& pair) { f(step, keys_of(pair)); });
+    const int kept = whole ? last : std::min(last, static_cast<int>(kept_steps));
+    for (; first + (batch - 1) * stride < kept; first += batch * stride) {
+      KeyPair keys[batch];
+      for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
+      for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
     }
+    KVPARE_ROLLED
+    for (; first < kept; first += stride) f(first, *kept_keys(b, first));
+    if constexpr (!whole)
+      walk.for_steps<batch, stride>(b, first, last, [&](int step, const ColumnPair& pair) { f(step, keys_of(pair)); });
   }
 
-  /// Goes down from the highest digit until `wanted` keys are counted, says where that is, and clears the counts. Returns
-  /// how many were counted in all; with fewer than wanted, or none wanted, nothing is found.
+  /// Goes down from the highest digit until `wanted` keys are counted, says where that is, and clears the counts.
+  /// Returns how many were counted in all; with fewer than wanted, or none wanted, nothing is found.
   template <class Block>
   KVPARE_DEVICE std::uint32_t find(Block& b, std::uint32_t* counts, std::uint32_t wanted, Found& found) const {
     auto* shared_found = b.template shared<Found>(found_at);
@@ -498,11 +494,10 @@ struct ReduceKernel {
 
   template <class Block, class F>
   KVPARE_DEVICE void for_numbers(Block& b, const RowWalk& walk, F&& f) const {
-    walk.for_steps<reduce_tuning.batch, threads / 32>(
-        b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
-          for (int h = 0; h < 2; ++h)
-            if (pair.in[h]) f(pair.x[h], walk.column(step, h));
-        });
+    walk.for_steps<reduce_tuning.batch, threads / 32>(b, b.warp(), walk.steps(), [&](int step, const ColumnPair& pair) {
+      for (int h = 0; h < 2; ++h)
+        if (pair.in[h]) f(pair.x[h], walk.column(step, h));
+    });
   }
 };
 
@@ -540,13 +535,14 @@ void select_top(Work& work, std::span<const TopRow> rows) {
   }
   const auto blocks = static_cast<Index>(rows.size());
   using Few = detail::TopKernel<tuning.few_threads, true>;
-  using Kept = detail::TopKernel<tuning.threads, true>;
-  using Reread = detail::TopKernel<tuning.threads, false>;
+  using Many = detail::TopKernel<tuning.threads, true>;
+  using Part = detail::TopKernel<tuning.threads, false>;
+  const Index room = (work.runtime().shared_limit() - Part::keys_at) / Part::step_bytes;
   const auto arguments = detail::row_arguments(work, rows);
-  if (const Kept kernel{arguments, steps}; kernel.shared_bytes() > work.runtime().shared_limit())
-    work.launch(blocks, Reread{arguments, 0});
+  if (steps > room)
+    work.launch(blocks, Part{arguments, room});
   else if (columns > tuning.few_columns)
-    work.launch(blocks, kernel);
+    work.launch(blocks, Many{arguments, steps});
   else
     work.launch(blocks, Few{arguments, steps});
 }

@@ -5,13 +5,14 @@
 
 namespace kvpare::cuda {
 
-/// `select_top`: a block per row. Chosen for an H200: 1024 threads with their share of 32k keys in shared memory keep one
-/// multiprocessor busy; rows of a few thousand columns are bound by barriers, which fewer threads pass sooner.
+/// `select_top`: a block per row. Chosen for an H200: 1024 threads with their share of 32k keys in shared memory keep
+/// one multiprocessor busy; rows of a few thousand columns are bound by barriers, which fewer threads pass sooner.
 struct SelectTuning {
   int threads = 1024, few_threads = 256;
   Index few_columns = 8192;  // up to so many columns in the longest row, few_threads
   int digit_bits = 11;       // of the first digits; 8 KiB of counts
   int batch = 4;             // steps of 64 columns that a warp reads ahead
+  int part_batch = 2;        // the same where only part of a row fits in shared memory: more would not fit in registers
 };
 inline constexpr SelectTuning select_tuning;
 
@@ -29,8 +30,8 @@ struct ReduceTuning {
 };
 inline constexpr ReduceTuning reduce_tuning;
 
-/// `product`: tiles of 64 x 64, cut along k only where there are few of them. The cut depends on the shape alone, so the
-/// order of summation is the same on every device.
+/// `product`: tiles of 64 x 64, cut along k only where there are few of them. The cut depends on the shape alone, so
+/// the order of summation is the same on every device.
 struct ProductTuning {
   Index blocks = 256;       // wanted; with fewer tiles than that, k is cut
   Index least_depth = 256;  // of a piece

@@ -37,6 +37,10 @@ template <class Runtime>
 class Workspace {
  public:
   explicit Workspace(Runtime& runtime) : runtime_(&runtime) {}
+  /// Floats of scratch for rows on their way from one form to another: what is more goes in several lots. 32 MiB stay in the
+  /// caches of a large device.
+  Index lot_floats = Index{8} << 20;
+
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {

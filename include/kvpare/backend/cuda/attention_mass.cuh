@@ -47,8 +47,7 @@ class MassLists {
       if (coded) {
         entries.assign(list.entries.begin(), list.entries.end());
         for (Entry& e : entries)
-          if (e.live != 0 && list.formats[e.format].key_codec != nullptr)
-            e.page = static_cast<PageId>(decoded++);
+          if (e.live != 0 && list.formats[e.format].key_codec != nullptr) e.page = static_cast<PageId>(decoded++);
       }
       if (formats.data() != list.formats.data() || formats.size() != list.formats.size() || there == nullptr) {
         formats = list.formats;
@@ -56,8 +55,8 @@ class MassLists {
       }
       MassList to;
       to.entries = coded ? work.put(entries) : work.put(list.entries);
-      to.offsets = work.put(
-          std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+      to.offsets =
+          work.put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
       to.formats = there;
       to.mask = masks.empty() ? nullptr : masks[h];
       to.columns = columns.empty() ? nullptr : columns[h];
@@ -78,7 +77,8 @@ class MassLists {
 
   /// Ranges of key tiles, about `wanted` of them, and where those of each head begin.
   void cut(Index wanted, Index multiple, std::vector<MassJob>& jobs, std::vector<int>& first) const {
-    const int size = static_cast<int>(round_up(std::max<Index>(ceil_div(all_tiles_, std::max<Index>(wanted, 1)), 1), multiple));
+    const int size =
+        static_cast<int>(round_up(std::max<Index>(ceil_div(all_tiles_, std::max<Index>(wanted, 1)), 1), multiple));
     jobs.clear(), first.assign(1, 0);
     for (std::size_t h = 0; h < tiles_.size(); ++h) {
       for (int begin = 0; begin < tiles_[h]; begin += size)
@@ -115,8 +115,7 @@ class MassLists {
     if (jobs.empty()) return;
     const Index page_tokens = keys.front().page_tokens;  // of a cache's pages: the same for all heads
     decoded_ = work.template scratch<float>(static_cast<Index>(jobs.size()) * page_tokens * width);
-    for (std::size_t i = 0; i < jobs.size(); ++i)
-      jobs[i].out = decoded_ + static_cast<Index>(i) * page_tokens * width;
+    for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].out = decoded_ + static_cast<Index>(i) * page_tokens * width;
     read_rows(work, TileShape{page_tokens, width}, std::span<const ReadJob>(jobs));
   }
 
@@ -138,19 +137,19 @@ struct MassLaunches {
 
   template <class F>
   void for_each_dot(F&& f) const {
-    if (lists.has(TileKind::f16)) {
-      if (problem.width <= 128)
-        f(static_cast<MmaDot<F16, 8>*>(nullptr));
-      else
-        f(static_cast<MmaDot<F16, 16>*>(nullptr));
-    }
-    if (lists.has(TileKind::bf16)) {
-      if (problem.width <= 128)
-        f(static_cast<MmaDot<BF16, 8>*>(nullptr));
-      else
-        f(static_cast<MmaDot<BF16, 16>*>(nullptr));
-    }
+    if (lists.has(TileKind::f16)) for_width<F16>(f);
+    if (lists.has(TileKind::bf16)) for_width<BF16>(f);
     if (lists.has(TileKind::floats)) f(static_cast<FloatDot*>(nullptr));
+  }
+
+  template <class T, class F>
+  void for_width(F&& f) const {
+    if (problem.width <= 64)
+      f(static_cast<MmaDot<T, 4>*>(nullptr));
+    else if (problem.width <= 128)
+      f(static_cast<MmaDot<T, 8>*>(nullptr));
+    else
+      f(static_cast<MmaDot<T, 16>*>(nullptr));
   }
 
   void run() {
@@ -192,8 +191,7 @@ struct MassLaunches {
     MassShared s;
     s.query_parts = Dot::query_parts(queries), s.query_pitch = Dot::pitch(problem.width);
     s.channels = Dot::channels(problem.width);
-    const Index fit =
-        std::min(bytes / (s.query_parts * s.query_pitch), mass_tuning.most_vectors) / least * least;
+    const Index fit = std::min(bytes / (s.query_parts * s.query_pitch), mass_tuning.most_vectors) / least * least;
     s.vectors = static_cast<int>(std::clamp<Index>(fit, least, round_up(vectors, least)));
     if (s.channels < problem.width) s.vectors = least;  // their logits wait in registers for the other channels
     s.lay_out(pass == MassPass::peaks || pass == MassPass::shares, mass_tuning.threads / 32);
@@ -237,8 +235,8 @@ void attention_mass(Work& work, const MassArguments<Logit, EntryOf>& a) {
   if (a.row_weights != nullptr) {
     Index* used = work.template scratch<Index>(rows);
     Index* count = work.template scratch<Index>(1);
-    work.launch(1, MassRowsKernel{a.row_list, a.row_count, a.row_weights, rows,
-                                  a.per_head_weights ? shape.q_heads : 1, used, count});
+    work.launch(1, MassRowsKernel{a.row_list, a.row_count, a.row_weights, rows, a.per_head_weights ? shape.q_heads : 1,
+                                  used, count});
     p.row_list = used, p.row_count = count;
   }
 
@@ -262,7 +260,8 @@ void attention_mass(Work& work, const MassArguments<Logit, EntryOf>& a) {
     work.launch(ceil_div(shape.kv_heads * size, MassZeroKernel::threads),
                 MassZeroKernel{p.of_heads, shape.kv_heads * size});
   }
-  constexpr bool plain = requires { Logit::plain; } && requires { EntryOf::plain; };
+  constexpr bool plain = requires { Logit::plain; }
+  &&requires { EntryOf::plain; };
   const bool sums = parts == 1 && !a.take_max && a.heads != HeadGroups::query_head && shape.softcap == 0;
   if constexpr (plain) {
     if (sums) run.template operator()<MassPass::plain>();

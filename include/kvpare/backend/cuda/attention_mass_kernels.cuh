@@ -22,7 +22,7 @@
 // A launch serves the key tiles of one kind and passes over the others.
 #pragma once
 
-#include <cmath>
+#include <math.h>
 #include <limits>
 
 #include "tuning.cuh"
@@ -49,8 +49,8 @@ struct MassList {
   const Entry* entries = nullptr;
   const std::uint16_t* offsets = nullptr;
   const MassFormat* formats = nullptr;
-  const std::uint64_t* mask = nullptr;     // a word per entry, or null
-  const std::int32_t* columns = nullptr;   // slot -> column, or null
+  const std::uint64_t* mask = nullptr;    // a word per entry, or null
+  const std::int32_t* columns = nullptr;  // slot -> column, or null
   int slots = 0, page_tokens = 64;
 };
 
@@ -79,11 +79,12 @@ struct MassProblem {
   float *lse2 = nullptr, *peak2 = nullptr;  // [kv_heads][most_vectors] of `peaks`, in units of log2; null: lse is given
   MassSum* sums = nullptr;                  // [launches][jobs][most_vectors]
   float *out = nullptr, *seen = nullptr;
-  float* of_heads = nullptr;  // [kv_heads][parts][columns]: where sums of several kv heads go before they are added to `out`
+  float* of_heads =
+      nullptr;  // [kv_heads][parts][columns]: where sums of several kv heads go before they are added to `out`
   float *row_lse = nullptr, *row_peak = nullptr, *row_part_mass = nullptr;
   Index* row_near_peak = nullptr;
   Index columns = 0, out_heads = 1, window = 0, most_vectors = 0;
-  float scale = 1, softcap = 0;    // scale: in units of log2 where there is no softcap
+  float scale = 1, softcap = 0;      // scale: in units of log2 where there is no softcap
   float joined = 1, peak_share = 0;  // joined: 1 / how many query heads an output row is the mean of
   int kv_heads = 1, group = 1, parts = 1, width = 0;
   HeadGroups heads = HeadGroups::kv_head;
@@ -159,7 +160,7 @@ struct alignas(16) FloatQuad {
 
 /// Shared memory of a block, in bytes from its start.
 struct MassShared {
-  int vectors = 0;  // of a chunk
+  int vectors = 0;                       // of a chunk
   int query_parts = 1, query_pitch = 0;  // bytes from one vector's query to the next
   int channels = 0;                      // of a query that are there at once
   Index scale_shift = 0, weights = 0, sights = 0, rows = 0, peaks = 0, tiles = 0, tile_weights = 0, sums = 0, bytes = 0;
@@ -208,10 +209,9 @@ struct KeyTile {
         const MassFormat& f = list.formats[entry.format];
         row = f.keys + static_cast<Index>(entry.page) * f.page_bytes + s * f.row_bytes;
         type = f.type, own = f.kind;
-        position = entry.first +
-                   (entry.offsets == 0
-                        ? s
-                        : list.offsets[static_cast<Index>(entry.offsets - 1) * list.page_tokens + s]);
+        position =
+            entry.first +
+            (entry.offsets == 0 ? s : list.offsets[static_cast<Index>(entry.offsets - 1) * list.page_tokens + s]);
         column = list.columns != nullptr ? list.columns[slot] : slot;
       }
     }
@@ -235,14 +235,18 @@ struct KeyTile {
   }
 };
 
-/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers.
+/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers; channels beyond the width are zeros.
 template <class T, int steps>
 struct MmaDot {
   static constexpr TileKind kind = std::is_same_v<T, F16> ? TileKind::f16 : TileKind::bf16;
   static constexpr DType type = std::is_same_v<T, F16> ? DType::f16 : DType::bf16;
-  static constexpr int vector_tiles = 1;  // at once
+  static constexpr int vector_tiles = 1;    // at once
+  static constexpr bool whole_rows = true;  // all channels lie in shared memory
+  static constexpr int least_blocks = steps <= 8 ? 2 : 1;
 
-  static constexpr int pitch(int width) { return 64 * (static_cast<int>(ceil_div(width, 32)) | 1); }
+  static constexpr int pitch(int) {
+    return 32 * steps + 64;
+  }  // an odd multiple of 64: eight lanes read eight banks of 16
   static constexpr int channels(int width) { return width; }
   static constexpr int query_parts(DType queries) {
     if (queries == type) return 1;
@@ -255,25 +259,27 @@ struct MmaDot {
   template <class Block, class Problem>
   KVPARE_DEVICE void load(Block& b, const Problem& p, const KeyTile& tile) {
     const int t = b.lane() & 3, units = p.width / 8;
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const auto* row = reinterpret_cast<const Words*>(
-          b.shuffle(reinterpret_cast<std::uintptr_t>(tile.row), (b.lane() & ~3) + j));
-      KVPARE_UNROLLED
+      // A key that takes no part is given the row of one that does: nobody reads its logits.
+      const int lane = tile.has(b, j) ? (b.lane() & ~3) + j : lowest_bit(tile.live);
+      const auto* row = reinterpret_cast<const Words*>(b.shuffle(reinterpret_cast<std::uintptr_t>(tile.row), lane));
+      KVPARE_DEVICE_UNROLL
       for (int s = 0; s < steps / 2; ++s) {
-        Words x = {};
-        if (row != nullptr && 4 * s + t < units) x = b.load(row + 4 * s + t);
-        keys[j / 2][2 * s][j % 2] = x.w[0], keys[j / 2][2 * s][2 + j % 2] = x.w[1];
-        keys[j / 2][2 * s + 1][j % 2] = x.w[2], keys[j / 2][2 * s + 1][2 + j % 2] = x.w[3];
+        const bool within = 4 * s + t < units;
+        const Words x = b.load(row + (within ? 4 * s + t : 0));
+        const std::uint32_t kept = within ? ~0u : 0u;  // the & brings words where fragments want them, before any loop
+        keys[j / 2][2 * s][j % 2] = x.w[0] & kept, keys[j / 2][2 * s][2 + j % 2] = x.w[1] & kept;
+        keys[j / 2][2 * s + 1][j % 2] = x.w[2] & kept, keys[j / 2][2 * s + 1][2 + j % 2] = x.w[3] & kept;
       }
     }
   }
 
   /// Queries of one chunk, as T, a warp per vector and a lane per eight channels. Gives what a scale has to be multiplied by.
   template <class Block, class Problem>
-  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector, const MassVector& v,
-                                   int) {
-    const int units = p.width / 8, padded = (units + 3) / 4 * 4, unit = b.lane();
+  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector,
+                                   const MassVector& v, int) {
+    const int units = p.width / 8, padded = 2 * steps, unit = b.lane();
     const auto* row = static_cast<const std::byte*>(p.queries.at(v.row, v.q_head));
     unsigned char* to = b.template shared<unsigned char>(Index{vector} * shared.query_pitch);
     const Index part_bytes = Index{shared.vectors} * shared.query_pitch;
@@ -285,8 +291,7 @@ struct MmaDot {
           x = b.load(reinterpret_cast<const Words*>(row) + unit);
         } else {
           const auto* from = reinterpret_cast<const std::uint16_t*>(row) + unit * 8;
-          for (int i = 0; i < 4; ++i)
-            x.w[i] = from[2 * i] | static_cast<std::uint32_t>(from[2 * i + 1]) << 16;
+          for (int i = 0; i < 4; ++i) x.w[i] = from[2 * i] | static_cast<std::uint32_t>(from[2 * i + 1]) << 16;
         }
       }
       if (unit < padded) reinterpret_cast<Words*>(to)[unit] = x;
@@ -295,11 +300,11 @@ struct MmaDot {
     float x[8], largest = 0;
     for (int i = 0; i < 8; ++i) {
       x[i] = has ? float_of(row, p.queries.dtype, unit * 8 + i) : 0.0f;
-      largest = std::fmax(largest, std::fabs(x[i]));
+      largest = fmaxf(largest, fabsf(x[i]));
     }
     float back = 1;
     if constexpr (kind == TileKind::f16) {  // a power of 2 brings the largest near 1, so that all parts are in range
-      for (int step = 16; step > 0; step /= 2) largest = std::fmax(largest, b.shuffle_xor(largest, step));
+      for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, b.shuffle_xor(largest, step));
       int exponent = static_cast<int>(std::bit_cast<std::uint32_t>(largest) >> 23) - 127;
       if (exponent > 126 || exponent < -126) exponent = 0;
       const float to_one = std::bit_cast<float>(static_cast<std::uint32_t>(127 - exponent) << 23);
@@ -311,8 +316,8 @@ struct MmaDot {
       for (int i = 0; i < 4; ++i) {
         words.w[i] = Block::pack(x[2 * i], x[2 * i + 1], T{});
         const float low = Block::unpack_low(words.w[i], T{}), high = Block::unpack_high(words.w[i], T{});
-        x[2 * i] = std::fabs(low) <= std::numeric_limits<float>::max() ? x[2 * i] - low : 0.0f;
-        x[2 * i + 1] = std::fabs(high) <= std::numeric_limits<float>::max() ? x[2 * i + 1] - high : 0.0f;
+        x[2 * i] = fabsf(low) <= std::numeric_limits<float>::max() ? x[2 * i] - low : 0.0f;
+        x[2 * i + 1] = fabsf(high) <= std::numeric_limits<float>::max() ? x[2 * i + 1] - high : 0.0f;
       }
       if (unit < padded) reinterpret_cast<Words*>(to + part * part_bytes)[unit] = words;
     }
@@ -320,24 +325,29 @@ struct MmaDot {
   }
 
   template <class Block, class Problem>
-  KVPARE_DEVICE void add(Block& b, const Problem& p, const MassShared& shared, const KeyTile&, int vector_tile_at, int,
+  KVPARE_DEVICE void add(Block& b, const Problem&, const MassShared& shared, int vector_tile_at, int,
                          float (&logits)[vector_tiles][2][4]) const {
-    const int g = b.lane() >> 2, t = b.lane() & 3, filled = (p.width + 31) / 32;
+    const int g = b.lane() >> 2, t = b.lane() & 3;
     const Index part_bytes = Index{shared.vectors} * shared.query_pitch;
-    for (int part = shared.query_parts - 1; part >= 0; --part) {
-      const Words* q = reinterpret_cast<const Words*>(b.template shared<unsigned char>(
-                           part * part_bytes + Index{vector_tile_at * vector_tile + g} * shared.query_pitch)) +
-                       t;
-      KVPARE_UNROLLED
-      for (int s = 0; s < steps / 2; ++s) {
-        if (s >= filled) break;
-        const Words x = q[4 * s];
-        const std::uint32_t first[2] = {x.w[0], x.w[1]}, second[2] = {x.w[2], x.w[3]};
-        KVPARE_UNROLLED
-        for (int m = 0; m < 2; ++m) {
-          b.mma(logits[0][m], keys[m][2 * s], first, T{});
-          b.mma(logits[0][m], keys[m][2 * s + 1], second, T{});
-        }
+    const unsigned char* q =
+        b.template shared<unsigned char>(Index{vector_tile_at * vector_tile + g} * shared.query_pitch + 16 * t);
+    add_part(b, reinterpret_cast<const Words*>(q), logits[0]);
+    KVPARE_DEVICE_ROLL
+    for (int part = 1; part < shared.query_parts; ++part)
+      add_part(b, reinterpret_cast<const Words*>(q + part * part_bytes), logits[0]);
+  }
+
+ private:
+  template <class Block>
+  KVPARE_DEVICE void add_part(Block& b, const Words* q, float (&logits)[2][4]) const {
+    KVPARE_DEVICE_UNROLL
+    for (int s = 0; s < steps / 2; ++s) {
+      const Words x = q[4 * s];
+      const std::uint32_t first[2] = {x.w[0], x.w[1]}, second[2] = {x.w[2], x.w[3]};
+      KVPARE_DEVICE_UNROLL
+      for (int m = 0; m < 2; ++m) {
+        b.mma(logits[m], keys[m][2 * s], first, T{});
+        b.mma(logits[m], keys[m][2 * s + 1], second, T{});
       }
     }
   }
@@ -347,6 +357,8 @@ struct MmaDot {
 struct FloatDot {
   static constexpr TileKind kind = TileKind::floats;
   static constexpr int vector_tiles = 4;
+  static constexpr bool whole_rows = false;
+  static constexpr int least_blocks = 2;
   static constexpr int most_channels = 256;  // that lie in shared memory at once
 
   static constexpr int channels(int width) { return width < most_channels ? width : most_channels; }
@@ -360,7 +372,7 @@ struct FloatDot {
   template <class Block, class Problem>
   KVPARE_DEVICE void load(Block& b, const Problem& p, const KeyTile& tile) {
     bool aligned = p.width % 4 == 0;
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int lane = (b.lane() & ~3) + j;
       keys[j] = reinterpret_cast<const std::byte*>(b.shuffle(reinterpret_cast<std::uintptr_t>(tile.row), lane));
@@ -371,8 +383,8 @@ struct FloatDot {
   }
 
   template <class Block, class Problem>
-  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector, const MassVector& v,
-                                   int first_channel) {
+  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector,
+                                   const MassVector& v, int first_channel) {
     const auto* row = static_cast<const std::byte*>(p.queries.at(v.row, v.q_head));
     float* to = b.template shared<float>(Index{vector} * shared.query_pitch);
     const int padded = (shared.channels + 3) / 4 * 4;
@@ -400,30 +412,29 @@ struct FloatDot {
   }
 
   template <class Block, class Problem>
-  KVPARE_DEVICE void add(Block& b, const Problem& p, const MassShared& shared, const KeyTile&, int vector_tile_at,
-                         int first_channel, float (&logits)[vector_tiles][2][4]) const {
+  KVPARE_DEVICE void add(Block& b, const Problem& p, const MassShared& shared, int vector_tile_at, int first_channel,
+                         float (&logits)[vector_tiles][2][4]) const {
     const int t = b.lane() & 3;
     const int end = first_channel + shared.channels < p.width ? first_channel + shared.channels : p.width;
     const float* q = b.template shared<float>(Index{vector_tile_at * vector_tile + 2 * t} * shared.query_pitch);
     const int pitch = shared.query_pitch / 4;
-    KVPARE_ROLLED
+    KVPARE_DEVICE_ROLL
     for (int c = first_channel; c < end; c += 4) {
       FloatQuad k[4];
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) k[j] = channels_of(b, j, c, p.width);
-      KVPARE_UNROLLED
-      for (int n = 0; n < vector_tiles; ++n)
-        KVPARE_UNROLLED
-        for (int v = 0; v < 2; ++v) {
-          const FloatQuad x =
-              *reinterpret_cast<const FloatQuad*>(q + (n * vector_tile + v) * pitch + (c - first_channel));
-          KVPARE_UNROLLED
-          for (int j = 0; j < 4; ++j) {
-            float& sum = logits[n][j / 2][(j % 2) * 2 + v];
-            KVPARE_UNROLLED
-            for (int i = 0; i < 4; ++i) sum += k[j].of[i] * x.of[i];
-          }
+      KVPARE_DEVICE_UNROLL
+      for (int n = 0; n < vector_tiles; ++n) KVPARE_DEVICE_UNROLL
+      for (int v = 0; v < 2; ++v) {
+        const FloatQuad x =
+            *reinterpret_cast<const FloatQuad*>(q + (n * vector_tile + v) * pitch + (c - first_channel));
+        KVPARE_DEVICE_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          float& sum = logits[n][j / 2][(j % 2) * 2 + v];
+          KVPARE_DEVICE_UNROLL
+          for (int i = 0; i < 4; ++i) sum += k[j].of[i] * x.of[i];
         }
+      }
     }
   }
 };
@@ -439,6 +450,7 @@ template <MassPass pass, class Dot, class Logit, class EntryOf>
 struct MassKernel {
   static constexpr int threads = mass_tuning.threads;
   static constexpr int warps = threads / 32;
+  static constexpr int least_blocks = Dot::least_blocks;
   static constexpr bool per_vector = pass == MassPass::peaks || pass == MassPass::shares;
   static constexpr bool plain_logit = requires { Logit::plain; };
   static constexpr bool plain_entry = requires { EntryOf::plain; };
@@ -448,7 +460,7 @@ struct MassKernel {
   MassProblem<Logit, EntryOf> p;
   MassShared shared;
   const MassJob* jobs = nullptr;
-  int chunks = 1;   // of most_vectors; blocks per job where sums are per vector
+  int chunks = 1;           // of most_vectors; blocks per job where sums are per vector
   MassSum* sums = nullptr;  // of this launch
 
   Index shared_bytes() const { return shared.bytes; }
@@ -457,7 +469,7 @@ struct MassKernel {
   KVPARE_DEVICE void operator()(Block& b) const {
     const int job_at = static_cast<int>(per_vector ? b.block() / chunks : b.block());
     const MassJob job = jobs[job_at];
-    const MassList list = p.lists[job.head];
+    const MassList& list = p.lists[job.head];
     const int rows = p.rows(), member_tiles = (rows + vector_tile - 1) / vector_tile;
     const int vectors = member_tiles * vector_tile * p.group;
     const int first_chunk = static_cast<int>(per_vector ? b.block() % chunks : 0);
@@ -489,33 +501,35 @@ struct MassKernel {
             b.sync();
           }
           if (!works) continue;
-          const int filled = vectors - chunk * shared.vectors < shared.vectors
-                                 ? vectors - chunk * shared.vectors
-                                 : shared.vectors;
-          KVPARE_ROLLED
+          const int filled =
+              vectors - chunk * shared.vectors < shared.vectors ? vectors - chunk * shared.vectors : shared.vectors;
+          KVPARE_DEVICE_ROLL
           for (int n = 0; n < filled / vector_tile; n += tiles_at_once) {
-            const TileSight* sights = b.template shared<TileSight>(shared.tiles) + n;
-            bool sees = false;
-            KVPARE_UNROLLED
-            for (int i = 0; i < tiles_at_once; ++i)
-              sees = sees || (tile.first <= sights[i].any.high && tile.last >= sights[i].any.low);
-            if (!sees) continue;
-            if (channel == 0)
-              KVPARE_UNROLLED
-              for (int i = 0; i < tiles_at_once; ++i)
-                KVPARE_UNROLLED
-                for (int m = 0; m < 2; ++m) logits[i][m][0] = logits[i][m][1] = logits[i][m][2] = logits[i][m][3] = 0;
-            dot.add(b, p, shared, tile, n, channel, logits);
-            if (channel + shared.channels < p.width) continue;
-            KVPARE_UNROLLED
+            TileSight sights[tiles_at_once];
+            bool sees[tiles_at_once], any = false;
+            KVPARE_DEVICE_UNROLL
             for (int i = 0; i < tiles_at_once; ++i) {
-              if (!(tile.first <= sights[i].any.high && tile.last >= sights[i].any.low)) continue;
+              sights[i] = b.template shared<TileSight>(shared.tiles)[n + i];
+              sees[i] = tile.first <= sights[i].any.high && tile.last >= sights[i].any.low;
+              any = any || sees[i];
+            }
+            if (!any) continue;
+            if (!Dot::whole_rows ? channel == 0 : true) {
+              KVPARE_DEVICE_UNROLL
+              for (int i = 0; i < tiles_at_once; ++i) KVPARE_DEVICE_UNROLL
+              for (int m = 0; m < 2; ++m) logits[i][m][0] = logits[i][m][1] = logits[i][m][2] = logits[i][m][3] = 0;
+            }
+            dot.add(b, p, shared, n, channel, logits);
+            if (!Dot::whole_rows && channel + shared.channels < p.width) continue;
+            KVPARE_DEVICE_UNROLL
+            for (int i = 0; i < tiles_at_once; ++i) {
+              if (!sees[i]) continue;
               if constexpr (pass == MassPass::peaks)
                 add_peaks(b, tile, n + i, logits[i], own_sums);
               else if constexpr (pass == MassPass::shares)
                 add_shares(b, tile, keys, n + i, logits[i], own_sums);
               else if constexpr (pass == MassPass::plain)
-                add_plain(b, tile, keys, n + i, logits[i]);
+                add_plain(b, tile, keys, sights[i], n + i, logits[i]);
               else
                 add_mass(b, job.head, tile, keys, (chunk * shared.vectors / vector_tile + n + i) / member_tiles, n + i,
                          logits[i]);
@@ -541,7 +555,7 @@ struct MassKernel {
   template <class Block>
   static KVPARE_DEVICE void join(const Block&, MassSum& to, const MassSum& from) {
     if constexpr (pass == MassPass::peaks) {
-      const float peak = std::fmax(to.a, from.a);
+      const float peak = fmaxf(to.a, from.a);
       if (peak == -mass_infinity) return;
       to.b = to.b * Block::exp2(to.a - peak) + from.b * Block::exp2(from.a - peak);
       to.a = peak;
@@ -565,7 +579,7 @@ struct MassKernel {
     KVPARE_DEVICE void start(Block& b, const Problem& problem, const KeyTile& tile) {
       if constexpr (pass != MassPass::plain) {
         const int own_class = problem.key_class != nullptr && tile.row != nullptr ? problem.key_class[tile.column] : 0;
-        KVPARE_UNROLLED
+        KVPARE_DEVICE_UNROLL
         for (int j = 0; j < 4; ++j) {
           column[j] = b.shuffle(tile.column, (b.lane() & ~3) + j);
           classes |= static_cast<std::uint32_t>(b.shuffle(own_class, (b.lane() & ~3) + j)) << 8 * j;
@@ -582,7 +596,7 @@ struct MassKernel {
     auto* sights = b.template shared<MassSight>(shared.sights);
     auto* row_of = b.template shared<int>(shared.rows);
     auto* peaks = b.template shared<FloatPair>(shared.peaks);
-    KVPARE_ROLLED
+    KVPARE_DEVICE_ROLL
     for (int i = b.warp(); i < shared.vectors; i += warps) {
       const MassVector v(p, head, first + i, rows);
       const float back = Dot::stage(b, p, shared, i, v, channel);
@@ -607,8 +621,7 @@ struct MassKernel {
             lse2 = p.given_lse[v.at(p)] * mass_log2_e;
           shift = lse2 == -mass_infinity ? mass_infinity : lse2;
           if (pass == MassPass::shares && p.row_near_peak != nullptr)
-            peak.of[0] = p.peak2[at],
-            peak.of[1] = p.peak_share * std::fmax(0.0f, Block::exp2(p.peak2[at] - shift));
+            peak.of[0] = p.peak2[at], peak.of[1] = p.peak_share * fmaxf(0.0f, Block::exp2(p.peak2[at] - shift));
         }
       }
       scale_shift[i] = {p.scale * back, shift};
@@ -644,8 +657,8 @@ struct MassKernel {
   template <class Block>
   KVPARE_DEVICE float logit_of(const Block&, float s, int row, int column) const {
     if (p.softcap > 0) {
-      const float e = Block::exp2(-2 * mass_log2_e / p.softcap * std::fabs(s));
-      s = std::copysign(p.softcap * mass_log2_e * (1 - e) / (1 + e), s);
+      const float e = Block::exp2(-2 * mass_log2_e / p.softcap * fabsf(s));
+      s = copysignf(p.softcap * mass_log2_e * (1 - e) / (1 + e), s);
     }
     if constexpr (!plain_logit) s = mass_log2_e * p.logit(s * mass_ln_2, row, column);
     return s;
@@ -660,27 +673,27 @@ struct MassKernel {
     int column[4] = {};
     if constexpr (!plain_logit)
       for (int j = 0; j < 4; ++j) column[j] = b.shuffle(tile.column, (b.lane() & ~3) + j);
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int v = 0; v < 2; ++v) {
       float s[4], peak = -mass_infinity;
       bool sees[4];
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) {
         sees[j] = tile.has(b, j) && tile.at[j] <= sights.of[v].high && tile.at[j] >= sights.of[v].low;
         s[j] = -mass_infinity;
         if (!sees[j]) continue;
         s[j] = logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], column[j]);
-        peak = std::fmax(peak, std::fmax(s[j], lowest));
+        peak = fmaxf(peak, fmaxf(s[j], lowest));
       }
-      KVPARE_UNROLLED
-      for (int step = 4; step < 32; step *= 2) peak = std::fmax(peak, b.shuffle_xor(peak, step));
+      KVPARE_DEVICE_UNROLL
+      for (int step = 4; step < 32; step *= 2) peak = fmaxf(peak, b.shuffle_xor(peak, step));
       MassSum& own = own_sums[n * vector_tile + (b.lane() & 3) * 2 + v];
       const MassSum before = own;
-      const float highest = std::fmax(peak, before.a);
+      const float highest = fmaxf(peak, before.a);
       float sum = 0;
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) sum += sees[j] ? Block::exp2(s[j] - highest) : 0.0f;
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int step = 4; step < 32; step *= 2) sum += b.shuffle_xor(sum, step);
       if (b.lane() < 4 && highest != -mass_infinity)
         own = {highest, before.b * Block::exp2(before.a - highest) + sum, 0, 0};
@@ -694,22 +707,21 @@ struct MassKernel {
     const auto scales = pair_at<ScaleShiftPair>(b, shared.scale_shift, n);
     const auto sights = pair_at<SightPair>(b, shared.sights, n);
     const auto rows = pair_at<IntPair>(b, shared.rows, n);
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int v = 0; v < 2; ++v) {
       const FloatPair peak = b.template shared<FloatPair>(shared.peaks)[n * vector_tile + (b.lane() & 3) * 2 + v];
       MassSum sum;
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) {
         if (!tile.has(b, j) || tile.at[j] > sights.of[v].high || tile.at[j] < sights.of[v].low) continue;
         if (scales.of[v].shift == mass_infinity) continue;
-        const float s =
-            logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
+        const float s = logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
         const float x = Block::exp2(s - scales.of[v].shift);
         // The peak itself counts by its logit: p was rounded on another way there.
         sum.count += x >= peak.of[1] || (s >= peak.of[0] && x == x && p.peak_share <= 1);
         (part_of(keys, rows.of[v], j) == 0 ? sum.a : sum.b) += x;
       }
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int step = 4; step < 32; step *= 2) {
         sum.a += b.shuffle_xor(sum.a, step), sum.b += b.shuffle_xor(sum.b, step);
         sum.count += b.shuffle_xor(sum.count, step);
@@ -723,26 +735,25 @@ struct MassKernel {
   }
 
   template <class Block>
-  KVPARE_DEVICE void add_plain(Block& b, const KeyTile& tile, PerKey& keys, int n, const float (&logits)[2][4]) const {
+  KVPARE_DEVICE void add_plain(Block& b, const KeyTile& tile, PerKey& keys, const TileSight& of, int n,
+                               const float (&logits)[2][4]) const {
     const auto scales = pair_at<ScaleShiftPair>(b, shared.scale_shift, n);
     const auto weights = pair_at<FloatPair>(b, shared.weights, n);
-    const TileSight of = b.template shared<TileSight>(shared.tiles)[n];
-    if (tile.live == ~0u && tile.last <= of.all.high && tile.first >= of.all.low) {
-      KVPARE_UNROLLED
-      for (int v = 0; v < 2; ++v)
-        KVPARE_UNROLLED
-        for (int j = 0; j < 4; ++j)
-          keys.sum[0][j] +=
-              weights.of[v] *
-              Block::exp2(logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale - scales.of[v].shift);
+    // Keys that take no part add up as well: nobody reads their sums.
+    if (tile.last <= of.all.high && tile.first >= of.all.low) {
+      KVPARE_DEVICE_UNROLL
+      for (int v = 0; v < 2; ++v) KVPARE_DEVICE_UNROLL
+      for (int j = 0; j < 4; ++j)
+        keys.sum[0][j] +=
+            weights.of[v] * Block::exp2(logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale - scales.of[v].shift);
       keys.seen_by_all += b.template shared<float>(shared.tile_weights)[n];
       return;
     }
     const auto sights = pair_at<SightPair>(b, shared.sights, n);
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int v = 0; v < 2; ++v) {
       const bool counts = scales.of[v].shift != mass_infinity;
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) {
         const bool sees = tile.at[j] <= sights.of[v].high && tile.at[j] >= sights.of[v].low;
         const float x = Block::exp2(logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale - scales.of[v].shift);
@@ -763,35 +774,33 @@ struct MassKernel {
     const auto weights = pair_at<FloatPair>(b, shared.weights, n);
     const auto sights = pair_at<SightPair>(b, shared.sights, n);
     const auto rows = pair_at<IntPair>(b, shared.rows, n);
-    KVPARE_UNROLLED
-    for (int v = 0; v < 2; ++v)
-      KVPARE_UNROLLED
-      for (int j = 0; j < 4; ++j) {
-        if (!tile.has(b, j) || tile.at[j] > sights.of[v].high || tile.at[j] < sights.of[v].low) continue;
-        keys.seen[j] += weights.of[v];
-        if (scales.of[v].shift == mass_infinity) continue;
-        const float s =
-            logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
-        float x = Block::exp2(s - scales.of[v].shift);
-        if constexpr (!plain_entry) x = p.entry(x, Index{rows.of[v]}, Index{keys.column[j]});
-        x *= weights.of[v];
-        const bool other = part_of(keys, rows.of[v], j) != 0;
-        float& sum = other ? keys.sum[1][j] : keys.sum[0][j];
-        sum = p.take_max ? std::fmax(sum, x) : sum + x;
-      }
+    KVPARE_DEVICE_UNROLL
+    for (int v = 0; v < 2; ++v) KVPARE_DEVICE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      if (!tile.has(b, j) || tile.at[j] > sights.of[v].high || tile.at[j] < sights.of[v].low) continue;
+      keys.seen[j] += weights.of[v];
+      if (scales.of[v].shift == mass_infinity) continue;
+      const float s = logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
+      float x = Block::exp2(s - scales.of[v].shift);
+      if constexpr (!plain_entry) x = p.entry(x, Index{rows.of[v]}, Index{keys.column[j]});
+      x *= weights.of[v];
+      const bool other = part_of(keys, rows.of[v], j) != 0;
+      float& sum = other ? keys.sum[1][j] : keys.sum[0][j];
+      sum = p.take_max ? fmaxf(sum, x) : sum + x;
+    }
   }
 
   /// Of the key that this lane knows, over all vectors; `of` are sums of this lane's vectors only.
   template <class Block>
   KVPARE_DEVICE float over_vectors(Block& b, const float (&of)[4], bool take_max) const {
     float mine = 0;
-    KVPARE_UNROLLED
+    KVPARE_DEVICE_UNROLL
     for (int j = 0; j < 4; ++j) {
       float x = of[j];
-      KVPARE_UNROLLED
+      KVPARE_DEVICE_UNROLL
       for (int step = 1; step < 4; step *= 2) {
         const float y = b.shuffle_xor(x, step);
-        x = take_max ? std::fmax(x, y) : x + y;
+        x = take_max ? fmaxf(x, y) : x + y;
       }
       if ((b.lane() & 3) == j) mine = x;
     }
@@ -805,14 +814,15 @@ struct MassKernel {
       return;
     }
     float& to = p.out[(part * p.out_heads + row) * p.columns + tile.column];
-    to = p.take_max ? std::fmax(to, x) : to + x;
+    to = p.take_max ? fmaxf(to, x) : to + x;
   }
 
   /// All vectors of a member have passed: its output row, or its part of the mean.
   template <class Block>
   KVPARE_DEVICE void close_member(Block& b, int head, const KeyTile& tile, PerKey& keys) const {
     for (int part = 0; part < p.parts; ++part) {
-      const float mine = part == 0 ? over_vectors(b, keys.sum[0], p.take_max) : over_vectors(b, keys.sum[1], p.take_max);
+      const float mine =
+          part == 0 ? over_vectors(b, keys.sum[0], p.take_max) : over_vectors(b, keys.sum[1], p.take_max);
       if (p.heads == HeadGroups::query_head)
         put(tile, head, part, head * p.group + keys.member, mine);
       else if (part == 0)
@@ -820,10 +830,9 @@ struct MassKernel {
       else
         keys.joined[1] += mine * p.joined;
     }
-    KVPARE_UNROLLED
-    for (int part = 0; part < 2; ++part)
-      KVPARE_UNROLLED
-      for (int j = 0; j < 4; ++j) keys.sum[part][j] = 0;
+    KVPARE_DEVICE_UNROLL
+    for (int part = 0; part < 2; ++part) KVPARE_DEVICE_UNROLL
+    for (int j = 0; j < 4; ++j) keys.sum[part][j] = 0;
   }
 
   /// All vectors have passed.
@@ -891,10 +900,10 @@ struct MassJoinKernel {
         lse2 = p.given_lse[v.at(p)] * mass_log2_e;
       } else {
         const float extra = p.extra != nullptr ? p.extra[v.at(p)] * mass_log2_e : -mass_infinity;
-        const float peak = std::fmax(sum.a, extra);
+        const float peak = fmaxf(sum.a, extra);
         const float total = sum.b * (nothing ? 0.0f : Block::exp2(sum.a - peak)) +
                             (extra == -mass_infinity ? 0.0f : Block::exp2(extra - peak));
-        if (total != 0) lse2 = peak + std::log2(total);
+        if (total != 0) lse2 = peak + log2f(total);
       }
       if (nothing) lse2 = -mass_infinity;
       p.lse2[at] = lse2;
@@ -902,7 +911,7 @@ struct MassJoinKernel {
       if (p.row_lse != nullptr) p.row_lse[v.at(p)] = lse2 * mass_ln_2;
       // 0 where nothing is seen, and where all is NaN.
       if (p.row_peak != nullptr)
-        p.row_peak[v.at(p)] = lse2 == -mass_infinity ? 0.0f : std::fmax(0.0f, Block::exp2(sum.a - lse2));
+        p.row_peak[v.at(p)] = lse2 == -mass_infinity ? 0.0f : fmaxf(0.0f, Block::exp2(sum.a - lse2));
     } else {
       if (p.row_near_peak != nullptr) p.row_near_peak[v.at(p)] = sum.count;
       if (p.row_part_mass != nullptr)
@@ -932,9 +941,9 @@ struct MassRowsKernel {
       bool any = false;
       for (Index h = 0; h < heads && i < count && !any; ++h) any = weights[row * heads + h] != 0;
       const std::uint32_t bits = b.ballot(any);
-      if (b.lane() == 0) of_warp[b.warp()] = std::popcount(bits);
+      if (b.lane() == 0) of_warp[b.warp()] = count_bits(bits);
       b.sync();
-      Index at = before + std::popcount(bits & ((1u << b.lane()) - 1));
+      Index at = before + count_bits(bits & ((1u << b.lane()) - 1));
       for (int w = 0; w < threads / 32; ++w) {
         if (w < b.warp()) at += of_warp[w];
         before += of_warp[w];
@@ -961,7 +970,7 @@ struct MassLayerKernel {
     if (i >= size) return;
     float sum = 0;
     for (Index h = 0; h < heads; ++h) sum += of_heads[h * size + i];
-    out[i] = take_max ? std::fmax(out[i], sum) : out[i] + sum;
+    out[i] = take_max ? fmaxf(out[i], sum) : out[i] + sum;
   }
 };
 struct MassZeroKernel {

@@ -44,14 +44,16 @@
 
 #include "../../core/dtype.hpp"
 
+// KVPARE_DEVICE_UNROLL stands before a loop over registers, whose indices must be constants; KVPARE_DEVICE_ROLL
+// before one that must not grow.
 #if defined(__CUDACC__)
 #define KVPARE_DEVICE __device__ __forceinline__
-#define KVPARE_UNROLLED _Pragma("unroll")  // the loop that follows
-#define KVPARE_ROLLED _Pragma("unroll 1")
+#define KVPARE_DEVICE_UNROLL _Pragma("unroll")
+#define KVPARE_DEVICE_ROLL _Pragma("unroll 1")
 #else
 #define KVPARE_DEVICE inline
-#define KVPARE_UNROLLED
-#define KVPARE_ROLLED
+#define KVPARE_DEVICE_UNROLL
+#define KVPARE_DEVICE_ROLL
 #endif
 
 namespace kvpare::cuda {

@@ -36,8 +36,17 @@ inline void check(cudaError_t code, const char* what) {
   require(code == cudaSuccess, "cuda backend: ", what, ": ", cudaGetErrorString(code));
 }
 
+/// How many blocks of a kernel are to share a multiprocessor, where it says so: bounds its registers.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run(const __grid_constant__ Kernel kernel) {
+constexpr int least_blocks() {
+  if constexpr (requires { Kernel::least_blocks; })
+    return Kernel::least_blocks;
+  else
+    return 1;
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, least_blocks<Kernel>()) run(const __grid_constant__ Kernel kernel) {
   DeviceBlock block;
   kernel(block);
 }

@@ -15,6 +15,7 @@
 // A kernel is a trivially copyable struct of views, with
 //
 //   static constexpr int threads;                                      // of a block, a multiple of 32
+//   static constexpr int least_blocks;                                 // may be left out: so many on a multiprocessor
 //   Index shared_bytes() const;                                        // of a block
 //   template <class Block> KVPARE_DEVICE void operator()(Block& b) const;
 //

@@ -1,0 +1,71 @@
+// The runtime of backend/cuda on the host: memory behind a wall, kernels on fibers. A launch has run when it returns.
+#pragma once
+
+#include <numeric>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "fiber_block.hpp"
+#include "support/walled_memory.hpp"
+
+namespace kvpare::test::simt {
+
+class Runtime : public WalledMemory {
+ public:
+  static constexpr std::string_view name = "simt";
+
+  struct Settings {
+    Index arena_bytes = Index{64} << 20;
+    int multiprocessors = 4;
+    std::uint64_t seed = 1;
+  };
+  Runtime() : Runtime(Settings{}) {}
+  explicit Runtime(const Settings& settings)
+      : WalledMemory(settings.arena_bytes), multiprocessors_(settings.multiprocessors), draws_(settings.seed) {}
+
+  /// Everything after this runs in the order that this seed draws.
+  void seed(std::uint64_t to) { draws_ = Draws(to); }
+
+  int multiprocessors() const { return multiprocessors_; }
+  void multiprocessors(int count) { multiprocessors_ = count; }
+  Index shared_limit() const { return Index{227} << 10; }
+
+  /// A kernel has `threads`, a constant; `shared_bytes()`; and is called with a block by each of its threads.
+  template <class Kernel>
+  void launch(Index blocks, const Kernel& kernel) {
+    static_assert(std::is_trivially_copyable_v<Kernel>, "a kernel travels to the device as bytes");
+    constexpr int threads = Kernel::threads;
+    if (threads < 32 || threads % 32 != 0 || threads > 1024)
+      refuse(threads, " threads, must be a multiple of 32 within [32, 1024]");
+    const Index shared_bytes = kernel.shared_bytes();
+    if (shared_bytes < 0 || shared_bytes > shared_limit())
+      refuse(shared_bytes, " bytes of shared memory, must be within [0, ", shared_limit(), "]");
+    if (blocks < 0 || blocks > max_blocks) refuse(blocks, " blocks, must be within [0, ", max_blocks, "]");
+    if (blocks == 0) return;
+    std::vector<Index> order(static_cast<std::size_t>(blocks));
+    std::iota(order.begin(), order.end(), Index{0});
+    draws_.shuffle(order);
+    const BlockState::Body body = [kernel](FiberBlock& b) { kernel(b); };
+    counted_launch([&] {
+      for (const Index block : order) block_.run({block, blocks, threads, shared_bytes}, body, draws_);
+    });
+  }
+
+ private:
+  static constexpr Index max_blocks = (Index{1} << 31) - 1;
+
+  template <class... Parts>
+  [[noreturn]] static void refuse(const Parts&... parts) {
+    std::ostringstream text;
+    text << "launch: ";
+    (text << ... << parts);
+    throw std::logic_error(text.str());
+  }
+
+  int multiprocessors_;
+  Draws draws_;
+  BlockState block_;
+};
+
+}  // namespace kvpare::test::simt

@@ -7,7 +7,8 @@
 // | `be.to_backend(to, from, bytes)`  | queued copy from host memory, which may be reused at once                        |
 // | `be.to_host(to, from, bytes)`     | queued copy; `to` is valid once the ticket it returns has been waited for        |
 // | `be.wait(ticket)`                 | blocks until that copy and all before it are done                                |
-// | `be.each(n, f)`                   | runs the KVPARE_HD functor f(Index) for 0..n-1, in any order                      |
+// | `be.each(n, f)`                   | runs the KVPARE_HD functor f(Index) for 0..n-1, in any order; its type is neither |
+// |                                   | local to a function nor private, which kernels cannot be made of                  |
 // | `be.reduce(rows, out)`            | a RowSummary per MaskedRow, in a fixed order of summation                        |
 // | `be.sort_rows(rows)`              | rows descending, ties to the lower column, NaN last                              |
 // | `be.select_top(rows)`             | exact top-k per row, ties to the lower column, NaN last                          |
@@ -44,6 +45,13 @@ namespace kvpare {
 namespace detail {
 struct NoOperation {
   KVPARE_HD void operator()(Index) const {}
+};
+
+template <class T>
+struct Fill {
+  T* to;
+  T value;
+  KVPARE_HD void operator()(Index i) const { to[i] = value; }
 };
 }  // namespace detail
 
@@ -125,12 +133,7 @@ class Buffer {
 /// Sets every element; one launch.
 template <Backend B, class T>
 void fill(B& be, T* to, Index size, T value) {
-  struct Fill {
-    T* to;
-    T value;
-    KVPARE_HD void operator()(Index i) const { to[i] = value; }
-  };
-  be.each(size, Fill{to, value});
+  be.each(size, detail::Fill<T>{to, value});
 }
 
 }  // namespace kvpare

@@ -88,20 +88,20 @@ struct HeadPages {
   Index page_tokens = 64;
   std::span<const CodecState> states = {};  // by Entry::state - 1
 
-  CodecState state_of(const Entry& e) const { return e.state == 0 ? CodecState{} : states[e.state - 1]; }
+  KVPARE_HD CodecState state_of(const Entry& e) const { return e.state == 0 ? CodecState{} : states[e.state - 1]; }
   /// Do positions ascend from entry to entry? They need not where formats interleave.
-  bool ascends() const {
+  KVPARE_HD bool ascends() const {
     for (std::size_t e = 1; e < entries.size(); ++e)
       if (entries[e].first <= entries[e - 1].last) return false;
     return true;
   }
-  Index slots() const { return static_cast<Index>(entries.size()) * page_tokens; }
-  Index live_tokens() const {
+  KVPARE_HD Index slots() const { return static_cast<Index>(entries.size()) * page_tokens; }
+  KVPARE_HD Index live_tokens() const {
     Index n = 0;
     for (const Entry& e : entries) n += std::popcount(e.live);
     return n;
   }
-  Position position(const Entry& e, Index slot) const {
+  KVPARE_HD Position position(const Entry& e, Index slot) const {
     return e.offsets == 0 ? e.first + static_cast<Position>(slot)
                           : e.first + static_cast<Position>(offsets[(e.offsets - 1) * page_tokens + slot]);
   }

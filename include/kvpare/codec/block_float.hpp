@@ -14,7 +14,8 @@ namespace detail {
 /// Codes of a block whose scale is known. `even`: nearest(x * (1 / scale)), as hardware converts. `down`: the first of the
 /// sixteen values, in the order of their codes, with the least |value * scale - x|, as ggml has it.
 template <Ties ties>
-void quantize_e2m1(const float* x, Index stride, Index n, float scale, std::uint8_t* codes, Index code_stride) {
+KVPARE_HD void quantize_e2m1(const float* x, Index stride, Index n, float scale, std::uint8_t* codes,
+                             Index code_stride) {
   static_assert(ties == Ties::even || ties == Ties::down, "4-bit floats round ties to even, or down as ggml does");
   if constexpr (ties == Ties::even) {
     const float inverse = inverse_of(scale);
@@ -29,14 +30,14 @@ void quantize_e2m1(const float* x, Index stride, Index n, float scale, std::uint
       std::uint8_t best = 0;
       float least = std::abs(v);
       for (unsigned c = 1; c < 16; ++c)
-        if (const float error = std::abs(E2M1::values[c] * scale - v); error < least)
+        if (const float error = std::abs(product(entry_of<E2M1::values>(c), scale) - v); error < least)
           least = error, best = static_cast<std::uint8_t>(c);
       codes[i * code_stride] = best;
     }
   }
 }
 
-inline float largest_magnitude(const float* x, Index stride, Index n) {
+KVPARE_HD inline float largest_magnitude(const float* x, Index stride, Index n) {
   if (stride == 1)
     if (const std::uint32_t top = magnitude_bits(x, n); top <= std::bit_cast<std::uint32_t>(largest_coded))
       return std::bit_cast<float>(top);
@@ -46,13 +47,13 @@ inline float largest_magnitude(const float* x, Index stride, Index n) {
 }
 
 /// E8M0: 2^(e - 127); 255 is NaN.
-constexpr float e8m0_value(std::uint32_t e) {
+constexpr KVPARE_HD float e8m0_value(std::uint32_t e) {
   if (e == 255) return std::numeric_limits<float>::quiet_NaN();
   return e == 0 ? 0x1p-127f : std::bit_cast<float>(e << 23);
 }
 
 /// ggml's unsigned E4M3: half a step rounds up, subnormals stop below the least normal number, 256 and above are 448.
-inline std::uint8_t ggml_ue4m3(float x) {
+KVPARE_HD inline std::uint8_t ggml_ue4m3(float x) {
   if (!(x > 0)) return 0;
   const std::uint32_t word = std::bit_cast<std::uint32_t>(x);
   const int e = static_cast<int>(word >> 23) - 120;
@@ -79,11 +80,11 @@ struct MxFp4
     : detail::GroupTiles<MxFp4<ties>, GroupForm{.bits = 4, .table = true, .group = 32, .scale = ScaleType::e8m0}> {
   static constexpr std::string_view name = ties == Ties::even ? "mxfp4" : "mxfp4_ggml";
   static constexpr const auto& levels = detail::E2M1::values;
-  static float scale_of(GroupBits bits, const float* = nullptr) { return detail::e8m0_value(bits.scale); }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return levels[code & 15u]; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float scale_of(GroupBits bits, const float* = nullptr) { return detail::e8m0_value(bits.scale); }
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return detail::entry_of<detail::E2M1::values>(code & 15u); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     const auto word = std::bit_cast<std::uint32_t>(detail::largest_magnitude(x, stride, n));
     const GroupBits bits{static_cast<std::uint32_t>(std::max(static_cast<int>(word >> 23) - 2, 0)), 0};
     detail::quantize_e2m1<ties>(x, stride, n, scale_of(bits), codes, code_stride);
@@ -119,18 +120,18 @@ struct NvFp4
     : detail::GroupTiles<NvFp4<ties>, GroupForm{.bits = 4, .table = true, .group = 16, .scale = ScaleType::e4m3}> {
   static constexpr std::string_view name = ties == Ties::even ? "nvfp4" : "nvfp4_ggml";
   static constexpr const auto& levels = detail::E2M1::values;
-  static constexpr Index state_floats(Index) { return 1; }
+  static constexpr KVPARE_HD Index state_floats(Index) { return 1; }
   /// The standard convention; ggml's codec has none, FlashInfer's is the caller's to set.
   static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
     *state = nvfp4_global(ties == Ties::even ? NvFp4Global::standard : NvFp4Global::none, r.peak(width));
   }
-  static float scale_of(GroupBits bits, const float* state) {
-    return detail::E4M3::values[bits.scale & 255u] * (state ? *state : 1.0f);
+  static KVPARE_HD float scale_of(GroupBits bits, const float* state) {
+    return detail::entry_of<detail::E4M3::values>(bits.scale & 255u) * (state ? *state : 1.0f);
   }
-  static float zero_of(GroupBits, const float*) { return 0.0f; }
-  static float level(std::uint8_t code) { return levels[code & 15u]; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float zero_of(GroupBits, const float*) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return detail::entry_of<detail::E2M1::values>(code & 15u); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
+                                      Index code_stride) {
     float scale = detail::largest_magnitude(x, stride, n) / 6.0f;
     if (state) scale /= *state;
     GroupBits bits;

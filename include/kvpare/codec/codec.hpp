@@ -14,6 +14,7 @@
 // | `C::state_floats(width)`                               | `Index`  | optional, 0 without: floats of state, see below      |
 //
 // Neither throws, allocates, or touches a byte outside of the tile and the rows. NaN and infinities: said at each codec.
+// Device  KVPARE_HD, or constexpr, lets kernels call them, as those of kvpare's codecs; a backend on the host does not ask.
 //
 // State    What tokens of one (sequence, layer, kv head) share and no page holds: a channel balancer, channel ranges, a
 //          calibrated scale. Null stands for the neutral state (factors 1, shifts 0). Made before the first page that uses
@@ -40,14 +41,15 @@
 //     static constexpr bool rows_move = true;
 //     static constexpr bool fits(TileShape s) { return s.width % 8 == 0; }
 //     static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width / 8; }
-//     static void encode(TileShape s, const float* rows, Index first, Index count, const float*, std::byte* tile) {
+//     static KVPARE_HD void encode(TileShape s, const float* rows, Index first, Index count, const float*,
+//                                  std::byte* tile) {
 //       for (Index i = 0; i < count * s.width; ++i) {
 //         const Index bit = first * s.width + i;
 //         const std::byte mask{static_cast<unsigned char>(1u << bit % 8)};
 //         tile[bit / 8] = rows[i] < 0 ? tile[bit / 8] | mask : tile[bit / 8] & ~mask;
 //       }
 //     }
-//     static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
+//     static KVPARE_HD void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
 //       for (Index c = 0, bit = slot * s.width; c < s.width; ++c, ++bit)
 //         row[c] = (tile[bit / 8] >> bit % 8 & std::byte{1}) != std::byte{0} ? -1.0f : 1.0f;
 //     }
@@ -99,7 +101,7 @@ concept Codec = requires(TileShape shape, const float* rows, Index n, const floa
 
 /// Floats of state that a codec takes; 0 for most.
 template <Codec C>
-constexpr Index state_floats(Index width) {
+constexpr KVPARE_HD Index state_floats(Index width) {
   if constexpr (requires { C::state_floats(width); })
     return C::state_floats(width);
   else
@@ -114,7 +116,7 @@ concept MakesState = requires(Index width, const ChannelRanges& ranges, float* s
 
 /// Does it need to have seen the queries for that?
 template <Codec C>
-constexpr bool needs_query_peak() {
+constexpr KVPARE_HD bool needs_query_peak() {
   if constexpr (requires { C::needs_query_peak; })
     return C::needs_query_peak;
   else
@@ -123,7 +125,7 @@ constexpr bool needs_query_peak() {
 
 /// Are the ranges those of all tokens of the head?
 template <Codec C>
-constexpr bool ranges_of_all() {
+constexpr KVPARE_HD bool ranges_of_all() {
   if constexpr (requires { C::ranges_of_all; })
     return C::ranges_of_all;
   else
@@ -160,13 +162,13 @@ struct GroupForm {
   ScaleType scale = ScaleType::f16;
   ZeroType zero = ZeroType::none;
 
-  constexpr int codes() const { return ternary ? 3 : 1 << bits; }
+  constexpr KVPARE_HD int codes() const { return ternary ? 3 : 1 << bits; }
   /// Numbers per group of a tile.
-  constexpr Index group_of(TileShape s) const {
+  constexpr KVPARE_HD Index group_of(TileShape s) const {
     return group > 0 ? group : (along == Along::channels ? s.width : s.tokens) / parts;
   }
   /// Groups of a tile: [tokens][width / group], or [tokens / group][width].
-  constexpr Index groups(TileShape s) const { return s.tokens * s.width / group_of(s); }
+  constexpr KVPARE_HD Index groups(TileShape s) const { return s.tokens * s.width / group_of(s); }
   friend bool operator==(const GroupForm&, const GroupForm&) = default;
 };
 
@@ -209,6 +211,7 @@ concept GroupCodec = Codec<C> && requires(const float* x, Index n, const float* 
 /// | `C::backward(width, state, x)`            | one row, in place, after Inner has decoded it                       |
 /// | `C::fold_query(width, state, q)`          | one query, in place; gives the bias (0 without shift)               |
 /// | `C::fold_output(width, state, sum, out)`  | one accumulator, in place; `sum` is the sum of its probabilities    |
+/// | `C::encode_over(…)`                       | optional: encode of rows that may be written over, for kernels      |
 template <class C>
 concept FoldedCodec = Codec<C> && Codec<typename C::Inner> &&
     requires(Index width, const float* state, float* x, float sum) {

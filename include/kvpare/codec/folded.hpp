@@ -14,42 +14,46 @@ template <class C, Codec InnerCodec>
 struct Around {
   using Inner = InnerCodec;
   static constexpr bool rows_move = Inner::rows_move;
-  static constexpr bool fits(TileShape t) {
+  static constexpr KVPARE_HD bool fits(TileShape t) {
     return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(t);
   }
-  static constexpr Index tile_bytes(TileShape t) { return Inner::tile_bytes(t); }
-  static constexpr Index state_floats(Index width) {
+  static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return Inner::tile_bytes(t); }
+  static constexpr KVPARE_HD Index state_floats(Index width) {
     return C::own_state_floats(width) + kvpare::state_floats<Inner>(width);
   }
-  static const float* inner_state(Index width, const float* state) {
+  static KVPARE_HD const float* inner_state(Index width, const float* state) {
     return state && kvpare::state_floats<Inner>(width) > 0 ? state + C::own_state_floats(width) : nullptr;
   }
 
-  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
-    if constexpr (rows_move) {
-      float row[max_coded_width];
-      for (Index r = 0; r < count; ++r) {
-        for (Index c = 0; c < t.width; ++c) row[c] = rows[r * t.width + c];
-        C::forward(t.width, state, row);
-        Inner::encode(t, row, first + r, 1, inner_state(t.width, state), tile);
-      }
-    } else {
-      encode_tile(t, rows, first, count, state, tile);
+  static KVPARE_HD void encode(TileShape t, const float* rows, Index first, Index count, const float* state,
+                               std::byte* tile) requires(Inner::rows_move) {
+    float row[max_coded_width];
+    for (Index r = 0; r < count; ++r) {
+      for (Index c = 0; c < t.width; ++c) row[c] = rows[r * t.width + c];
+      C::forward(t.width, state, row);
+      Inner::encode(t, row, first + r, 1, inner_state(t.width, state), tile);
     }
   }
-  static void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
-    Inner::decode(t, tile, slot, inner_state(t.width, state), row);
-    C::backward(t.width, state, row);
-  }
-
- private:
-  /// A whole tile at once needs all its rows transformed: up to 64 rows on the stack, 256 KiB at the widest.
-  static void encode_tile(TileShape t, const float* rows, Index first, Index count, const float* state,
-                          std::byte* tile) {
+  /// A whole tile at once needs all its rows transformed: up to 64 rows on the stack, 256 KiB at the widest. No device has
+  /// that for every thread; there a kernel lends the memory, see encode_over.
+  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state,
+                     std::byte* tile) requires(!Inner::rows_move) {
     float all[64 * max_coded_width];
     for (Index i = 0; i < count * t.width; ++i) all[i] = rows[i];
-    for (Index r = 0; r < count; ++r) C::forward(t.width, state, all + r * t.width);
-    Inner::encode(t, all, first, count, inner_state(t.width, state), tile);
+    encode_over(t, all, first, count, state, tile);
+  }
+  /// The same bytes; `rows` are written over.
+  static KVPARE_HD void encode_over(TileShape t, float* rows, Index first, Index count, const float* state,
+                                    std::byte* tile) {
+    for (Index r = 0; r < count; ++r) C::forward(t.width, state, rows + r * t.width);
+    if constexpr (requires { Inner::encode_over(t, rows, first, count, state, tile); })
+      Inner::encode_over(t, rows, first, count, inner_state(t.width, state), tile);
+    else
+      Inner::encode(t, rows, first, count, inner_state(t.width, state), tile);
+  }
+  static KVPARE_HD void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
+    Inner::decode(t, tile, slot, inner_state(t.width, state), row);
+    C::backward(t.width, state, row);
   }
 };
 
@@ -103,7 +107,7 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
 
  public:
   static constexpr std::string_view name = text.view();
-  static constexpr Index own_state_floats(Index width) { return shifts ? 2 * width : width; }
+  static constexpr KVPARE_HD Index own_state_floats(Index width) { return shifts ? 2 * width : width; }
 
   /// affine: the range of each channel over the codes; scaled: sqrt(max|v|); balanced: sqrt(max|q| / max|k|).
   static constexpr bool needs_query_peak = rule == ChannelRule::balanced;
@@ -127,7 +131,7 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
     }
   }
 
-  static void forward(Index width, const float* state, float* x) {
+  static KVPARE_HD void forward(Index width, const float* state, float* x) {
     if (!state) return;
     for (Index c = 0; c < width; ++c) {
       const float f = factor(state[c]), h = shifts ? state[width + c] : 0.0f;
@@ -137,30 +141,33 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
         x[c] = f != 0 ? (x[c] - h) / f : 0.0f;
     }
   }
-  static void backward(Index width, const float* state, float* x) {
+  static KVPARE_HD void backward(Index width, const float* state, float* x) {
     if (!state) return;
-    for (Index c = 0; c < width; ++c) x[c] = x[c] * gain(state[c]) + (shifts ? state[width + c] : 0.0f);
+    for (Index c = 0; c < width; ++c) x[c] = detail::product(x[c], gain(state[c])) + (shifts ? state[width + c] : 0.0f);
   }
-  static float fold_query(Index width, const float* state, float* q) {
+  static KVPARE_HD float fold_query(Index width, const float* state, float* q) {
     float bias = 0;
     if (!state) return bias;
     for (Index c = 0; c < width; ++c) {
-      if constexpr (shifts) bias += q[c] * state[width + c];
+      if constexpr (shifts) bias += detail::product(q[c], state[width + c]);
       q[c] *= gain(state[c]);
     }
     return bias;
   }
-  static void fold_output(Index width, const float* state, float sum, float* out) {
+  static KVPARE_HD void fold_output(Index width, const float* state, float sum, float* out) {
     if (!state) return;
-    for (Index c = 0; c < width; ++c) out[c] = out[c] * gain(state[c]) + (shifts ? sum * state[width + c] : 0.0f);
+    for (Index c = 0; c < width; ++c)
+      out[c] = detail::product(out[c], gain(state[c])) + (shifts ? detail::product(sum, state[width + c]) : 0.0f);
   }
 
  private:
-  static float factor(float f) {
+  static KVPARE_HD float factor(float f) {
     return std::abs(f) >= detail::least_scale && std::abs(f) <= detail::largest_coded ? f : 0.0f;
   }
   /// What a stored number is multiplied with.
-  static float gain(float f) { return rule == ChannelRule::balanced ? detail::inverse_of(factor(f)) : factor(f); }
+  static KVPARE_HD float gain(float f) {
+    return rule == ChannelRule::balanced ? detail::inverse_of(factor(f)) : factor(f);
+  }
 };
 
 template <Codec Inner>
@@ -184,11 +191,11 @@ struct Fixed : detail::GroupTiles<Fixed<bits>, GroupForm{.bits = bits, .scale = 
 
  public:
   static constexpr std::string_view name = text.view();
-  static float scale_of(GroupBits, const float* = nullptr) { return 1.0f; }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return static_cast<float>(code); }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float scale_of(GroupBits, const float* = nullptr) { return 1.0f; }
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return static_cast<float>(code); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     constexpr float top = static_cast<float>((1 << bits) - 1);
     for (Index i = 0; i < n; ++i) {
       const float v = x[i * stride] > 0 ? x[i * stride] : 0.0f;  // NaN too

@@ -29,15 +29,15 @@ struct Fp8 : detail::GroupTiles<Fp8<Float>, GroupForm{.bits = 8, .table = true, 
   static constexpr float largest = Float::magnitude(std::is_same_v<Float, detail::E4M3> ? 0x7e : 0x7b);
   static constexpr const auto& levels = Float::values;
 
-  static constexpr Index state_floats(Index) { return 1; }
+  static constexpr KVPARE_HD Index state_floats(Index) { return 1; }
   static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
     *state = fp8_scale<Fp8>(r.peak(width));
   }
-  static float scale_of(GroupBits, const float* state) { return state ? *state : 1.0f; }
-  static float zero_of(GroupBits, const float*) { return 0.0f; }
-  static float level(std::uint8_t code) { return levels[code]; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float scale_of(GroupBits, const float* state) { return state ? *state : 1.0f; }
+  static KVPARE_HD float zero_of(GroupBits, const float*) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return detail::entry_of<Float::values>(code); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
+                                      Index code_stride) {
     const float inverse = state ? 1.0f / *state : 1.0f;
     if (stride == 1 && code_stride == 1) {
       for (Index i = 0; i < n; ++i) codes[i] = Float::nearest(x[i] * inverse);

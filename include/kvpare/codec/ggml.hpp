@@ -65,17 +65,17 @@ struct Q1_0 : Group<GroupSpec{.bits = 1, .fit = Fit::mean, .group = 128}> {
 /// Source  ggml q2_0
 struct Q2_0 : detail::GroupTiles<Q2_0, GroupForm{.bits = 2, .offset = 1, .group = 64}> {
   static constexpr std::string_view name = "q2_0";
-  static float scale_of(GroupBits bits, const float* = nullptr) {
+  static KVPARE_HD float scale_of(GroupBits bits, const float* = nullptr) {
     return detail::half_to_float(static_cast<std::uint16_t>(bits.scale));
   }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return static_cast<float>(code) - 1.0f; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return static_cast<float>(code) - 1.0f; }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     const float amax = detail::largest_magnitude(x, stride, n);
     const float inverse = amax < detail::least_scale ? 0.0f : 1.0f / amax;
     for (Index i = 0; i < n; ++i) {
-      const float q = detail::round_away(detail::as_coded(x[i * stride]) * inverse) + 1;
+      const float q = detail::round_away(detail::product(detail::as_coded(x[i * stride]), inverse)) + 1;
       codes[i * code_stride] = static_cast<std::uint8_t>(static_cast<int>(q));
     }
     return {detail::saturated_half(amax), 0};
@@ -95,13 +95,14 @@ struct Iq4Nl : detail::GroupTiles<Iq4Nl, GroupForm{.bits = 4, .table = true, .gr
   static constexpr std::string_view name = "iq4_nl";
   static constexpr std::array<float, 16> levels = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                    1,    13,   25,  38,  53,  69,  89,  113};
-  static float scale_of(GroupBits bits, const float* = nullptr) {
+  static constexpr float lowest = levels[0];
+  static KVPARE_HD float scale_of(GroupBits bits, const float* = nullptr) {
     return detail::half_to_float(static_cast<std::uint16_t>(bits.scale));
   }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return levels[code & 15u]; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return detail::entry_of<levels>(code & 15u); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     float amax = 0, extreme = 0;
     for (Index i = 0; i < n; ++i)
       if (const float v = number(x[i * stride]); std::abs(v) > amax) amax = std::abs(v), extreme = v;
@@ -109,27 +110,28 @@ struct Iq4Nl : detail::GroupTiles<Iq4Nl, GroupForm{.bits = 4, .table = true, .gr
       for (Index i = 0; i < n; ++i) codes[i * code_stride] = 0;
       return {};
     }
-    const float inverse = 1.0f / (extreme / levels[0]);
+    const float inverse = 1.0f / (extreme / lowest);
     float with_x = 0, with_level = 0;
     for (Index i = 0; i < n; ++i) {
       const float v = number(x[i * stride]), weight = v * v;
-      const std::uint8_t code = nearest(v * inverse);
+      const std::uint8_t code = nearest(detail::product(v, inverse));
+      const float at = level(code);
       codes[i * code_stride] = code;
-      with_x += weight * levels[code] * v;
-      with_level += weight * levels[code] * levels[code];
+      with_x += detail::product(weight * at, v);
+      with_level += detail::product(weight * at, at);
     }
     return {detail::saturated_half(with_x / with_level), 0};
   }
 
  private:
-  static float number(float x) {
+  static KVPARE_HD float number(float x) {
     if (x != x) return 0.0f;
     return x > 0x1p64f ? 0x1p64f : x < -0x1p64f ? -0x1p64f : x;
   }
-  static std::uint8_t nearest(float v) {
-    if (v <= levels[0]) return 0;
+  static KVPARE_HD std::uint8_t nearest(float v) {
+    if (v <= lowest) return 0;
     for (std::uint8_t c = 1; c < 16; ++c)
-      if (v < levels[c]) return static_cast<std::uint8_t>(v - levels[c - 1] < levels[c] - v ? c - 1 : c);
+      if (v < level(c)) return static_cast<std::uint8_t>(v - level(c - 1) < level(c) - v ? c - 1 : c);
     return 15;
   }
 };
@@ -163,12 +165,12 @@ concept GgmlCodec = GroupCodec<C> &&(ggml_block<C> > 0);
 
 /// Whether ggml has rows of this width, at most as wide as codecs take them.
 template <GgmlCodec C>
-constexpr bool ggml_fits(Index width) {
+constexpr KVPARE_HD bool ggml_fits(Index width) {
   return width % ggml_block<C> == 0 && C::fits({1, width});
 }
 /// Bytes of a ggml row, which are those of ours.
 template <GgmlCodec C>
-constexpr Index ggml_row_bytes(Index width) {
+constexpr KVPARE_HD Index ggml_row_bytes(Index width) {
   return C::row_bytes(width);
 }
 

@@ -136,24 +136,24 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   static constexpr GroupSpec spec = s;
   static constexpr std::string_view name = text.view();
 
-  static float scale_of(GroupBits bits, const float* = nullptr) { return number(bits.scale); }
-  static float zero_of(GroupBits bits, const float* = nullptr) {
+  static KVPARE_HD float scale_of(GroupBits bits, const float* = nullptr) { return number(bits.scale); }
+  static KVPARE_HD float zero_of(GroupBits bits, const float* = nullptr) {
     if constexpr (s.fit == Fit::min_max)
       return number(bits.zero);
     else if constexpr (s.fit == Fit::integer)
-      return number(bits.scale) * static_cast<float>(static_cast<std::int16_t>(bits.zero));
+      return detail::product(number(bits.scale), static_cast<float>(static_cast<std::int16_t>(bits.zero)));
     else
       return 0.0f;
   }
-  static constexpr float level(std::uint8_t code) {
+  static constexpr KVPARE_HD float level(std::uint8_t code) {
     if constexpr (s.fit == Fit::mean)
-      return detail::SignLevels::levels[code & 1u];
+      return (code & 1u) != 0 ? 1.0f : -1.0f;  // SignLevels
     else
       return static_cast<float>(static_cast<int>(code) - Group::form.offset);
   }
 
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     float numbers[detail::max_coded_width];
     numbers[0] = 0;
     std::uint8_t own[detail::max_coded_width];
@@ -172,13 +172,13 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   }
 
  private:
-  static float number(std::uint32_t bits) {
+  static KVPARE_HD float number(std::uint32_t bits) {
     if constexpr (s.scale == ScaleType::f16)
       return detail::half_to_float(static_cast<std::uint16_t>(bits));
     else
       return std::bit_cast<float>(bits);
   }
-  static std::uint32_t stored(float x) {
+  static KVPARE_HD std::uint32_t stored(float x) {
     if constexpr (s.scale == ScaleType::f16)
       return detail::saturated_half(x);
     else
@@ -187,14 +187,14 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
 
   /// Codes are `offset` + v rounded and clamped to lowest … 2^bits - 1; v is a number over the scale.
   template <int offset, int lowest>
-  static std::uint8_t code(float v) {
+  static KVPARE_HD std::uint8_t code(float v) {
     if constexpr (s.ties == Ties::even) {
       constexpr int top = (1 << s.bits) - 1;
       const int c = detail::round_even_int(v) + offset;
       const int not_low = c > lowest ? c : lowest;
       return static_cast<std::uint8_t>(not_low < top ? not_low : top);
     } else if constexpr (s.ties == Ties::up) {
-      v = std::min(std::max(v + (static_cast<float>(offset) + 0.5f), static_cast<float>(lowest)), top_code);
+      v = std::min(std::max(v + (static_cast<float>(offset) + 0.5f), static_cast<float>(lowest)), float{top_code});
       return static_cast<std::uint8_t>(static_cast<int>(v));
     } else {
       v = std::min(std::max(v, static_cast<float>(lowest - offset)), top_code - static_cast<float>(offset));
@@ -204,7 +204,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   }
 
   /// The group's codes, all numbers finite and of sane size, `amax` the largest magnitude.
-  static GroupBits plain(const float* x, Index n, float amax, std::uint8_t* codes) {
+  static KVPARE_HD GroupBits plain(const float* x, Index n, float amax, std::uint8_t* codes) {
     GroupBits bits;
     if constexpr (s.fit == Fit::mean) {
       const double sum = detail::sum_of(n, [x](Index i) { return std::abs(x[i]); });
@@ -220,7 +220,8 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
       if (std::abs(scale) < detail::least_scale) scale = 0;
       bits.scale = stored(scale);
       const float inverse = detail::inverse_of(s.from == CodesFrom::exact ? scale : number(bits.scale));
-      for (Index i = 0; i < n; ++i) codes[i] = code < half_range, s.fit == Fit::amax ? 1 : 0 > (x[i] * inverse);
+      for (Index i = 0; i < n; ++i)
+        codes[i] = code < half_range, s.fit == Fit::amax ? 1 : 0 > (detail::product(x[i], inverse));
     } else {
       const auto [low, high] = range(x, n);
       if constexpr (s.fit == Fit::min_max) {
@@ -247,7 +248,7 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
     float low = 0, high = 0;
   };
   /// Zeros of either sign are 0.
-  static Range range(const float* x, Index n) {
+  static KVPARE_HD Range range(const float* x, Index n) {
     if (n <= 0) return {};
     std::int32_t low = detail::ordered(x[0]), high = low;
     for (Index i = 1; i < n; ++i) {

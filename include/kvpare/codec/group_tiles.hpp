@@ -5,10 +5,11 @@
 
 #include "codec.hpp"
 #include "packing.hpp"
+#include "rounding.hpp"
 
 namespace kvpare::detail {
 
-constexpr Index scale_size(ScaleType type) {
+constexpr KVPARE_HD Index scale_size(ScaleType type) {
   switch (type) {
     case ScaleType::one:
       return 0;
@@ -20,7 +21,7 @@ constexpr Index scale_size(ScaleType type) {
       return 1;
   }
 }
-constexpr Index zero_size(const GroupForm& form) {
+constexpr KVPARE_HD Index zero_size(const GroupForm& form) {
   return form.zero == ZeroType::none ? 0 : form.zero == ZeroType::integer ? 2 : scale_size(form.scale);
 }
 
@@ -38,24 +39,35 @@ struct GroupTiles {
   static constexpr bool rows_move = form.along == Along::channels;
   static constexpr Index scale_bytes = scale_size(form.scale), zero_bytes = zero_size(form);
 
-  static constexpr bool fits(TileShape t) {
-    if (t.width < 1 || t.width > max_coded_width || t.tokens < 1 || t.tokens > max_coded_width) return false;
-    const Index all = form.along == Along::channels ? t.width : t.tokens;
-    if (all % form.parts != 0 || all % form.group_of(t) != 0) return false;
-    const Index run = form.along == Along::channels && packing == Packing::neighbours ? t.width : form.group_of(t);
-    return form.ternary || run * form.bits % 8 == 0;
+  /// What the form says of a tile. Device code has the values of static members, not their address, hence the copies.
+  static constexpr KVPARE_HD Index group_of(TileShape t) {
+    constexpr GroupForm own = group_form;
+    return own.group_of(t);
   }
-  static constexpr Index row_bytes(Index width) {
-    return code_bytes(width) + form.groups({1, width}) * (scale_bytes + zero_bytes);
-  }
-  static constexpr Index tile_bytes(TileShape t) {
-    if (form.along == Along::channels) return t.tokens * row_bytes(t.width);
-    return form.groups(t) * (code_bytes(form.group_of(t)) + scale_bytes + zero_bytes);
+  static constexpr KVPARE_HD Index groups_of(TileShape t) {
+    constexpr GroupForm own = group_form;
+    return own.groups(t);
   }
 
-  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
+  static constexpr KVPARE_HD bool fits(TileShape t) {
+    if (t.width < 1 || t.width > max_coded_width || t.tokens < 1 || t.tokens > max_coded_width) return false;
+    const Index all = form.along == Along::channels ? t.width : t.tokens;
+    if (all % form.parts != 0 || all % group_of(t) != 0) return false;
+    const Index run = form.along == Along::channels && packing == Packing::neighbours ? t.width : group_of(t);
+    return form.ternary || run * form.bits % 8 == 0;
+  }
+  static constexpr KVPARE_HD Index row_bytes(Index width) {
+    return code_bytes(width) + groups_of({1, width}) * (scale_bytes + zero_bytes);
+  }
+  static constexpr KVPARE_HD Index tile_bytes(TileShape t) {
+    if (form.along == Along::channels) return t.tokens * row_bytes(t.width);
+    return groups_of(t) * (code_bytes(group_of(t)) + scale_bytes + zero_bytes);
+  }
+
+  static KVPARE_HD void encode(TileShape t, const float* rows, Index first, Index count, const float* state,
+                               std::byte* tile) {
     std::uint8_t codes[max_coded_width];
-    const Index group = form.group_of(t);
+    const Index group = group_of(t);
     if constexpr (form.along == Along::channels) {
       const Index groups = t.width / group;
       for (Index r = 0; r < count; ++r) {
@@ -67,7 +79,7 @@ struct GroupTiles {
         pack(codes, t.width, group, row);
       }
     } else {
-      const Index run = code_bytes(group), groups = form.groups(t);
+      const Index run = code_bytes(group), groups = groups_of(t);
       std::byte* scales = tile + groups * run;
       std::byte* zeros = scales + groups * scale_bytes;
       for (Index g = 0; g < t.tokens / group; ++g) {
@@ -83,8 +95,8 @@ struct GroupTiles {
     }
   }
 
-  static void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
-    const Index group = form.group_of(t);
+  static KVPARE_HD void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
+    const Index group = group_of(t);
     if constexpr (form.along == Along::channels) {
       std::uint8_t codes[max_coded_width];
       const std::byte* bytes = tile + slot * row_bytes(t.width);
@@ -97,7 +109,7 @@ struct GroupTiles {
         for (Index c = g * group; c < (g + 1) * group; ++c) row[c] = value(scale, codes[c], zero);
       }
     } else {
-      const Index run = code_bytes(group), groups = form.groups(t), g = slot / group;
+      const Index run = code_bytes(group), groups = groups_of(t), g = slot / group;
       const std::byte* scales = tile + groups * run;
       const std::byte* zeros = scales + groups * scale_bytes;
       for (Index c = 0; c < t.width; ++c) {
@@ -112,52 +124,54 @@ struct GroupTiles {
   // For backends that keep codes in an order of their own: codes and bits as they are, one row (groups along channels) or one
   // run of a channel (`place` = group of tokens * width + channel) at a time.
 
-  static void write_row(TileShape t, std::byte* tile, Index slot, const std::uint8_t* codes, const GroupBits* bits) {
+  static KVPARE_HD void write_row(TileShape t, std::byte* tile, Index slot, const std::uint8_t* codes,
+                                  const GroupBits* bits) {
     std::byte* row = tile + slot * row_bytes(t.width);
     std::byte* scales = row + code_bytes(t.width);
-    const Index groups = form.groups({1, t.width});
+    const Index groups = groups_of({1, t.width});
     for (Index g = 0; g < groups; ++g) put(bits[g], scales, scales + groups * scale_bytes, g);
-    pack(codes, t.width, form.group_of(t), row);
+    pack(codes, t.width, group_of(t), row);
   }
-  static void read_row(TileShape t, const std::byte* tile, Index slot, std::uint8_t* codes, GroupBits* bits) {
+  static KVPARE_HD void read_row(TileShape t, const std::byte* tile, Index slot, std::uint8_t* codes, GroupBits* bits) {
     const std::byte* row = tile + slot * row_bytes(t.width);
     const std::byte* scales = row + code_bytes(t.width);
-    const Index groups = form.groups({1, t.width});
+    const Index groups = groups_of({1, t.width});
     for (Index g = 0; g < groups; ++g) bits[g] = get(scales, scales + groups * scale_bytes, g);
-    unpack(row, t.width, form.group_of(t), codes);
+    unpack(row, t.width, group_of(t), codes);
   }
-  static void write_run(TileShape t, std::byte* tile, Index place, const std::uint8_t* codes, GroupBits bits) {
-    const Index group = form.group_of(t), run = code_bytes(group), groups = form.groups(t);
+  static KVPARE_HD void write_run(TileShape t, std::byte* tile, Index place, const std::uint8_t* codes,
+                                  GroupBits bits) {
+    const Index group = group_of(t), run = code_bytes(group), groups = groups_of(t);
     std::byte* scales = tile + groups * run;
     put(bits, scales, scales + groups * scale_bytes, place);
     pack(codes, group, group, tile + place * run);
   }
-  static GroupBits read_run(TileShape t, const std::byte* tile, Index place, std::uint8_t* codes) {
-    const Index group = form.group_of(t), run = code_bytes(group), groups = form.groups(t);
+  static KVPARE_HD GroupBits read_run(TileShape t, const std::byte* tile, Index place, std::uint8_t* codes) {
+    const Index group = group_of(t), run = code_bytes(group), groups = groups_of(t);
     const std::byte* scales = tile + groups * run;
     unpack(tile + place * run, group, group, codes);
     return get(scales, scales + groups * scale_bytes, place);
   }
 
  protected:
-  static constexpr Index code_bytes(Index n) { return form.ternary ? ceil_div(n, 5) : n * form.bits / 8; }
-  static float value(float scale, std::uint8_t code, float zero) {
+  static constexpr KVPARE_HD Index code_bytes(Index n) { return form.ternary ? ceil_div(n, 5) : n * form.bits / 8; }
+  static KVPARE_HD float value(float scale, std::uint8_t code, float zero) {
     if constexpr (form.zero == ZeroType::none)
-      return scale * C::level(code);
+      return product(scale, C::level(code));
     else
-      return scale * C::level(code) + zero;
+      return product(scale, C::level(code)) + zero;
   }
-  static void put(GroupBits bits, std::byte* scales, std::byte* zeros, Index g) {
+  static KVPARE_HD void put(GroupBits bits, std::byte* scales, std::byte* zeros, Index g) {
     if constexpr (scale_bytes > 0) put_bytes(scales + g * scale_bytes, bits.scale, scale_bytes);
     if constexpr (zero_bytes > 0) put_bytes(zeros + g * zero_bytes, bits.zero, zero_bytes);
   }
-  static GroupBits get(const std::byte* scales, const std::byte* zeros, Index g) {
+  static KVPARE_HD GroupBits get(const std::byte* scales, const std::byte* zeros, Index g) {
     GroupBits bits;
     if constexpr (scale_bytes > 0) bits.scale = get_bytes(scales + g * scale_bytes, scale_bytes);
     if constexpr (zero_bytes > 0) bits.zero = get_bytes(zeros + g * zero_bytes, zero_bytes);
     return bits;
   }
-  static void pack(const std::uint8_t* codes, Index n, Index group, std::byte* bytes) {
+  static KVPARE_HD void pack(const std::uint8_t* codes, Index n, Index group, std::byte* bytes) {
     if constexpr (form.ternary)
       pack_ternary(codes, n, bytes);
     else if constexpr (packing == Packing::halves)
@@ -165,7 +179,7 @@ struct GroupTiles {
     else
       pack_codes<form.bits>(codes, n, bytes);
   }
-  static void unpack(const std::byte* bytes, Index n, Index group, std::uint8_t* codes) {
+  static KVPARE_HD void unpack(const std::byte* bytes, Index n, Index group, std::uint8_t* codes) {
     if constexpr (form.ternary)
       unpack_ternary(bytes, n, codes);
     else if constexpr (packing == Packing::halves)
@@ -173,7 +187,7 @@ struct GroupTiles {
     else
       unpack_codes<form.bits>(bytes, n, codes);
   }
-  static std::uint8_t code_of(const std::byte* run, Index i, Index run_bytes) {
+  static KVPARE_HD std::uint8_t code_of(const std::byte* run, Index i, Index run_bytes) {
     if constexpr (form.ternary)
       return ternary_at(run, i);
     else if constexpr (packing == Packing::halves)

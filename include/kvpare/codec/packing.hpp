@@ -22,11 +22,11 @@ namespace detail {
 inline constexpr Index max_coded_width = 1024;
 
 /// The fewest codes that fill whole bytes.
-constexpr Index codes_per_block(int bits) { return 8 / std::gcd(bits, 8); }
+constexpr KVPARE_HD Index codes_per_block(int bits) { return 8 / std::gcd(bits, 8); }
 
 /// n codes, n * bits divisible by 8, into n * bits / 8 bytes.
 template <int bits>
-constexpr void pack_codes(const std::uint8_t* codes, Index n, std::byte* bytes) {
+constexpr KVPARE_HD void pack_codes(const std::uint8_t* codes, Index n, std::byte* bytes) {
   constexpr Index per = codes_per_block(bits);
   for (Index i = 0; i < n; i += per) {
     std::uint64_t word = 0;
@@ -36,7 +36,7 @@ constexpr void pack_codes(const std::uint8_t* codes, Index n, std::byte* bytes) 
 }
 
 template <int bits>
-constexpr void unpack_codes(const std::byte* bytes, Index n, std::uint8_t* codes) {
+constexpr KVPARE_HD void unpack_codes(const std::byte* bytes, Index n, std::uint8_t* codes) {
   constexpr Index per = codes_per_block(bits);
   for (Index i = 0; i < n; i += per) {
     std::uint64_t word = 0;
@@ -47,7 +47,7 @@ constexpr void unpack_codes(const std::byte* bytes, Index n, std::uint8_t* codes
 
 /// Code i of a packed run.
 template <int bits>
-constexpr std::uint8_t code_at(const std::byte* bytes, Index i) {
+constexpr KVPARE_HD std::uint8_t code_at(const std::byte* bytes, Index i) {
   const Index bit = i * bits;
   unsigned word = std::to_integer<unsigned>(bytes[bit / 8]);
   if (bit % 8 + bits > 8) word |= std::to_integer<unsigned>(bytes[bit / 8 + 1]) << 8;
@@ -56,7 +56,7 @@ constexpr std::uint8_t code_at(const std::byte* bytes, Index i) {
 
 /// Runs of `run` codes in `halves` order: bits 8, 4, 2 or 1, run * bits divisible by 8.
 template <int bits>
-constexpr void pack_halves(const std::uint8_t* codes, Index n, Index run, std::byte* bytes) {
+constexpr KVPARE_HD void pack_halves(const std::uint8_t* codes, Index n, Index run, std::byte* bytes) {
   static_assert(8 % bits == 0, "bytes of halves hold whole codes");
   const Index m = run * bits / 8;
   for (Index start = 0; start < n; start += run, bytes += m)
@@ -68,7 +68,7 @@ constexpr void pack_halves(const std::uint8_t* codes, Index n, Index run, std::b
 }
 
 template <int bits>
-constexpr void unpack_halves(const std::byte* bytes, Index n, Index run, std::uint8_t* codes) {
+constexpr KVPARE_HD void unpack_halves(const std::byte* bytes, Index n, Index run, std::uint8_t* codes) {
   static_assert(8 % bits == 0, "bytes of halves hold whole codes");
   const Index m = run * bits / 8;
   for (Index start = 0; start < n; start += run, bytes += m)
@@ -80,26 +80,26 @@ constexpr void unpack_halves(const std::byte* bytes, Index n, Index run, std::ui
 
 /// Codes 0, 1, 2, five to a byte: the first one counts once, the next ones 3, 9, 27 and 81 times. A last byte that holds
 /// fewer is filled up with 0. Bytes above 242 are never written and read as 0, 1 or 2 all the same.
-constexpr void pack_ternary(const std::uint8_t* codes, Index n, std::byte* bytes) {
+constexpr KVPARE_HD void pack_ternary(const std::uint8_t* codes, Index n, std::byte* bytes) {
   for (Index i = 0; i < n; i += 5) {
     unsigned byte = 0;
     for (Index k = i + 5 < n ? i + 5 : n; k-- > i;) byte = byte * 3 + codes[k];
     *bytes++ = static_cast<std::byte>(byte);
   }
 }
-constexpr std::uint8_t ternary_at(const std::byte* bytes, Index i) {
+constexpr KVPARE_HD std::uint8_t ternary_at(const std::byte* bytes, Index i) {
   constexpr unsigned powers[] = {1, 3, 9, 27, 81};
   return static_cast<std::uint8_t>(std::to_integer<unsigned>(bytes[i / 5]) / powers[i % 5] % 3);
 }
-constexpr void unpack_ternary(const std::byte* bytes, Index n, std::uint8_t* codes) {
+constexpr KVPARE_HD void unpack_ternary(const std::byte* bytes, Index n, std::uint8_t* codes) {
   for (Index i = 0; i < n; ++i) codes[i] = ternary_at(bytes, i);
 }
 
 /// The low `size` bytes of a number, least significant first, and back.
-inline void put_bytes(std::byte* to, std::uint32_t bits, Index size) {
+KVPARE_HD inline void put_bytes(std::byte* to, std::uint32_t bits, Index size) {
   for (Index k = 0; k < size; ++k) to[k] = static_cast<std::byte>(bits >> 8 * k & 0xffu);
 }
-inline std::uint32_t get_bytes(const std::byte* from, Index size) {
+KVPARE_HD inline std::uint32_t get_bytes(const std::byte* from, Index size) {
   std::uint32_t bits = 0;
   for (Index k = 0; k < size; ++k) bits |= std::to_integer<std::uint32_t>(from[k]) << 8 * k;
   return bits;

@@ -21,16 +21,17 @@ struct Raw {
   static constexpr std::string_view name = name_of(dtype_of<T>());
   static constexpr DType dtype = dtype_of<T>();
   static constexpr bool rows_move = true;
-  static constexpr Index row_bytes(Index width) { return width * static_cast<Index>(sizeof(T)); }
-  static constexpr bool fits(TileShape) { return true; }
-  static constexpr Index tile_bytes(TileShape s) { return s.tokens * row_bytes(s.width); }
-  static void encode(TileShape s, const float* rows, Index first, Index count, const float*, std::byte* tile) {
+  static constexpr KVPARE_HD Index row_bytes(Index width) { return width * static_cast<Index>(sizeof(T)); }
+  static constexpr KVPARE_HD bool fits(TileShape) { return true; }
+  static constexpr KVPARE_HD Index tile_bytes(TileShape s) { return s.tokens * row_bytes(s.width); }
+  static KVPARE_HD void encode(TileShape s, const float* rows, Index first, Index count, const float*,
+                               std::byte* tile) {
     for (Index i = 0; i < count * s.width; ++i) {
       const T x(rows[i]);
       std::memcpy(tile + (first * s.width + i) * Index(sizeof(T)), &x, sizeof(T));
     }
   }
-  static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
+  static KVPARE_HD void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
     for (Index c = 0; c < s.width; ++c) {
       T x;
       std::memcpy(&x, tile + (slot * s.width + c) * Index(sizeof(T)), sizeof(T));
@@ -50,14 +51,14 @@ template <Codec K, Codec V>
 struct Pair {
   using Key = K;
   using Value = V;
-  static constexpr bool fits(Index tokens, Index key_dim, Index value_dim) {
+  static constexpr KVPARE_HD bool fits(Index tokens, Index key_dim, Index value_dim) {
     return K::fits({tokens, key_dim}) && V::fits({tokens, value_dim});
   }
   /// Keys first, then values, each tile 64-byte aligned.
-  static constexpr Index key_bytes(Index tokens, Index key_dim) {
+  static constexpr KVPARE_HD Index key_bytes(Index tokens, Index key_dim) {
     return round_up(K::tile_bytes({tokens, key_dim}), 64);
   }
-  static constexpr Index page_bytes(Index tokens, Index key_dim, Index value_dim) {
+  static constexpr KVPARE_HD Index page_bytes(Index tokens, Index key_dim, Index value_dim) {
     return key_bytes(tokens, key_dim) + round_up(V::tile_bytes({tokens, value_dim}), 64);
   }
 };

@@ -13,7 +13,7 @@ namespace detail {
 /// x <- H x, n a power of two: halves first, then the butterflies between them. Sizes are constants so that every loop but the
 /// smallest is made of whole vectors.
 template <Index n>
-inline void butterflies(float* x) {
+KVPARE_HD inline void butterflies(float* x) {
   if constexpr (n == 4) {
     const float a = x[0] + x[1], b = x[0] - x[1], c = x[2] + x[3], d = x[2] - x[3];
     x[0] = a + c, x[1] = b + d, x[2] = a - c, x[3] = b - d;
@@ -29,17 +29,29 @@ inline void butterflies(float* x) {
 
 /// x <- H x / sqrt(n), n a power of two up to max_coded_width: the Walsh-Hadamard matrix in natural order, its own inverse.
 template <Index largest = max_coded_width>
-inline void hadamard(float* x, Index n) {
+KVPARE_HD inline void hadamard(float* x, Index n) {
+#if defined(__CUDA_ARCH__)
+  // The same sums in a loop: one thread has no vectors to gain, and all sizes unrolled take a minute to compile.
+  for (Index half = 1; half < n; half *= 2)
+    for (Index i = 0; i < n; ++i)
+      if ((i & half) == 0) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b, x[i + half] = a - b;
+      }
+  const float unit = 1.0f / std::sqrt(static_cast<float>(n));
+  for (Index i = 0; i < n; ++i) x[i] = product(x[i], unit);
+#else
   if constexpr (largest > 1) {
     if (n < largest) return hadamard<largest / 2>(x, n);
   }
   butterflies<largest>(x);
   const float unit = 1.0f / std::sqrt(static_cast<float>(largest));
-  for (Index i = 0; i < largest; ++i) x[i] *= unit;
+  for (Index i = 0; i < largest; ++i) x[i] = product(x[i], unit);
+#endif
 }
 
 /// Block-diagonal where n is no power of two: 96 = 64 + 32, 80 = 64 + 16, the largest blocks first.
-inline void hadamard_blocks(float* x, Index n) {
+KVPARE_HD inline void hadamard_blocks(float* x, Index n) {
   for (Index block = max_coded_width; block >= 1; block /= 2)
     for (; n >= block; x += block, n -= block) hadamard(x, block);
 }
@@ -51,6 +63,16 @@ inline constexpr auto channel_signs = [] {
     signs[static_cast<std::size_t>(c)] = (random_bits(seed, c) & 1) != 0 ? -1.0f : 1.0f;
   return signs;
 }();
+
+/// One of them. Device code makes it anew: a few integer operations, where a table would take up the cache of constants.
+template <std::uint64_t seed>
+KVPARE_HD inline float channel_sign(Index c) {
+#if defined(__CUDA_ARCH__)
+  return (random_bits(seed, c) & 1) != 0 ? -1.0f : 1.0f;
+#else
+  return channel_signs<seed>[static_cast<std::size_t>(c)];
+#endif
+}
 
 }  // namespace detail
 
@@ -75,31 +97,31 @@ struct Rotated : detail::Around<Rotated<InnerCodec, seed>, InnerCodec> {
  public:
   static constexpr std::string_view name = text.view();
   static_assert(seed < std::uint64_t{1} << 62, "the seed is part of the name");
-  static constexpr Index own_state_floats(Index) { return 0; }
-  static void forward(Index width, const float*, float* x) {
+  static constexpr KVPARE_HD Index own_state_floats(Index) { return 0; }
+  static KVPARE_HD void forward(Index width, const float*, float* x) {
     for (Index c = 0; c < width; ++c) {
       if (!(std::abs(x[c]) <= 0x1p100f)) x[c] = x[c] != x[c] ? 0.0f : std::copysign(0x1p100f, x[c]);
     }
     rotate(width, x);
   }
-  static void backward(Index width, const float*, float* x) {
+  static KVPARE_HD void backward(Index width, const float*, float* x) {
     detail::hadamard_blocks(x, width);
     turn(width, x);
   }
-  static float fold_query(Index width, const float*, float* q) {
+  static KVPARE_HD float fold_query(Index width, const float*, float* q) {
     rotate(width, q);
     return 0.0f;
   }
-  static void fold_output(Index width, const float* state, float, float* out) { backward(width, state, out); }
+  static KVPARE_HD void fold_output(Index width, const float* state, float, float* out) { backward(width, state, out); }
 
  private:
-  static void rotate(Index width, float* x) {
+  static KVPARE_HD void rotate(Index width, float* x) {
     turn(width, x);
     detail::hadamard_blocks(x, width);
   }
-  static void turn(Index width, float* x) {
+  static KVPARE_HD void turn(Index width, float* x) {
     if constexpr (seed != 0)
-      for (Index c = 0; c < width; ++c) x[c] *= detail::channel_signs<seed>[static_cast<std::size_t>(c)];
+      for (Index c = 0; c < width; ++c) x[c] *= detail::channel_sign<seed>(c);
   }
 };
 

@@ -11,7 +11,9 @@
 namespace kvpare::detail {
 
 /// 2^k, -126 <= k <= 127.
-constexpr float power_of_two(int k) { return std::bit_cast<float>(static_cast<std::uint32_t>(127 + k) << 23); }
+constexpr KVPARE_HD float power_of_two(int k) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(127 + k) << 23);
+}
 
 /// A sign, `exponent` bits, `mantissa` bits; codes up to `top` are finite. Nothing here ever gives an infinity or a NaN code.
 template <int exponent, int mantissa, int bias, unsigned top>
@@ -19,13 +21,13 @@ struct SmallFloat {
   static constexpr int bits = 1 + exponent + mantissa;
   static constexpr unsigned sign = 1u << (bits - 1);
 
-  static constexpr float magnitude(unsigned code) {
+  static constexpr KVPARE_HD float magnitude(unsigned code) {
     const int e = static_cast<int>(code >> mantissa), m = static_cast<int>(code & ((1u << mantissa) - 1u));
     return e == 0 ? static_cast<float>(m) * power_of_two(1 - bias - mantissa)
                   : static_cast<float>((1 << mantissa) + m) * power_of_two(e - bias - mantissa);
   }
   /// Of every code, signs included; those above `top` as IEEE has it: infinity where E5M2 has one, else NaN.
-  static constexpr float value(unsigned code) {
+  static constexpr KVPARE_HD float value(unsigned code) {
     const unsigned c = code & (sign - 1u);
     float v = magnitude(c);
     if (c > top)
@@ -40,7 +42,7 @@ struct SmallFloat {
   }();
 
   /// The nearest code, ties to even, saturating; NaN is 0. Negative numbers that round to zero keep their sign.
-  static constexpr std::uint8_t nearest(float x) {
+  static constexpr KVPARE_HD std::uint8_t nearest(float x) {
     constexpr float limit = magnitude(top), least_normal = power_of_two(1 - bias), shift = 0x1.8p23f;
     // No branch, and integers of one type, so that loops over this are vectors.
     const auto word = std::bit_cast<std::int32_t>(x);

@@ -43,13 +43,13 @@ struct Ternary
 
  public:
   static constexpr std::string_view name = text.view();
-  static float scale_of(GroupBits bits, const float* = nullptr) {
+  static KVPARE_HD float scale_of(GroupBits bits, const float* = nullptr) {
     return detail::half_to_float(static_cast<std::uint16_t>(bits.scale));
   }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return static_cast<float>(code) - 1.0f; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return static_cast<float>(code) - 1.0f; }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     const auto magnitude = [x, stride](Index i) { return std::abs(detail::as_coded(x[i * stride])); };
     float amax = 0;
     for (Index i = 0; i < n; ++i) amax = magnitude(i) > amax ? magnitude(i) : amax;

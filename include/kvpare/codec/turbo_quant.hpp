@@ -63,13 +63,13 @@ struct Lloyd : detail::GroupTiles<Lloyd<bits, corrected>, GroupForm{.bits = bits
     return all;
   }();
 
-  static float scale_of(GroupBits bits_, const float* = nullptr) {
+  static KVPARE_HD float scale_of(GroupBits bits_, const float* = nullptr) {
     return detail::half_to_float(static_cast<std::uint16_t>(bits_.scale));
   }
-  static float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
-  static float level(std::uint8_t code) { return levels[code & (levels.size() - 1)]; }
-  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
-                            Index code_stride) {
+  static KVPARE_HD float zero_of(GroupBits, const float* = nullptr) { return 0.0f; }
+  static KVPARE_HD float level(std::uint8_t code) { return detail::entry_of<levels>(code & (2 * half_count - 1)); }
+  static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                      Index code_stride) {
     const double length = length_of(x, stride, n);
     float scale = n > 0 ? static_cast<float>(length / std::sqrt(static_cast<double>(n))) : 0.0f;
     if (scale < detail::least_scale) scale = 0;
@@ -79,20 +79,20 @@ struct Lloyd : detail::GroupTiles<Lloyd<bits, corrected>, GroupForm{.bits = bits
     for (Index i = 0; i < n; ++i) codes[i * code_stride] = own[i];
     if (corrected && scale > 0)
       scale = static_cast<float>(length / std::sqrt(detail::sum_of(n, [&own](Index i) {
-                                   return static_cast<double>(levels[own[i]]) * static_cast<double>(levels[own[i]]);
+                                   return static_cast<double>(level(own[i])) * static_cast<double>(level(own[i]));
                                  })));
     return {detail::saturated_half(scale), 0};
   }
 
-  static double length_of(const float* x, Index stride, Index n) {
+  static KVPARE_HD double length_of(const float* x, Index stride, Index n) {
     return std::sqrt(detail::sum_of(n, [x, stride](Index i) {
       const auto v = static_cast<double>(detail::as_coded(x[i * stride]));
       return v * v;
     }));
   }
-  static std::uint8_t nearest(float v) {
+  static KVPARE_HD std::uint8_t nearest(float v) {
     unsigned code = 0;
-    for (const float threshold : thresholds) code += v > threshold ? 1u : 0u;
+    for (std::size_t k = 0; k < 2 * half_count - 1; ++k) code += v > detail::entry_of<thresholds>(k) ? 1u : 0u;
     return static_cast<std::uint8_t>(code);
   }
 };
@@ -104,22 +104,22 @@ struct HadamardSketch {
   static_assert(seed > 0, "a sketch needs random signs");
   static constexpr std::uint64_t name = seed;
   /// x <- S x
-  static void project(Index width, float* x) {
-    for (Index c = 0; c < width; ++c) x[c] *= detail::channel_signs<seed>[static_cast<std::size_t>(c)];
+  static KVPARE_HD void project(Index width, float* x) {
+    for (Index c = 0; c < width; ++c) x[c] *= detail::channel_sign<seed>(c);
     detail::hadamard_blocks(x, width);
     scale(width, x);
   }
   /// x <- Sᵀ x
-  static void transpose(Index width, float* x) {
+  static KVPARE_HD void transpose(Index width, float* x) {
     detail::hadamard_blocks(x, width);
-    for (Index c = 0; c < width; ++c) x[c] *= detail::channel_signs<seed>[static_cast<std::size_t>(c)];
+    for (Index c = 0; c < width; ++c) x[c] *= detail::channel_sign<seed>(c);
     scale(width, x);
   }
 
  private:
-  static void scale(Index width, float* x) {
+  static KVPARE_HD void scale(Index width, float* x) {
     const float root = std::sqrt(static_cast<float>(width));
-    for (Index c = 0; c < width; ++c) x[c] *= root;
+    for (Index c = 0; c < width; ++c) x[c] = detail::product(x[c], root);
   }
 };
 
@@ -147,11 +147,12 @@ struct LloydSketch {
  public:
   static constexpr std::string_view name = text.view();
   static constexpr bool rows_move = true;
-  static constexpr bool fits(TileShape t) { return t.width % 8 == 0 && Codes::fits(t); }
-  static constexpr Index row_bytes(Index width) { return width * bits / 8 + 4; }
-  static constexpr Index tile_bytes(TileShape t) { return t.tokens * row_bytes(t.width); }
+  static constexpr KVPARE_HD bool fits(TileShape t) { return t.width % 8 == 0 && Codes::fits(t); }
+  static constexpr KVPARE_HD Index row_bytes(Index width) { return width * bits / 8 + 4; }
+  static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return t.tokens * row_bytes(t.width); }
 
-  static void encode(TileShape t, const float* rows, Index first, Index count, const float*, std::byte* tile) {
+  static KVPARE_HD void encode(TileShape t, const float* rows, Index first, Index count, const float*,
+                               std::byte* tile) {
     std::uint8_t codes[detail::max_coded_width];
     float rest[detail::max_coded_width];
     const Index width = t.width;
@@ -163,7 +164,8 @@ struct LloydSketch {
       const float inverse = length >= static_cast<double>(detail::least_scale) ? static_cast<float>(1 / length) : 0.0f;
       double left = 0;
       for (Index c = 0; c < width; ++c) {
-        rest[c] = inverse == 0 ? 0.0f : detail::as_coded(rows[c]) * inverse - Codes::level(codes[c]) / root;
+        rest[c] =
+            inverse == 0 ? 0.0f : detail::product(detail::as_coded(rows[c]), inverse) - Codes::level(codes[c]) / root;
         left += static_cast<double>(rest[c]) * static_cast<double>(rest[c]);
       }
       detail::pack_codes<bits - 1>(codes, width, row);
@@ -175,7 +177,7 @@ struct LloydSketch {
       detail::put_bytes(row + width * bits / 8 + 2, detail::saturated_half(static_cast<float>(factor)), 2);
     }
   }
-  static void decode(TileShape t, const std::byte* tile, Index slot, const float*, float* row) {
+  static KVPARE_HD void decode(TileShape t, const std::byte* tile, Index slot, const float*, float* row) {
     std::uint8_t codes[detail::max_coded_width];
     const std::byte* bytes = tile + slot * row_bytes(t.width);
     const auto number = [&](Index at) {
@@ -186,7 +188,8 @@ struct LloydSketch {
     Sketch::transpose(t.width, row);
     detail::unpack_codes<bits - 1>(bytes, t.width, codes);
     const float scale = number(0), factor = number(2);
-    for (Index c = 0; c < t.width; ++c) row[c] = factor * row[c] + scale * Codes::level(codes[c]);
+    for (Index c = 0; c < t.width; ++c)
+      row[c] = detail::product(factor, row[c]) + detail::product(scale, Codes::level(codes[c]));
   }
 };
 

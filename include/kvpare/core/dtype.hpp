@@ -86,7 +86,7 @@ template <class T>
 concept Element = is_element<T>;
 
 template <Element T>
-constexpr DType dtype_of() {
+constexpr KVPARE_HD DType dtype_of() {
   if constexpr (sizeof(T) == 4)
     return DType::f32;
   else if constexpr (std::is_same_v<T, half>)

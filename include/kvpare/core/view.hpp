@@ -65,12 +65,12 @@ struct BasicTensor {
   /// A writable tensor is a readable one.
   template <class Other>
     requires(std::is_const_v<Void>&& std::same_as<Other, void>)
-  constexpr BasicTensor(const BasicTensor<Other>& t)
+  constexpr KVPARE_HD BasicTensor(const BasicTensor<Other>& t)
       : data(t.data), dtype(t.dtype), rows(t.rows), heads(t.heads), width(t.width), row_stride(t.row_stride),
         head_stride(t.head_stride) {}
 
   /// Rows [first, first + count).
-  constexpr BasicTensor part(Index first, Index count) const {
+  constexpr KVPARE_HD BasicTensor part(Index first, Index count) const {
     BasicTensor t = *this;
     t.data = at(first, 0);
     t.rows = count;

@@ -2,6 +2,7 @@
 // are taken and the state that codecs need is made, then rows are coded, then lists change and old pages go back.
 #pragma once
 
+#include "../codec/rounding.hpp"
 #include "kv_cache.hpp"
 
 namespace kvpare {
@@ -21,7 +22,7 @@ struct WatchQueries {
         const float x = element(queries.at(r, head * group + g), channel);
         const float size = x < 0 ? -x : x;
         if (size > peak) peak = size;
-        sum += x * x;
+        sum += product(x, x);
       }
     peaks[i] = peak;
     squares[i] += sum;

@@ -12,6 +12,7 @@
 
 #include "../backend/derived/reduce_heads.hpp"
 #include "../cache/plan.hpp"
+#include "../codec/rounding.hpp"
 #include "../policy/budget/apportion.hpp"
 #include "compressor.hpp"
 
@@ -104,7 +105,7 @@ struct ShareHeads {
       Index count = 0;
       for (Index w = hits_at[r]; w < hits_at[r + 1]; ++w)
         for (std::uint64_t left = hits[w]; left != 0; left &= left - 1) ++count;
-      wish[r] = static_cast<double>(count) * (1 - floor) + static_cast<double>(k[r]) * floor;
+      wish[r] = product(static_cast<double>(count), 1 - floor) + product(static_cast<double>(k[r]), floor);
       total += k[r];
     }
     apportion(wish + first, candidate_count + first, heads[layer], total, 0, k + first);
@@ -130,7 +131,7 @@ struct BoostNewest {
   double share;
   float* out;
   KVPARE_HD void operator()(Index c) const {
-    const double wanted = share * static_cast<double>(*k);
+    const double wanted = product(share, static_cast<double>(*k));
     out[c] = newest_rank[c] >= 0 && static_cast<double>(newest_rank[c]) + 1 <= wanted + 1e-9 ? 0x1p100f : scores[c];
   }
 };

@@ -14,6 +14,12 @@ namespace kvpare {
 
 namespace detail {
 
+struct CopyScores {
+  const float* from;
+  float* to;
+  KVPARE_HD void operator()(Index i) const { to[i] = from[i]; }
+};
+
 struct TakeScores {
   const float* from;
   Index from_stride;
@@ -136,12 +142,7 @@ class RunningScores {
     if (empty()) return c;
     c.scorer_ = scorer_, c.slots_ = slots_, c.filled_ = filled_, c.last_row_ = last_row_;
     c.scores_ = Buffer<B, float>(be, scores_.size());
-    struct Copy {
-      const float* from;
-      float* to;
-      KVPARE_HD void operator()(Index i) const { to[i] = from[i]; }
-    };
-    be.each(scores_.size(), Copy{scores_.data(), c.scores_.data()});
+    be.each(scores_.size(), detail::CopyScores{scores_.data(), c.scores_.data()});
     return c;
   }
 

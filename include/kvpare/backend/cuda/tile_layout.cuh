@@ -57,4 +57,28 @@ struct FragmentLayout {
   }
 };
 
+namespace detail {
+template <Codec C>
+struct InnermostOf {
+  using type = C;
+};
+template <FoldedCodec C>
+struct InnermostOf<C> {
+  using type = typename InnermostOf<typename C::Inner>::type;
+};
+}  // namespace detail
+
+/// How the tiles of any codec lie: those of a folded codec as those of the codec within all folds.
+template <Codec C, Side side>
+struct DeviceTiles {
+  using Stored = typename detail::InnermostOf<C>::type;
+  /// FragmentLayout<Stored, side>; else canonical.
+  static constexpr bool in_fragments(TileShape shape) {
+    if constexpr (has_fragment_order<Stored>())
+      return FragmentLayout<Stored, side>::fits(shape);
+    else
+      return false;
+  }
+};
+
 }  // namespace kvpare::cuda

@@ -4,6 +4,7 @@
 #include <bit>
 #include <vector>
 
+#include "attend_fused.cuh"
 #include "attend_kernel.cuh"
 #include "attend_plan.cuh"
 #include "codecs.cuh"
@@ -34,10 +35,45 @@ inline constexpr PairOps<Work> generic_pair{
 template <class Work>
 inline constexpr PairOps<Work> generic_rows{Support::generic, launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
 
+template <class Work, class Keys, class Values, int D>
+inline constexpr PairOps<Work> fused_pair{Support::fused, launch_attend<FusedAttend<Keys, Values, D>, Work>};
+
+/// Keys and values as operands at one width, or null.
+template <class Work, class K, class V, int D>
+const PairOps<Work>* fused_ops(Index page_tokens) {
+  using Keys = typename KeysOf<K, D>::type;
+  using Values = typename ValuesOf<V, D>::type;
+  if constexpr (Keys::fits && Values::fits)
+    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, Keys, Values, D> : nullptr;
+  else
+    return nullptr;
+}
+/// The widths that models have; null for others, and for pages that are not whole tiles of 16 tokens.
+template <class Work, class K, class V>
+const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim) {
+  if (key_dim != value_dim || (page_tokens != 16 && page_tokens != 32 && page_tokens != 64)) return nullptr;
+  switch (key_dim) {
+    case 64: return fused_ops<Work, K, V, 64>(page_tokens);
+    case 96: return fused_ops<Work, K, V, 96>(page_tokens);
+    case 128: return fused_ops<Work, K, V, 128>(page_tokens);
+    case 256: return fused_ops<Work, K, V, 256>(page_tokens);
+    default: return nullptr;
+  }
+}
+
 /// Raw rows: chosen by their types, widths and alignment.
 template <class Work>
-const PairOps<Work>* rows_ops(const PageGeometry&, const AttendLayer&) {
-  return &generic_rows<Work>;
+const PairOps<Work>* rows_ops(const PageGeometry& g, const AttendLayer& layer) {
+  const auto all = reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
+                   static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
+  const PairOps<Work>* ops = nullptr;
+  if (all % 16 == 0 && g.key_type == g.value_type) {
+    if (g.key_type == DType::f16)
+      ops = fused_ops<Work, Raw<half>, Raw<half>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+    if (g.key_type == DType::bf16)
+      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+  }
+  return ops != nullptr ? ops : &generic_rows<Work>;
 }
 
 /// Rows of a call and what they see, on the host.
@@ -250,10 +286,13 @@ class AttendCall {
 /// The handle of a page format; null for raw rows, which are known by their types.
 template <class Work, class P>
 const void* pair_ops(TileShape keys, TileShape values) {
-  if constexpr (is_raw<typename P::Key> && is_raw<typename P::Value>)
+  if constexpr (is_raw<typename P::Key> && is_raw<typename P::Value>) {
     return nullptr;
-  else
-    return P::fits(keys.tokens, keys.width, values.width) ? &detail::generic_pair<Work, P> : nullptr;
+  } else {
+    if (!P::fits(keys.tokens, keys.width, values.width)) return nullptr;
+    const auto* fused = detail::fused_ops<Work, typename P::Key, typename P::Value>(keys.tokens, keys.width, values.width);
+    return fused != nullptr ? fused : &detail::generic_pair<Work, P>;
+  }
 }
 
 template <class Work>

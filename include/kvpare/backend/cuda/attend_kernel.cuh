@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../../codec/raw.hpp"
 #include "tile_layout.cuh"
 #include "workspace.cuh"
 

@@ -44,10 +44,13 @@
 
 #include "../../core/dtype.hpp"
 
+// KVPARE_DEVICE_UNROLL stands before a loop over registers, whose indices must be constants.
 #if defined(__CUDACC__)
 #define KVPARE_DEVICE __device__ __forceinline__
+#define KVPARE_DEVICE_UNROLL _Pragma("unroll")
 #else
 #define KVPARE_DEVICE inline
+#define KVPARE_DEVICE_UNROLL
 #endif
 
 namespace kvpare::cuda {

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "../core/bits.hpp"
 #include "../core/config.hpp"
 #include "../core/dtype.hpp"
 
@@ -98,7 +99,7 @@ struct HeadPages {
   KVPARE_HD Index slots() const { return static_cast<Index>(entries.size()) * page_tokens; }
   KVPARE_HD Index live_tokens() const {
     Index n = 0;
-    for (const Entry& e : entries) n += std::popcount(e.live);
+    for (const Entry& e : entries) n += count_bits(e.live);
     return n;
   }
   KVPARE_HD Position position(const Entry& e, Index slot) const {
@@ -110,7 +111,7 @@ struct HeadPages {
 /// Calls `f(bit)` for every set bit, ascending.
 template <class F>
 constexpr void for_each_bit(std::uint64_t word, F&& f) {
-  for (; word != 0; word &= word - 1) f(static_cast<Index>(std::countr_zero(word)));
+  for (; word != 0; word &= word - 1) f(static_cast<Index>(lowest_bit(word)));
 }
 
 }  // namespace kvpare

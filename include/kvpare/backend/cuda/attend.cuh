@@ -1,24 +1,310 @@
-// `attend` on the device.
+// `attend` on the device: lists are cut into tasks on the host, every form has its kernel, one more joins what they leave.
 #pragma once
 
-#include <stdexcept>
+#include <bit>
+#include <vector>
 
+#include "attend_fused.cuh"
+#include "attend_kernel.cuh"
+#include "attend_plan.cuh"
 #include "codecs.cuh"
 #include "tiles.cuh"
 
 namespace kvpare::cuda {
 
-template <class Work, class P>
-const void* pair_ops(TileShape, TileShape) {
-  return nullptr;
-}
+namespace detail {
+
+/// What attends to pages of one form: a handle of a pair points to one.
 template <class Work>
-Support pair_support(const PageGeometry&) {
+struct PairOps {
+  Support support = Support::generic;
+  void (*attend)(Work& work, const AttendLayer& layer, const AttendTask* tasks, Index count) = nullptr;
+};
+
+template <class Kernel, class Work>
+void launch_attend(Work& work, const AttendLayer& layer, const AttendTask* tasks, Index count) {
+  work.launch(count, Kernel{layer, tasks});
+}
+
+template <class Work, class P>
+inline constexpr PairOps<Work> generic_pair{
+    Support::generic,
+    launch_attend<GenericAttend<typename ReaderOf<typename P::Key>::type, typename ReaderOf<typename P::Value>::type>,
+                  Work>};
+
+template <class Work>
+inline constexpr PairOps<Work> generic_rows{Support::generic, launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
+
+template <class Work, class Keys, class Values, int D>
+inline constexpr PairOps<Work> fused_pair{Support::fused, launch_attend<FusedAttend<Keys, Values, D>, Work>};
+
+/// Keys and values as operands at one width, or null.
+template <class Work, class K, class V, int D>
+const PairOps<Work>* fused_ops(Index page_tokens) {
+  using Keys = typename KeysOf<K, D>::type;
+  using Values = typename ValuesOf<V, D>::type;
+  if constexpr (Keys::fits && Values::fits)
+    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, Keys, Values, D> : nullptr;
+  else
+    return nullptr;
+}
+/// The widths that models have; null for others, and for pages that are not whole tiles of 16 tokens.
+template <class Work, class K, class V>
+const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim) {
+  if (key_dim != value_dim || (page_tokens != 16 && page_tokens != 32 && page_tokens != 64)) return nullptr;
+  switch (key_dim) {
+    case 64: return fused_ops<Work, K, V, 64>(page_tokens);
+    case 96: return fused_ops<Work, K, V, 96>(page_tokens);
+    case 128: return fused_ops<Work, K, V, 128>(page_tokens);
+    case 256: return fused_ops<Work, K, V, 256>(page_tokens);
+    default: return nullptr;
+  }
+}
+
+/// Raw rows: chosen by their types, widths and alignment.
+template <class Work>
+const PairOps<Work>* rows_ops(const PageGeometry& g, const AttendLayer& layer) {
+  const auto all = reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
+                   static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
+  const PairOps<Work>* ops = nullptr;
+  if (all % 16 == 0 && g.key_type == g.value_type) {
+    if (g.key_type == DType::f16)
+      ops = fused_ops<Work, Raw<half>, Raw<half>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+    if (g.key_type == DType::bf16)
+      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+  }
+  return ops != nullptr ? ops : &generic_rows<Work>;
+}
+
+/// Rows of a call and what they see, on the host.
+struct RowsOfSequence {
+  Index low_of_all, high_of_all;        // (low, high]: positions that any row sees
+  Index low_of_common, high_of_common;  // positions that every row sees
+
+  RowsOfSequence(std::span<const Position> positions, Index window) {
+    const auto [lowest, highest] = std::minmax_element(positions.begin(), positions.end());
+    const auto low_of = [window](Position p) {
+      return window > 0 ? static_cast<Index>(p) - window : std::numeric_limits<Index>::min();
+    };
+    low_of_all = low_of(*lowest), high_of_all = *highest;
+    low_of_common = low_of(*highest), high_of_common = *lowest;
+  }
+
+  /// Slots of an entry that any row sees.
+  std::uint64_t seen(const HeadPages& list, const Entry& e) const {
+    if (e.live == 0 || e.first > high_of_all || e.last <= low_of_all) return 0;
+    if (e.last <= high_of_all && e.first > low_of_all) return e.live;
+    std::uint64_t word = 0;
+    for_each_bit(e.live, [&](Index s) {
+      const Index at = list.position(e, s);
+      if (at <= high_of_all && at > low_of_all) word |= std::uint64_t{1} << s;
+    });
+    return word;
+  }
+  bool by_all(const Entry& e) const { return e.last <= high_of_common && e.first > low_of_common; }
+};
+
+/// Tasks of one form, over all lists of the call.
+template <class Work>
+struct TasksOfForm {
+  const PairOps<Work>* ops = nullptr;
+  std::vector<AttendTask> tasks;
+};
+
+/// A call on its way to the device.
+template <class Work>
+class AttendCall {
+ public:
+  AttendCall(Work& work, const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind)
+      : work_(work), shape_(shape), batch_(batch), kind_(kind) {
+    layer_.key_dim = shape.key_dim, layer_.value_dim = shape.value_dim;
+    layer_.group = static_cast<int>(shape.group());
+    layer_.window = shape.window;
+    layer_.factor = shape.scale * FinishAttend::log2_e;
+    layer_.softcap = shape.softcap * FinishAttend::log2_e;
+  }
+
+  void run() {
+    if (batch_.empty()) return;
+    for (const AttendSequence& s : batch_) list_runs(s);
+    cut();
+    send();
+  }
+
+ private:
+  struct Run {  // pages of one form and state in one list
+    const PairOps<Work>* ops;
+    std::uint16_t format;
+    std::uint32_t state;
+    Index head;  // among the call's
+    std::vector<SeenPage> pages;
+  };
+
+  void list_runs(const AttendSequence& s) {
+    if (s.heads.empty()) return;
+    layer_.page_tokens = s.heads.front().page_tokens;
+    const Index group = shape_.group(), rows = s.queries.rows * group;
+    const RowsOfSequence sight(s.positions, shape_.window);
+    const Position* positions = work_.put(s.positions);
+    const float* sinks = shape_.sink_logits.empty() || sinks_ != nullptr ? sinks_ : sinks_ = work_.put(shape_.sink_logits);
+    for (Index h = 0; h < shape_.kv_heads; ++h) {
+      const HeadPages& list = s.heads[static_cast<std::size_t>(h)];
+      FinishedHead& head = heads_.emplace_back();
+      head.rows = static_cast<int>(rows);
+      head.out = static_cast<std::byte*>(s.out.at(0, h * group));
+      head.row_bytes = s.out.row_stride * size_of(s.out.dtype), head.head_bytes = s.out.head_stride * size_of(s.out.dtype);
+      head.out_type = s.out.dtype;
+      head.lse = s.lse == nullptr ? nullptr : s.lse + h * group;
+      head.sinks = sinks == nullptr ? nullptr : sinks + h * group;
+      head.slots = list.slots();
+      if (kind_ != MassKind::none) head.mass = s.mass[static_cast<std::size_t>(h)];
+
+      AttendRun common;
+      common.queries = static_cast<const std::byte*>(s.queries.at(0, h * group));
+      common.row_bytes = s.queries.row_stride * size_of(s.queries.dtype);
+      common.head_bytes = s.queries.head_stride * size_of(s.queries.dtype);
+      common.query_type = s.queries.dtype;
+      common.positions = positions;
+      common.slots = head.slots;
+      common.rows = static_cast<int>(rows);
+      common_.push_back(common);
+      std::uint32_t blocks = 0;
+      const std::size_t first_run = runs_.size();
+      Run* last = nullptr;
+      for (std::size_t e = 0; e < list.entries.size(); ++e) {
+        const Entry& entry = list.entries[e];
+        const std::uint64_t seen = sight.seen(list, entry);
+        if (seen == 0) continue;
+        if (last == nullptr || last->format != entry.format || last->state != entry.state)
+          last = &run_of(first_run, list, entry);
+        blocks = std::max(blocks, entry.offsets);
+        last->pages.push_back({seen, entry.page, static_cast<std::uint32_t>(e), entry.first, entry.offsets,
+                               sight.by_all(entry) ? 1u : 0u});
+      }
+      if (blocks > 0)
+        common_.back().offsets =
+            work_.put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+    }
+  }
+
+  Run& run_of(std::size_t first_run, const HeadPages& list, const Entry& entry) {
+    for (std::size_t r = first_run; r < runs_.size(); ++r)
+      if (runs_[r].format == entry.format && runs_[r].state == entry.state) return runs_[r];
+    const PageGeometry& g = list.formats[entry.format];
+    const auto* pair = static_cast<const PairOps<Work>*>(g.pair);
+    const bool raw = g.key_codec == nullptr && g.value_codec == nullptr;
+    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_) : pair, entry.format, entry.state,
+                                  std::ssize(heads_) - 1);
+    AttendRun& there = sent_runs_.emplace_back(common_.back());
+    const CodecState state = list.state_of(entry);
+    there.keys = g.keys, there.values = g.values;
+    there.key_page_bytes = g.key_page_bytes, there.value_page_bytes = g.value_page_bytes;
+    there.key_row_bytes = g.key_row_bytes, there.value_row_bytes = g.value_row_bytes;
+    there.key_type = g.key_type, there.value_type = g.value_type;
+    there.key_state = state.keys, there.value_state = state.values;
+    return run;
+  }
+
+  /// Runs become tasks; partials of a list are numbered by query rows, then in the order of its tasks.
+  void cut() {
+    std::vector<Stretch> stretches;
+    for (const Run& run : runs_)
+      stretches.push_back({std::ssize(run.pages), ceil_div(heads_[static_cast<std::size_t>(run.head)].rows, rows_of_task)});
+    const Index size = pages_per_task(stretches, work_.multiprocessors() * attend_tuning.blocks, pages_of_task, attend_tuning);
+    for (const Run& run : runs_)
+      heads_[static_cast<std::size_t>(run.head)].partials += static_cast<int>(ceil_div(std::ssize(run.pages), size));
+    for (FinishedHead& head : heads_) {
+      head.first_partial = partials_;
+      partials_ += head.partials * ceil_div(head.rows, rows_of_task);
+    }
+    Index before = 0;  // tasks of this list so far
+    for (std::size_t r = 0; r < runs_.size(); ++r) {
+      const Run& run = runs_[r];
+      if (r == 0 || runs_[r - 1].head != run.head) before = 0;
+      const FinishedHead& head = heads_[static_cast<std::size_t>(run.head)];
+      const SeenPage* pages = work_.put(run.pages);
+      std::vector<AttendTask>& tasks = tasks_of(run.ops);
+      const Index count = std::ssize(run.pages);
+      for (Index first = 0; first < count; first += size, ++before)
+        for (Index chunk = 0; chunk * rows_of_task < head.rows; ++chunk)
+          tasks.push_back({pages + first, head.first_partial + chunk * head.partials + before, static_cast<int>(r),
+                           static_cast<int>(std::min(size, count - first)), static_cast<int>(chunk * rows_of_task)});
+    }
+  }
+  std::vector<AttendTask>& tasks_of(const PairOps<Work>* ops) {
+    for (TasksOfForm<Work>& f : forms_)
+      if (f.ops == ops) return f.tasks;
+    return forms_.emplace_back(ops, std::vector<AttendTask>{}).tasks;
+  }
+
+  void send() {
+    if (kind_ != MassKind::none) {
+      Index floats = 0, rows = 0;
+      for (const FinishedHead& head : heads_) floats += head.rows * head.slots, rows += head.rows;
+      float* logits = work_.template scratch<float>(floats);
+      float* max_sum = work_.template scratch<float>(2 * rows);
+      work_.launch(ceil_div(floats, FillLogits::threads), FillLogits{logits, floats});
+      for (FinishedHead& head : heads_) {
+        head.logits = logits, head.max_sum = max_sum;
+        logits += head.rows * head.slots, max_sum += 2 * head.rows;
+      }
+    }
+    for (std::size_t r = 0; r < runs_.size(); ++r) {
+      const auto h = static_cast<std::size_t>(runs_[r].head);
+      sent_runs_[r].logits = heads_[h].logits, sent_runs_[r].offsets = common_[h].offsets;
+    }
+    layer_.runs = work_.put(sent_runs_);
+    layer_.states = work_.template scratch<float>(partials_ * partial_floats(shape_.value_dim));
+    for (const TasksOfForm<Work>& form : forms_)
+      form.ops->attend(work_, layer_, work_.put(form.tasks), std::ssize(form.tasks));
+
+    Index blocks = 0;
+    for (FinishedHead& head : heads_) head.first_block = blocks, blocks += head.rows;
+    work_.launch(blocks, FinishAttend{layer_, work_.put(heads_), std::ssize(heads_), shape_.q_heads});
+    if (kind_ == MassKind::none) return;
+    blocks = 0;
+    for (FinishedHead& head : heads_) head.first_block = blocks, blocks += ceil_div(head.slots, AddMass::threads);
+    work_.launch(blocks, AddMass{work_.put(heads_), std::ssize(heads_), layer_.group, kind_});
+  }
+
+  Work& work_;
+  const LayerShape& shape_;
+  std::span<const AttendSequence> batch_;
+  MassKind kind_;
+  AttendLayer layer_;
+  const float* sinks_ = nullptr;
+  std::vector<AttendRun> common_;     // by head: what all its runs share
+  std::vector<FinishedHead> heads_;   // sequence by sequence
+  std::vector<Run> runs_;             // those of a head next to each other
+  std::vector<AttendRun> sent_runs_;  // the same, for kernels
+  std::vector<TasksOfForm<Work>> forms_;
+  Index partials_ = 0;
+};
+
+}  // namespace detail
+
+/// The handle of a page format; null for raw rows, which are known by their types.
+template <class Work, class P>
+const void* pair_ops(TileShape keys, TileShape values) {
+  if constexpr (is_raw<typename P::Key> && is_raw<typename P::Value>) {
+    return nullptr;
+  } else {
+    if (!P::fits(keys.tokens, keys.width, values.width)) return nullptr;
+    const auto* fused = detail::fused_ops<Work, typename P::Key, typename P::Value>(keys.tokens, keys.width, values.width);
+    return fused != nullptr ? fused : &detail::generic_pair<Work, P>;
+  }
+}
+
+template <class Work>
+Support pair_support(const PageGeometry& g) {
+  if (g.pair != nullptr) return static_cast<const detail::PairOps<Work>*>(g.pair)->support;
   return Support::generic;
 }
+
+/// See AttendSequence. Arguments are valid: the pipeline checks them.
 template <class Work>
-void attend(Work&, const LayerShape&, std::span<const AttendSequence>, MassKind) {
-  throw std::logic_error("attend: not written yet");
+void attend(Work& work, const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
+  detail::AttendCall<Work>(work, shape, batch, kind).run();
 }
 
 }  // namespace kvpare::cuda

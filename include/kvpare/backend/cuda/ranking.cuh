@@ -117,7 +117,7 @@ class RowWalk {
       for (int i = 0; i < batch; ++i) pairs[i] = read<masked, true>(b, first + i * stride);
       for (int i = 0; i < batch; ++i) f(first + i * stride, pairs[i]);
     }
-    KVPARE_ROLLED
+    KVPARE_DEVICE_ROLL
     for (; first < last; first += stride) f(first, read<masked, false>(b, first));
   }
 
@@ -241,7 +241,7 @@ struct TopKernel {
       for (int i = 0; i < batch; ++i) keys[i] = *kept_keys(b, first + i * stride);
       for (int i = 0; i < batch; ++i) f(first + i * stride, keys[i]);
     }
-    KVPARE_ROLLED
+    KVPARE_DEVICE_ROLL
     for (; first < kept; first += stride) f(first, *kept_keys(b, first));
     if constexpr (!whole)
       walk.for_steps<batch, stride>(b, first, last, [&](int step, const ColumnPair& pair) { f(step, keys_of(pair)); });

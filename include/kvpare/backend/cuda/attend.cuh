@@ -35,16 +35,16 @@ inline constexpr PairOps<Work> generic_pair{
 template <class Work>
 inline constexpr PairOps<Work> generic_rows{Support::generic, launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
 
-template <class Work, class Keys, class Values, int D>
-inline constexpr PairOps<Work> fused_pair{Support::fused, launch_attend<FusedAttend<Keys, Values, D>, Work>};
+template <class Work, class K, class V, int D>
+inline constexpr PairOps<Work> fused_pair{Support::fused, launch_attend<FusedAttend<K, V, D>, Work>};
 
 /// Keys and values as operands at one width, or null.
 template <class Work, class K, class V, int D>
 const PairOps<Work>* fused_ops(Index page_tokens) {
   using Keys = typename KeysOf<K, D>::type;
   using Values = typename ValuesOf<V, D>::type;
-  if constexpr (Keys::fits && Values::fits)
-    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, Keys, Values, D> : nullptr;
+  if constexpr (Keys::fits && Values::fits && WarpFold<K, D>::known && WarpFold<V, D>::known)
+    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, K, V, D> : nullptr;
   else
     return nullptr;
 }
@@ -63,15 +63,15 @@ const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim
 
 /// Raw rows: chosen by their types, widths and alignment.
 template <class Work>
-const PairOps<Work>* rows_ops(const PageGeometry& g, const AttendLayer& layer) {
+const PairOps<Work>* rows_ops(const PageGeometry& g, Index page_tokens, Index key_dim, Index value_dim) {
   const auto all = reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
                    static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
   const PairOps<Work>* ops = nullptr;
   if (all % 16 == 0 && g.key_type == g.value_type) {
     if (g.key_type == DType::f16)
-      ops = fused_ops<Work, Raw<half>, Raw<half>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+      ops = fused_ops<Work, Raw<half>, Raw<half>>(page_tokens, key_dim, value_dim);
     if (g.key_type == DType::bf16)
-      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(page_tokens, key_dim, value_dim);
   }
   return ops != nullptr ? ops : &generic_rows<Work>;
 }
@@ -193,7 +193,7 @@ class AttendCall {
     const PageGeometry& g = list.formats[entry.format];
     const auto* pair = static_cast<const PairOps<Work>*>(g.pair);
     const bool raw = g.key_codec == nullptr && g.value_codec == nullptr;
-    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_) : pair, entry.format, entry.state,
+    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair, entry.format, entry.state,
                                   std::ssize(heads_) - 1);
     AttendRun& there = sent_runs_.emplace_back(common_.back());
     const CodecState state = list.state_of(entry);
@@ -295,10 +295,14 @@ const void* pair_ops(TileShape keys, TileShape values) {
   }
 }
 
+/// Raw rows are judged as those of a pool page, whose tiles say how many there are.
 template <class Work>
 Support pair_support(const PageGeometry& g) {
   if (g.pair != nullptr) return static_cast<const detail::PairOps<Work>*>(g.pair)->support;
-  return Support::generic;
+  if (g.key_row_bytes == 0 || g.value_row_bytes == 0) return Support::generic;
+  return detail::rows_ops<Work>(g, g.key_tile_bytes / g.key_row_bytes, g.key_row_bytes / size_of(g.key_type),
+                                g.value_row_bytes / size_of(g.value_type))
+      ->support;
 }
 
 /// See AttendSequence. Arguments are valid: the pipeline checks them.

@@ -40,7 +40,6 @@ struct alignas(16) SeenPage {
 struct AttendRun {
   const std::byte* queries = nullptr;  // of the head's first query head
   Index row_bytes = 0, head_bytes = 0;
-  const float* bias = nullptr;  // added to logits before the factor, per query row; or null
   const Position* positions = nullptr;
   const std::uint16_t* offsets = nullptr;
   float* logits = nullptr;  // [query rows][slots], units of log2; or null
@@ -80,9 +79,9 @@ KVPARE_DEVICE RowSight row_sight(const AttendRun& run, const AttendLayer& layer,
   constexpr Index least = std::numeric_limits<Position>::min();
   return {static_cast<Position>(low < least ? least : low), high};
 }
-KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, const SeenPage& page, int slot) {
-  return page.offsets == 0 ? page.first + slot
-                           : page.first + run.offsets[(page.offsets - 1) * layer.page_tokens + slot];
+KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, Position first, std::uint32_t offsets,
+                                   int slot) {
+  return first + (offsets == 0 ? slot : run.offsets[(offsets - 1) * layer.page_tokens + slot]);
 }
 
 KVPARE_DEVICE float element(const std::byte* row, DType type, Index i) {
@@ -270,11 +269,10 @@ struct GenericAttend {
           const int i = x / count, t = x % count, row = task.first_row + first_row + i;
           float logit = no_logit;
           if ((page.seen >> (first + t) & 1) != 0 &&
-              (page.by_all != 0 || row_sight(run, layer, row).sees(position_of(run, layer, page, first + t)))) {
+              (page.by_all != 0 || row_sight(run, layer, row).sees(position_of(run, layer, page.first, page.offsets, first + t)))) {
             float dot = 0;
             for (Index c = b.lane(); c < key_dim; c += 32) dot += q[i * key_dim + c] * numbers[t * key_dim + c];
             dot = warp_sum(b, dot);
-            if (run.bias != nullptr) dot += run.bias[row];
             logit = capped(dot * layer.factor, layer.softcap);
           }
           if (b.lane() == 0) {

@@ -60,6 +60,14 @@ if(KVPARE_NVCC)
                          COMMAND_EXPAND_LISTS VERBATIM)
       list(APPEND objects ${file}.o)
     endforeach()
+    # What kernels call, as device code only. That a kernel reaches a host function is a warning to nvcc.
+    set(source ${CMAKE_CURRENT_SOURCE_DIR}/cuda/device_code.cu)
+    set(file ${CMAKE_CURRENT_BINARY_DIR}/headers/device_code.cubin)
+    add_custom_command(OUTPUT ${file} COMMAND ${nvcc} ${kvpare_include_flags} -Werror all-warnings -Xptxas -O0
+                                              -MD -MF ${file}.d -cubin ${source} -o ${file}
+                       DEPENDS ${source} DEPFILE ${file}.d
+                       COMMENT "Compiling what kernels call" COMMAND_EXPAND_LISTS VERBATIM)
+    list(APPEND objects ${file})
     add_custom_target(kvpare_headers_cuda ALL DEPENDS ${objects})
     add_dependencies(kvpare_headers_cuda kvpare_floors)
   else()

@@ -165,14 +165,14 @@ TEST(Fibers, MmaOfBfloatsIsTheProductOfTheMatrices) {
   expect_mma<bfloat16, BF16>(true);
   expect_mma<bfloat16, BF16>(false);
 }
-TEST(Fibers, MmaOfBfloatsHasExactProducts) {  // 2^-80 squared is no float, and must not be lost next to its opposite
+TEST(Fibers, MmaOfBfloatsHasExactProducts) {  // 2^64 squared is no float
   Runtime simt;
   run<32>(simt, 1, 0, [](auto& b) {
-    float c[4] = {0x1p-149f, 0, 0, 0};
-    const std::uint32_t tiny = b.pack(0x1.fp-75f, 0, BF16{});
-    const std::uint32_t a[4] = {tiny, tiny, 0, 0}, q[2] = {tiny, 0};
-    b.mma(c, a, q, BF16{});  // 2^-149 + 4 (1.94 2^-75)^2 of the even columns of a; each about 2^-148
-    EXPECT_GT(c[0], 0x1p-147f);
+    const std::uint32_t large = b.lane() % 4 == 0 ? b.pack(0x1p64f, 0, BF16{}) : 0;
+    float c[4] = {-0x1.fffffep127f, 0, 0, 0};
+    const std::uint32_t a[4] = {large, 0, 0, 0}, q[2] = {large, 0};
+    b.mma(c, a, q, BF16{});
+    EXPECT_EQ(c[0], 0x1p104f);
   });
 }
 TEST(Fibers, MmaOfBytesIsTheProductOfTheMatrices) {
@@ -437,15 +437,15 @@ TEST(Schedules, LanesOfAWarpNeedSyncWarp) {
       auto* s = b.template shared<int>(0);
       s[b.lane()] = b.lane();
       if (with_sync) b.sync_warp();
-      to[b.lane()] = s[(b.lane() + 1) % 32];
+      to[b.lane()] = s[(b.lane() + 31) % 32];
     });
     int count = 0;
     const auto now = seen.now();
-    for (int lane = 0; lane < 32; ++lane) count += now[static_cast<std::size_t>(lane)] != (lane + 1) % 32;
+    for (int lane = 0; lane < 32; ++lane) count += now[static_cast<std::size_t>(lane)] != (lane + 31) % 32;
     return count;
   };
   EXPECT_EQ(wrong(true), 0);
-  EXPECT_GT(wrong(false), 0);
+  EXPECT_GT(wrong(false), 1) << "one: lanes run in the order of their numbers";
 }
 
 TEST(Schedules, AreDrawnFromTheSeedAndChangeWithEveryWait) {
@@ -464,6 +464,9 @@ TEST(Schedules, AreDrawnFromTheSeedAndChangeWithEveryWait) {
   const auto first = order(simt), next = order(simt);
   EXPECT_NE(first, next);
   EXPECT_NE(std::vector(first.begin() + 1, first.begin() + 65), std::vector(first.begin() + 65, first.begin() + 129));
+  std::vector<int> blocks;
+  for (std::size_t i = 1; i < first.size(); i += 128) blocks.push_back(first[i] / 64);
+  EXPECT_FALSE(std::is_sorted(blocks.begin(), blocks.end()));
   simt.seed(5);
   EXPECT_EQ(order(simt), first);
   simt.seed(6);
@@ -533,8 +536,8 @@ TEST(Mistakes, LanesInDifferentOperations) {
   EXPECT_NE(text.find("thread 35 is in"), std::string::npos) << text;
 }
 TEST(Mistakes, BarriersOfDifferentSizesOrOfPartsOfWarps) {
-  EXPECT_NE(launch_error<64>([](auto& b) {
-              b.sync(1, b.warp() == 0 ? 32 : 64), b.sync(1, 64);
+  EXPECT_NE(launch_error<96>([](auto& b) {
+              b.sync(1, b.warp() == 0 ? 64 : 96);
             }).find("all must name the same number of threads"),
             std::string::npos);
   EXPECT_NE(launch_error<64>([](auto& b) {
@@ -608,7 +611,8 @@ TEST(RuntimeDeathTest, OverrunsAreFound) {
   const Memory<char> first(simt, std::vector<char>(100, 0)), second(simt, std::vector<char>(100, 0));
   const auto touch = [&](const char* p) {
     run<32>(simt, 1, 0, [p](auto& b) {
-      if (b.thread() == 31) b.load(p);
+      if (b.thread() != 31) return;
+      [[maybe_unused]] volatile char read = b.load(p);
     });
   };
   touch(first.data), touch(first.data + 99), touch(second.data);

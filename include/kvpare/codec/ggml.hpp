@@ -191,7 +191,7 @@ struct GgmlBlock {
 /// One row of ggml, as it lies in an engine's cache, into one row of ours (row t of a tile: at t * C::row_bytes(width)), and
 /// back. Bit for bit, whatever the bytes are; exactly ggml_row_bytes<C>(width) bytes are read and written.
 template <GgmlCodec C>
-void from_ggml(Index width, const std::byte* ggml_row, std::byte* row) {
+KVPARE_HD void from_ggml(Index width, const std::byte* ggml_row, std::byte* row) {
   using Block = detail::GgmlBlock<C>;
   std::uint8_t codes[detail::max_coded_width];
   std::byte* scales = row + width * Block::bits / 8;
@@ -215,7 +215,7 @@ void from_ggml(Index width, const std::byte* ggml_row, std::byte* row) {
 }
 
 template <GgmlCodec C>
-void to_ggml(Index width, const std::byte* row, std::byte* ggml_row) {
+KVPARE_HD void to_ggml(Index width, const std::byte* row, std::byte* ggml_row) {
   using Block = detail::GgmlBlock<C>;
   std::uint8_t codes[detail::max_coded_width];
   const std::byte* scales = row + width * Block::bits / 8;

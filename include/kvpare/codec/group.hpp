@@ -154,6 +154,9 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
 
   static KVPARE_HD GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
                                       Index code_stride) {
+#if defined(__CUDA_ARCH__)
+    return quantize_in_place(x, stride, n, nullptr, codes, code_stride);
+#endif
     float numbers[detail::max_coded_width];
     numbers[0] = 0;
     std::uint8_t own[detail::max_coded_width];
@@ -170,8 +173,29 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
     for (Index i = 0; i < n; ++i) codes[i * code_stride] = own[i];
     return bits;
   }
+  /// The same numbers without memory of its own: for devices, where every thread would have to have it.
+  static KVPARE_HD GroupBits quantize_in_place(const float* x, Index stride, Index n, const float*, std::uint8_t* codes,
+                                               Index code_stride) {
+    const NumbersInPlace numbers{x, stride};
+    std::uint32_t top = 0;
+    for (Index i = 0; i < n; ++i) {
+      const std::uint32_t word = std::bit_cast<std::uint32_t>(numbers[i]) & 0x7fffffffu;
+      top = word > top ? word : top;
+    }
+    return plain(numbers, n, std::bit_cast<float>(top), CodesInPlace{codes, code_stride});
+  }
 
  private:
+  struct NumbersInPlace {
+    const float* x;
+    Index stride;
+    KVPARE_HD float operator[](Index i) const { return detail::as_coded(x[i * stride]); }
+  };
+  struct CodesInPlace {
+    std::uint8_t* codes;
+    Index stride;
+    KVPARE_HD std::uint8_t& operator[](Index i) const { return codes[i * stride]; }
+  };
   static KVPARE_HD float number(std::uint32_t bits) {
     if constexpr (s.scale == ScaleType::f16)
       return detail::half_to_float(static_cast<std::uint16_t>(bits));
@@ -204,7 +228,8 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
   }
 
   /// The group's codes, all numbers finite and of sane size, `amax` the largest magnitude.
-  static KVPARE_HD GroupBits plain(const float* x, Index n, float amax, std::uint8_t* codes) {
+  template <class Numbers, class Codes>
+  static KVPARE_HD GroupBits plain(Numbers x, Index n, float amax, Codes codes) {
     GroupBits bits;
     if constexpr (s.fit == Fit::mean) {
       const double sum = detail::sum_of(n, [x](Index i) { return std::abs(x[i]); });
@@ -248,7 +273,8 @@ struct Group : detail::GroupTiles<Group<s>, detail::form_of(s), s.packing>,
     float low = 0, high = 0;
   };
   /// Zeros of either sign are 0.
-  static KVPARE_HD Range range(const float* x, Index n) {
+  template <class Numbers>
+  static KVPARE_HD Range range(Numbers x, Index n) {
     if (n <= 0) return {};
     std::int32_t low = detail::ordered(x[0]), high = low;
     for (Index i = 1; i < n; ++i) {

@@ -44,13 +44,16 @@
 
 #include "../../core/dtype.hpp"
 
-// KVPARE_DEVICE_UNROLL stands before a loop over registers, whose indices must be constants.
+// KVPARE_DEVICE_UNROLL stands before a loop over registers, whose indices must be constants; KVPARE_DEVICE_ROLL
+// before one that must not grow.
 #if defined(__CUDACC__)
 #define KVPARE_DEVICE __device__ __forceinline__
 #define KVPARE_DEVICE_UNROLL _Pragma("unroll")
+#define KVPARE_DEVICE_ROLL _Pragma("unroll 1")
 #else
 #define KVPARE_DEVICE inline
 #define KVPARE_DEVICE_UNROLL
+#define KVPARE_DEVICE_ROLL
 #endif
 
 namespace kvpare::cuda {
@@ -142,7 +145,7 @@ class DeviceBlock {
   template <class T>
   KVPARE_DEVICE T load(const T* p) const {
     static_assert(sizeof(T) <= 16 && alignof(T) == sizeof(T), "loads move 1, 2, 4, 8 or 16 aligned bytes");
-    __builtin_assume(__isGlobal(p));  // else addresses that were read from memory are taken for any kind of memory
+    __builtin_assume(__isGlobal(p));  // else loads through pointers out of memory are generic ones
     if constexpr (sizeof(T) == 16) {
       const uint4 x = *reinterpret_cast<const uint4*>(p);
       return std::bit_cast<T>(x);

@@ -21,9 +21,9 @@ KVPARE_HD inline bool aligned(const void* p, Index to) {
 template <class Block>
 KVPARE_DEVICE int list_slots(Block& b, std::uint64_t word, std::uint8_t* list) {
   if (b.thread() < 64 && (word >> b.thread() & 1) != 0)
-    list[std::popcount(word & low_bits(b.thread()))] = static_cast<std::uint8_t>(b.thread());
+    list[count_bits(word & low_bits(b.thread()))] = static_cast<std::uint8_t>(b.thread());
   b.sync();
-  return std::popcount(word);
+  return count_bits(word);
 }
 
 template <class Block>

@@ -210,7 +210,7 @@ template <class Work>
 class Recoding {
  public:
   Recoding(Work& work, Index most_floats)
-      : work_(&work), reads_(work), floats_(std::min(most_floats, batch_floats)) {}
+      : work_(&work), reads_(work), floats_(std::min(most_floats, work.lot_floats)) {}
 
   void add(const EncodeList& list, const EncodePage& page, Side side) {
     const auto pieces =
@@ -414,7 +414,7 @@ struct PlaceMasked {
         entry = entries[list.first + e];
         *entry.slots = entry.live &= list.mask[e];
       }
-      counts[b.thread()] = std::popcount(entry.live);
+      counts[b.thread()] = count_bits(entry.live);
       b.sync();
       Index rows = before;
       for (int t = 0; t < threads; ++t) {
@@ -459,7 +459,7 @@ void gather(Work& work, std::span<const GatherRow> rows) {
                        DType::f32});
       }
       if (g.mask != nullptr) places.push_back({from.ops, shape, job}), entries.push_back({.live = e.live});
-      out += std::popcount(e.live) * g.width;
+      out += count_bits(e.live) * g.width;
     }
   }
 
@@ -530,7 +530,7 @@ struct StatisticsOfEntries {
     const StatisticsEntry e = entries[b.block()];
     const std::uint64_t word = e.mask != nullptr ? e.live & *e.mask : e.live;
     const auto row = [&](int slot) {
-      return e.rows + (e.decoded ? std::popcount(e.live & low_bits(slot)) : slot) * e.row_bytes;
+      return e.rows + (e.decoded ? count_bits(e.live & low_bits(slot)) : slot) * e.row_bytes;
     };
     const Index size = size_of(e.type);
     if (per_slot) {
@@ -586,11 +586,11 @@ template <class Work>
 class Measuring {
  public:
   Measuring(Work& work, Index most_floats)
-      : work_(&work), reads_(work), floats_(std::min(most_floats, batch_floats)) {}
+      : work_(&work), reads_(work), floats_(std::min(most_floats, work.lot_floats)) {}
 
   void add(const StatisticsRow& s, std::size_t index, float* spread) {
     const Entry& entry = s.pages.entries[index];
-    const Index rows = std::popcount(entry.live), e = static_cast<Index>(index);
+    const Index rows = count_bits(entry.live), e = static_cast<Index>(index);
     const SideOf<Work> from(s.pages.formats[entry.format], entry.page, s.side);
     StatisticsEntry one{from.base, from.row_bytes, from.type, false, entry.live, s.mask != nullptr ? s.mask + e : nullptr,
                         s.width, e * s.pages.page_tokens, s.pages.page_tokens};

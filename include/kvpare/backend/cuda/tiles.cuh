@@ -19,17 +19,14 @@ namespace kvpare::cuda {
 
 namespace detail {
 
-/// Floats of scratch that one launch of several may take: what lies there stays in the caches of a large device.
-inline constexpr Index batch_floats = Index{8} << 20;
-
-/// Calls `f(jobs, memory)` for stretches of jobs whose floats fit a scratch memory of `batch_floats`, or that are one job. The
-/// next stretch gets the same memory: its kernels run after those of this one.
+/// Calls `f(jobs, memory)` for stretches of jobs whose floats fit one lot of scratch memory, or that are one job. The next
+/// stretch gets the same memory: its kernels run after those of this one.
 template <class Work, class Job, class Floats, class F>
-void in_batches(Work& work, std::span<const Job> jobs, const Floats& floats_of, const F& f) {
+void in_lots(Work& work, std::span<const Job> jobs, const Floats& floats_of, const F& f) {
   const auto end_of = [&](std::size_t begin, Index& floats) {
     std::size_t end = begin + 1;
     floats = floats_of(jobs[begin]);
-    for (; end < jobs.size() && floats + floats_of(jobs[end]) <= batch_floats; ++end) floats += floats_of(jobs[end]);
+    for (; end < jobs.size() && floats + floats_of(jobs[end]) <= work.lot_floats; ++end) floats += floats_of(jobs[end]);
     return end;
   };
   Index most = 0, floats = 0;
@@ -92,6 +89,14 @@ struct FragmentAccess {
     unsigned unit = 0;
     for (int i = 0; i < per_unit; ++i) unit |= unsigned{codes[i]} << i * bits;
     *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
+  }
+
+  static KVPARE_DEVICE GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
+                                          Index code_stride) {
+    if constexpr (requires { C::quantize_in_place(x, stride, n, state, codes, code_stride); })
+      return C::quantize_in_place(x, stride, n, state, codes, code_stride);
+    else
+      return C::quantize(x, stride, n, state, codes, code_stride);
   }
 
   static KVPARE_DEVICE float value(GroupBits x, const float* state, std::uint8_t code) {
@@ -161,7 +166,7 @@ struct FragmentEncode {
     const Index slot = job.first + begin;
     for (int g = b.thread(); g < rows * groups; g += threads)
       At::put_group(shape, job.tile, slot * groups + g,
-                    C::quantize(numbers + g * number_stride, 1, group, job.state, codes + g * code_stride, 1));
+                    At::quantize(numbers + g * number_stride, 1, group, job.state, codes + g * code_stride, 1));
     b.sync();
     const int units = width / At::per_unit;
     const bool whole = group % At::per_unit == 0;  // a unit is of one group
@@ -192,7 +197,7 @@ struct FragmentEncode {
       const int present = count - first < 0 ? 0 : count - first < group ? count - first : group;
       std::uint8_t* own = codes + first * width + c;
       GroupBits bits;
-      if (present > 0) bits = C::quantize(numbers + first * width + c, width, present, job.state, own, width);
+      if (present > 0) bits = At::quantize(numbers + first * width + c, width, present, job.state, own, width);
       for (int t = present; t < group; ++t) own[t * width] = 0;
       At::put_group(shape, job.tile, Layout::group_of(shape, first, begin + c), bits);
     }
@@ -386,7 +391,7 @@ struct CanonicalDecode {
     const DecodeJob job = jobs[b.block()];
     if ((job.slots >> b.thread() & 1) != 0)
       C::decode(shape, job.tile, b.thread(), job.state,
-                job.out + std::popcount(job.slots & low_bits(b.thread())) * job.out_stride);
+                job.out + count_bits(job.slots & low_bits(b.thread())) * job.out_stride);
   }
 };
 
@@ -400,7 +405,7 @@ struct CanonicalTiles {
     const auto floats = [&](const EncodeJob& job) {
       return job.type == DType::f32 && (C::rows_move || job.row_bytes == s.width * 4) ? 0 : job.count * s.width;
     };
-    in_batches(work, jobs, floats, [&](std::span<const EncodeJob> some, float* memory) {
+    in_lots(work, jobs, floats, [&](std::span<const EncodeJob> some, float* memory) {
       std::vector<EncodeJob> dense(some.begin(), some.end());
       std::vector<ConvertJob> converts;
       for (EncodeJob& job : dense) {
@@ -498,7 +503,7 @@ struct FoldBackward : FoldRows<C> {
   KVPARE_DEVICE void operator()(Block& b) const {
     const DecodeJob job = jobs[b.block()];
     auto* x = b.template shared<float>(0);
-    const int all = std::popcount(job.slots), most = static_cast<int>(this->rows()), width = static_cast<int>(this->shape.width);
+    const int all = count_bits(job.slots), most = static_cast<int>(this->rows()), width = static_cast<int>(this->shape.width);
     for (int begin = 0; begin < all; begin += most) {
       const int count = all - begin < most ? all - begin : most;
       float* rows = job.out + begin * job.out_stride;
@@ -543,7 +548,7 @@ struct FoldedTiles {
   static Index tile_bytes(TileShape s) { return Tiles::tile_bytes(s); }
   template <class Work>
   static void encode(Work& work, TileShape s, std::span<const EncodeJob> jobs) {
-    in_batches(work, jobs, [&](const EncodeJob& job) { return job.count * s.width; },
+    in_lots(work, jobs, [&](const EncodeJob& job) { return job.count * s.width; },
                [&](std::span<const EncodeJob> some, float* memory) {
                  std::vector<EncodeJob> turned(some.begin(), some.end());
                  std::vector<float*> outs;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "fragments.cuh"
+#include "tuning.cuh"
 #include "warp_folds.cuh"
 
 namespace kvpare::cuda::detail {
@@ -19,6 +20,10 @@ struct FusedAttend {
   using Values = typename ValuesOf<V, D>::type;
   static constexpr int threads = 128, warps = threads / 32;
   static constexpr int per_tile = 16;
+  static constexpr int zero_groups = Values::has_zero ? Values::groups : 1;
+  static constexpr int least_blocks = attend_tuning.blocks(
+      D / 4 + static_cast<int>(sizeof(typename Keys::Registers) + sizeof(typename Values::Registers)) / 4 +
+      2 * zero_groups + Keys::temporaries + Values::temporaries);
   AttendLayer layer;
   const AttendTask* tasks = nullptr;
 
@@ -37,7 +42,8 @@ struct FusedAttend {
                          sums_at = low_at + (Keys::may_split ? query_bytes : 0),
                          factors_at = sums_at + (Keys::has_sums ? Keys::groups * 8 * 4 : 0),
                          biases_at = factors_at + rows_of_task * 4, sights_at = biases_at + rows_of_task * 4,
-                         rows_at = sights_at + rows_of_task * 8, loop_bytes = rows_at + rows_of_task * D * 4;
+                         run_at = sights_at + rows_of_task * 8, rows_at = run_at + round_up(sizeof(AttendRun), 16),
+                         loop_bytes = rows_at + rows_of_task * D * 4;
   static constexpr int joined_floats = rows_of_task * (D + 2);  // of a warp, at the end: max, sum, acc as in a partial
   KVPARE_HD Index shared_bytes() const {
     constexpr Index joined = warps * joined_floats * 4;
@@ -47,12 +53,11 @@ struct FusedAttend {
   template <class Block>
   KVPARE_DEVICE void operator()(Block& b) const {
     const AttendTask task = tasks[b.block()];
-    const AttendRun run = layer.runs[task.run];
+    prepare(b, task, layer.runs[task.run]);
+    const AttendRun& run = *b.template shared<AttendRun>(run_at);
     const int left = run.rows - task.first_row, rows = left < rows_of_task ? left : rows_of_task;
     const int g = b.lane() >> 2, t = b.lane() & 3;
     const auto* pages = b.template shared<Page>(0);
-    prepare(b, task, run, rows);
-
     const auto* factors = b.template shared<float>(factors_at);
     const auto* sights = b.template shared<RowSight>(sights_at);
     const QueryFragments q{b.template shared<std::uint32_t>(queries_at), b.template shared<std::uint32_t>(low_at),
@@ -82,7 +87,7 @@ struct FusedAttend {
 
     typename Keys::Registers k;
     typename Values::Registers v;
-    float acc[D / 16][4] = {}, zeros[Values::has_zero ? Values::groups : 1][2] = {};
+    float acc[D / 16][4] = {}, zeros[zero_groups][2] = {};
     float sum[2] = {}, reference[2] = {no_logit, no_logit};
     int tile = seek(b.warp());
     if (tile < tiles) {
@@ -161,7 +166,7 @@ struct FusedAttend {
       if (!apart)
         Values::accumulate(b, v, p, value_state, acc, zeros);
       else if constexpr (!Values::coded)
-        accumulate_apart(b, v, p, sees, value_state, acc);
+        accumulate_apart(b, v, p, sees, acc);
       if (next < tiles) Values::load(b, values_at(next), v);
       tile = next;
     }
@@ -179,7 +184,10 @@ struct FusedAttend {
 
   /// Pages and query rows into shared memory. A row is scaled by a power of two to at most 2^norm.
   template <class Block>
-  KVPARE_DEVICE void prepare(Block& b, const AttendTask& task, const AttendRun& run, int rows) const {
+  KVPARE_DEVICE void prepare(Block& b, const AttendTask& task, const AttendRun& there) const {
+    const AttendRun run = there;
+    const int left = run.rows - task.first_row, rows = left < rows_of_task ? left : rows_of_task;
+    if (b.thread() == 0) *b.template shared<AttendRun>(run_at) = run;
     auto* pages = b.template shared<Page>(0);
     auto* high = b.template shared<std::uint32_t>(queries_at);
     auto* low = b.template shared<std::uint32_t>(low_at);
@@ -189,11 +197,11 @@ struct FusedAttend {
     auto* sights = b.template shared<RowSight>(sights_at);
     auto* staged = b.template shared<float>(rows_at);  // [8][D]
     for (int i = b.thread(); i < task.page_count; i += threads) {
-      const SeenPage page = task.pages[i];
+      const SeenPage page = page_of(run, layer, task.first_page + i);
       pages[i] = {run.keys + page.page * run.key_page_bytes,
                   run.values + page.page * run.value_page_bytes,
                   page.seen,
-                  page.by_all,
+                  page.by_all ? 1u : 0u,
                   page.index,
                   page.first,
                   page.offsets,
@@ -258,38 +266,26 @@ struct FusedAttend {
     return e < -90 ? -90 : e;
   }
 
-  /// A query row at a time: what the others see is multiplied too, and dropped.
   template <class Block>
   static KVPARE_DEVICE void accumulate_apart(Block& b, const typename Values::Registers& v, const float (&p)[2][2],
-                                             std::uint32_t sees, const float* state, float (&acc)[D / 16][4]) {
-    const int t = b.lane() & 3;
-    std::uint32_t seen[4];  // bit lane: that lane's sees bit i
-    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) seen[i] = b.ballot((sees >> i & 1u) != 0);
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
-    for (int column = 0; column < 8; ++column) {
+                                             std::uint32_t sees, float (&acc)[D / 16][4]) {
+    std::uint32_t lanes[4];  // that have bit i of `sees`
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) lanes[i] = b.ballot((sees >> i & 1u) != 0);
+    const auto seen_by = [&](int column) {
+      const std::uint32_t low = (column & 1) != 0 ? lanes[1] : lanes[0], high = (column & 1) != 0 ? lanes[3] : lanes[2];
       std::uint32_t tokens = 0;
-      for (int slot = 0; slot < per_tile; ++slot) {
-        const std::uint32_t lanes = slot < 8 ? (column & 1 ? seen[1] : seen[0]) : (column & 1 ? seen[3] : seen[2]);
-        tokens |= (lanes >> ((slot & 7) * 4 + (column >> 1)) & 1u) << slot;
-      }
-      typename Values::Registers own = v;
-      Values::clear(t, tokens, own);
-      float sums[D / 16][4], own_zeros[Values::has_zero ? Values::groups : 1][2] = {};
-      KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m)
-        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) sums[m][i] = acc[m][i];
-      Values::accumulate(b, own, p, state, sums, own_zeros);
-      KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m)
-        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) acc[m][i] = column == 2 * t + (i & 1) ? sums[m][i] : acc[m][i];
-    }
+      KVPARE_DEVICE_ROLL for (int g = 0; g < 8; ++g)
+        tokens |= (low >> (g * 4 + (column >> 1)) & 1u) << g | (high >> (g * 4 + (column >> 1)) & 1u) << (g + 8);
+      return tokens;
+    };
+    Values::accumulate_apart(b, v, p, seen_by, acc);
   }
 
   /// Warps add up in their order; the block leaves one partial.
   template <class Block>
   KVPARE_DEVICE void join(Block& b, const AttendTask& task, const AttendRun& run, float (&sum)[2],
                           const float (&reference)[2], const float (&acc)[D / 16][4],
-                          float (&zeros)[Values::has_zero ? Values::groups : 1][2]) const {
+                          float (&zeros)[zero_groups][2]) const {
     const int g = b.lane() >> 2, t = b.lane() & 3;
     KVPARE_DEVICE_UNROLL for (int mask = 4; mask < 32; mask *= 2)
       KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) {
@@ -297,7 +293,8 @@ struct FusedAttend {
         if constexpr (Values::has_zero)
           KVPARE_DEVICE_UNROLL for (auto& zero : zeros) zero[j] += b.shuffle_xor(zero[j], mask);
       }
-    const float factor = Values::state_factor(innermost_state<V>(D, run.value_state));
+    const float* state = run.value_state;
+    const float factor = Values::state_factor(innermost_state<V>(D, state));
     b.sync();  // all are done with what lies in shared memory
     auto* all = b.template shared<float>(0);
     float* own = all + b.warp() * joined_floats;
@@ -328,7 +325,7 @@ struct FusedAttend {
           KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e)
             x[e] += of_warp[2 * rows_of_task + i * D + e * 32 + b.lane()] * weight;
       }
-      WarpFold<V, D>::output(b, run.value_state, total, x);
+      WarpFold<V, D>::output(b, state, total, x);
       KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) out[2 * rows_of_task + i * D + e * 32 + b.lane()] = x[e];
       if (b.lane() == 0) out[i] = peak, out[rows_of_task + i] = total;
     }

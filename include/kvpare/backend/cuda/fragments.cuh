@@ -144,6 +144,7 @@ struct RawKeys {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 2, 16), words = load_bytes / 4, loads = D / 2 / load_bytes;
   static constexpr bool fits = D % 32 == 0, may_split = true, has_sums = false;
+  static constexpr int temporaries = 0;  // registers beside those that are held
   static constexpr int groups = 1, most_gain = 0, norm = 12;
   static constexpr float code_factor = 1;
   static constexpr DType type = dtype_of<T>();
@@ -239,6 +240,7 @@ struct CodedSide {
   static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
   static constexpr int per_word = 16 / bits;
 
+  static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
   /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
   static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
   static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
@@ -355,6 +357,7 @@ struct ChannelKeys {
   static constexpr bool fits = Numbers::kind == CodeKind::linear && load_bytes > 0 && numbers % 8 == 0 && form.along == Along::tokens &&
                                form.scale == ScaleType::f16 && form.zero != ZeroType::integer && Numbers::factor == 1;
   static constexpr bool may_split = false, has_sums = false;
+  static constexpr int temporaries = 16;
   static constexpr int groups = 1, group = D, most_gain = 24, norm = 2;
   static constexpr float code_factor = 1;
   static bool fits_tokens(Index tokens) { return FragmentLayout<C, Side::keys>::group({tokens, D}) % 16 == 0; }
@@ -437,7 +440,7 @@ struct RawValues {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 4, 16), words = load_bytes / 4, loads = D / 4 / load_bytes;
   static constexpr bool fits = D % 32 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
-  static constexpr int groups = 1;
+  static constexpr int groups = 1, temporaries = 0;
   static constexpr DType type = dtype_of<T>();
 
   struct Registers {
@@ -471,16 +474,21 @@ struct RawValues {
         KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) all = all && all_finite(v.row[i][j].w[w], Kind{});
     return all;
   }
+  /// Probabilities as the second operand: what 16 bits hold, and the rest.
   template <class Block>
-  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float*,
-                                       float (&acc)[D / 16][4], float (&)[1][2]) {
-    std::uint32_t high[2], low[2];
+  static KVPARE_DEVICE void columns(Block& b, const float (&p)[2][2], std::uint32_t (&high)[2], std::uint32_t (&low)[2]) {
     KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
       const std::uint32_t rounded = Block::pack(p[h][0], p[h][1], Kind{});
       low[h] = b.transpose(Block::pack(p[h][0] - Block::unpack_low(rounded, Kind{}),
                                        p[h][1] - Block::unpack_high(rounded, Kind{}), Kind{}));
       high[h] = b.transpose(rounded);
     }
+  }
+  template <class Block>
+  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float*,
+                                       float (&acc)[D / 16][4], float (&)[1][2]) {
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
     KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
       const int j = m / words, w = m % words;
       const std::uint32_t a[4] = {Block::permute(v.row[0][j].w[w], v.row[1][j].w[w], 0x5410),
@@ -489,6 +497,31 @@ struct RawValues {
                                   Block::permute(v.row[2][j].w[w], v.row[3][j].w[w], 0x7632)};
       b.mma(acc[m], a, high, Kind{});
       b.mma(acc[m], a, low, Kind{});
+    }
+  }
+  /// The same for one query row at a time, whose tokens are bits of `seen_by(row)`: what it does not see is zeros, and what
+  /// becomes of the other rows is dropped. The same sums in the same order.
+  template <class Block, class SeenBy>
+  static KVPARE_DEVICE void accumulate_apart(Block& b, const Registers& v, const float (&p)[2][2], const SeenBy& seen_by,
+                                             float (&acc)[D / 16][4]) {
+    const int t = b.lane() & 3;
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
+    KVPARE_DEVICE_ROLL for (int column = 0; column < 8; ++column) {
+      const std::uint32_t seen = seen_by(column);
+      std::uint32_t keep[4];
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) keep[i] = (seen >> token(t, i) & 1u) != 0 ? ~0u : 0u;
+      KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
+        const int j = m / words, w = m % words;
+        const std::uint32_t x[4] = {v.row[0][j].w[w] & keep[0], v.row[1][j].w[w] & keep[1], v.row[2][j].w[w] & keep[2],
+                                    v.row[3][j].w[w] & keep[3]};
+        const std::uint32_t a[4] = {Block::permute(x[0], x[1], 0x5410), Block::permute(x[0], x[1], 0x7632),
+                                    Block::permute(x[2], x[3], 0x5410), Block::permute(x[2], x[3], 0x7632)};
+        float c[4] = {acc[m][0], acc[m][1], acc[m][2], acc[m][3]};
+        b.mma(c, a, high, Kind{});
+        b.mma(c, a, low, Kind{});
+        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) acc[m][i] = column == 2 * t + (i & 1) ? c[i] : acc[m][i];
+      }
     }
   }
 };

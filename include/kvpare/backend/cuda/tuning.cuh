@@ -53,9 +53,16 @@ inline constexpr MassTuning mass_tuning;
 
 /// `attend`: how pages are cut into tasks, a block each. Costs are in units of one page of one task.
 struct AttendTuning {
-  Index blocks = 4;      // of 128 threads on a multiprocessor: registers allow four with widths of 128
-  double task = 1.5;     // to start a block: its rows, its first loads
-  double partial = 0.15; // to join the partial of one more task
+  double task = 1.5;      // to start a block: its rows, its first loads
+  double partial = 0.15;  // to join the partial of one more task
+
+  int registers = 36;     // of a thread beside accumulators and the tile that is under way
+  /// Blocks of 128 threads on a multiprocessor, which bounds registers so that nothing spills.
+  constexpr int blocks(int held) const {
+    const int of_thread = (registers + held + 7) / 8 * 8;
+    return of_thread >= 256 ? 2 : 65536 / 128 / of_thread;
+  }
+  Index blocks_of_generic = 4;
 };
 inline constexpr AttendTuning attend_tuning;
 

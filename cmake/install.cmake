@@ -14,4 +14,5 @@ configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvpare-config.cmake.in $
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvpare-config-version.cmake COMPATIBILITY SameMinorVersion
                                  ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/kvpare-config.cmake ${PROJECT_BINARY_DIR}/kvpare-config-version.cmake
+              ${CMAKE_CURRENT_LIST_DIR}/kvpare-cuda.cmake
         DESTINATION ${package_dir})

@@ -245,7 +245,12 @@ TYPED_TEST(Rows, StatisticsThatAreNotWantedAreNotWritten) {
 TYPED_TEST(Rows, ProductOfBatches) {
   Dice dice{7};
   for (const bool transposed : {false, true})
-    for (const auto& [m, n, k] : {std::tuple<Index, Index, Index>{1, 1, 1}, {3, 5, 7}, {16, 8, 200}, {4, 4, 0}}) {
+    for (const auto& [m, n, k] : {std::tuple<Index, Index, Index>{1, 1, 1},
+                                  {3, 5, 7},
+                                  {16, 8, 200},
+                                  {4, 4, 0},
+                                  {65, 130, 19},  // several tiles of 64 x 64
+                                  {2, 70, 530}}) {  // long sums
       const Index batch = 3;
       const auto a = random_array(dice, batch, m, k, DType::f32),
                  b = random_array(dice, batch, transposed ? n : k, transposed ? k : n, DType::f32);

@@ -14,7 +14,8 @@
 
 namespace kvpare::test {
 
-using WalkedCache = CheckedCache<Formats<Pair<Raw<float>, Raw<half>>, Pair<Raw<half>, Raw<half>>>>;
+using WalkedFormats = Formats<Pair<Raw<float>, Raw<half>>, Pair<Raw<half>, Raw<half>>>;
+using WalkedCache = CheckedCache<WalkedFormats>;
 
 /// Three page sizes, grouped and single heads, a window, a softcap, sinks, and a layer that policies leave alone.
 inline Model small_model() {

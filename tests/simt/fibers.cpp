@@ -165,14 +165,14 @@ TEST(Fibers, MmaOfBfloatsIsTheProductOfTheMatrices) {
   expect_mma<bfloat16, BF16>(true);
   expect_mma<bfloat16, BF16>(false);
 }
-TEST(Fibers, MmaOfBfloatsHasExactProducts) {  // 2^-80 squared is no float, and must not be lost next to its opposite
+TEST(Fibers, MmaOfBfloatsHasExactProducts) {  // 2^64 squared is no float
   Runtime simt;
   run<32>(simt, 1, 0, [](auto& b) {
-    float c[4] = {0x1p-149f, 0, 0, 0};
-    const std::uint32_t tiny = b.pack(0x1.fp-75f, 0, BF16{});
-    const std::uint32_t a[4] = {tiny, tiny, 0, 0}, q[2] = {tiny, 0};
-    b.mma(c, a, q, BF16{});  // 2^-149 + 4 (1.94 2^-75)^2 of the even columns of a; each about 2^-148
-    EXPECT_GT(c[0], 0x1p-147f);
+    const std::uint32_t large = b.lane() % 4 == 0 ? b.pack(0x1p64f, 0, BF16{}) : 0;
+    float c[4] = {-0x1.fffffep127f, 0, 0, 0};
+    const std::uint32_t a[4] = {large, 0, 0, 0}, q[2] = {large, 0};
+    b.mma(c, a, q, BF16{});
+    EXPECT_EQ(c[0], 0x1p104f);
   });
 }
 TEST(Fibers, MmaOfBytesIsTheProductOfTheMatrices) {
@@ -437,15 +437,15 @@ TEST(Schedules, LanesOfAWarpNeedSyncWarp) {
       auto* s = b.template shared<int>(0);
       s[b.lane()] = b.lane();
       if (with_sync) b.sync_warp();
-      to[b.lane()] = s[(b.lane() + 1) % 32];
+      to[b.lane()] = s[(b.lane() + 31) % 32];
     });
     int count = 0;
     const auto now = seen.now();
-    for (int lane = 0; lane < 32; ++lane) count += now[static_cast<std::size_t>(lane)] != (lane + 1) % 32;
+    for (int lane = 0; lane < 32; ++lane) count += now[static_cast<std::size_t>(lane)] != (lane + 31) % 32;
     return count;
   };
   EXPECT_EQ(wrong(true), 0);
-  EXPECT_GT(wrong(false), 0);
+  EXPECT_GT(wrong(false), 1) << "one: lanes run in the order of their numbers";
 }
 
 TEST(Schedules, AreDrawnFromTheSeedAndChangeWithEveryWait) {
@@ -536,8 +536,8 @@ TEST(Mistakes, LanesInDifferentOperations) {
   EXPECT_NE(text.find("thread 35 is in"), std::string::npos) << text;
 }
 TEST(Mistakes, BarriersOfDifferentSizesOrOfPartsOfWarps) {
-  EXPECT_NE(launch_error<64>([](auto& b) {
-              b.sync(1, b.warp() == 0 ? 32 : 64), b.sync(1, 64);
+  EXPECT_NE(launch_error<96>([](auto& b) {
+              b.sync(1, b.warp() == 0 ? 64 : 96);
             }).find("all must name the same number of threads"),
             std::string::npos);
   EXPECT_NE(launch_error<64>([](auto& b) {

@@ -22,11 +22,13 @@ class Runtime : public WalledMemory {
   };
   Runtime() : Runtime(Settings{}) {}
   explicit Runtime(const Settings& settings)
-      : WalledMemory(settings.arena_bytes), multiprocessors_(settings.multiprocessors), draws_(settings.seed) {}
+      : WalledMemory(settings.arena_bytes, with_asan ? 64 : 0), multiprocessors_(settings.multiprocessors),
+        draws_(settings.seed) {}
 
   /// Everything after this runs in the order that this seed draws.
   void seed(std::uint64_t to) { draws_ = Draws(to); }
 
+  bool capturing() const { return false; }
   int multiprocessors() const { return multiprocessors_; }
   void multiprocessors(int count) { multiprocessors_ = count; }
   Index shared_limit() const { return Index{227} << 10; }

@@ -1,5 +1,6 @@
 // The backends that every conformance suite runs on: the CPU at every instruction set and with one and two threads, and
-// the walled backend; or, where a file that includes the suite asks for it (tests/simt), the device's kernels on the host.
+// the walled backend; or, where a file that includes the suite asks for it, the device's kernels on the host (tests/simt), or
+// on the device itself (tests/cuda).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -13,6 +14,8 @@
 #include <kvpare/backend/cuda/backend.cuh>
 
 #include "simt/runtime.hpp"
+#elif defined(KVPARE_TEST_CUDA)
+#include <kvpare/cuda.cuh>
 #endif
 
 namespace kvpare::test {
@@ -60,6 +63,30 @@ static_assert(kvpare::Backend<SimtRig::Backend>);
 using AllRigs = ::testing::Types<SimtRig>;
 using PipelineRigs = ::testing::Types<SimtRig>;
 
+#elif defined(KVPARE_TEST_CUDA)
+
+/// The device, on a stream of its own.
+struct CudaRig {
+  using Backend = cuda::Backend;
+  static std::string name() { return "Cuda"; }
+  static bool available() {
+    int devices = 0;
+    return cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+  }
+  static Backend& backend() {
+    static cudaStream_t stream = [] {
+      cudaStream_t s = nullptr;
+      cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+      return s;
+    }();
+    static Backend one({.stream = stream});
+    return one;
+  }
+};
+
+using AllRigs = ::testing::Types<CudaRig>;
+using PipelineRigs = ::testing::Types<CudaRig>;
+
 #else
 
 using AllRigs =
@@ -95,7 +122,7 @@ class OnRig : public ::testing::Test {
 
  protected:
   void SetUp() override {
-    if (!Rig::available()) GTEST_SKIP() << Rig::name() << ": this machine lacks the instruction set";
+    if (!Rig::available()) GTEST_SKIP() << Rig::name() << ": this machine lacks the instruction set, or the device";
   }
   static B& be() { return Rig::backend(); }
 };

@@ -63,7 +63,8 @@ class WalledMemory {
     Index copies_in = 0, copies_out = 0, waits = 0, launches = 0;
   };
 
-  explicit WalledMemory(Index arena_bytes) : bytes_(arena_bytes) {
+  /// `gap`: bytes left after every allocation, for those who overrun one.
+  explicit WalledMemory(Index arena_bytes, Index gap = 0) : bytes_(arena_bytes), gap_(gap) {
     void* mapped =
         mmap(nullptr, static_cast<std::size_t>(bytes_), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::runtime_error("walled memory: no address space");
@@ -83,7 +84,7 @@ class WalledMemory {
   Index allocations() const { return static_cast<Index>(taken_.size()); }
 
   void* allocate(Index bytes) {
-    const Index asked = std::max<Index>(bytes, 1), size = round_up(asked, 64) + gap;
+    const Index asked = std::max<Index>(bytes, 1), size = round_up(asked, 64) + gap_;
     for (auto hole = free_.begin(); hole != free_.end(); ++hole) {
       const auto [at, room] = *hole;
       if (room < size) continue;
@@ -161,8 +162,6 @@ class WalledMemory {
   }
 
  private:
-  static constexpr Index gap = with_asan ? 64 : 0;  // between allocations: what a kernel that overruns its buffer meets
-
   struct Staged {
     std::uint64_t number;
     std::byte* to;
@@ -178,7 +177,7 @@ class WalledMemory {
     std::memset(arena_ + at, poison, static_cast<std::size_t>(size));
   }
 
-  Index bytes_;
+  Index bytes_, gap_;
   std::byte* arena_ = nullptr;
   std::map<Index, Index> free_, taken_;  // offset -> size
   std::uint64_t last_ticket_ = 0;

@@ -7,7 +7,9 @@
 //   live mask        bit `offset` of the entry's word  cleared = evicted; the payload stays untouched
 #pragma once
 
+#include <atomic>
 #include <bit>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -81,6 +83,33 @@ struct CodecState {
   const float *keys = nullptr, *values = nullptr;  // [backend]
 };
 
+/// Tells a backend that keeps copies of lists in its own memory whether a copy is still right.
+class ListVersion {
+ public:
+  ListVersion() : id_(std::make_shared<std::uint64_t>(next())), content_(*id_) {}
+  ListVersion(const ListVersion&) : ListVersion() {}  // a copy is a list of its own
+  ListVersion& operator=(const ListVersion&) {
+    changed();
+    return *this;
+  }
+  ListVersion(ListVersion&&) = default;
+  ListVersion& operator=(ListVersion&&) = default;
+
+  void changed() { content_ = next(); }
+  /// One number per list, for as long as it lives; expired once the list is gone.
+  const std::shared_ptr<std::uint64_t>& id() const { return id_; }
+  /// Another number after every change; no two lists ever have the same.
+  std::uint64_t content() const { return content_; }
+
+ private:
+  static std::uint64_t next() {
+    static std::atomic<std::uint64_t> count{0};
+    return ++count;
+  }
+  std::shared_ptr<std::uint64_t> id_;
+  std::uint64_t content_ = 0;
+};
+
 /// The list of one head: what every verb that reads keys or values takes.
 struct HeadPages {
   std::span<const Entry> entries;
@@ -88,6 +117,7 @@ struct HeadPages {
   std::span<const PageGeometry> formats;   // by Entry::format
   Index page_tokens = 64;
   std::span<const CodecState> states = {};  // by Entry::state - 1
+  const ListVersion* version = nullptr;     // of entries and offsets; null: nobody keeps count
 
   KVPARE_HD CodecState state_of(const Entry& e) const { return e.state == 0 ? CodecState{} : states[e.state - 1]; }
   /// Do positions ascend from entry to entry? They need not where formats interleave.

@@ -47,8 +47,8 @@ KVPARE_HD inline float rounded(float x) {
   return std::bit_cast<float>(word < largest ? word : largest);
 }
 
-/// a * b, rounded, where the next thing done to it may be an addition. Compilers for devices contract unless told not to, and a
-/// header cannot tell them: codes and decoded numbers would not be those of the host. There it costs nothing.
+/// a * b, rounded, where the next thing done to it may be an addition. Compilers for devices contract unless told not to,
+/// and a header cannot tell them: codes and decoded numbers would not be the host's, where this is a * b and nothing else.
 KVPARE_HD inline float product(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);

@@ -540,7 +540,7 @@ class KvCache {
       for (std::size_t h = 0; h < layer.heads.size(); ++h) {
         Head& head = layer.heads[h];
         const HeadPages list = list_of(head, l);
-        for (Entry& e : head.entries) {
+        for (Entry& e : head.entries.change()) {
           if (e.last < n) continue;
           while (e.used > 0 && list.position(e, e.used - 1) >= n) --e.used;
           e.live &= low_bits(e.used);
@@ -713,7 +713,8 @@ class KvCache {
   }
 
   HeadPages list_of(const Head& head, Index layer) const {
-    return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_, head.states};
+    return {head.entries, head.offsets.data(), geometry_[static_cast<std::size_t>(layer)], page_tokens_, head.states,
+            &head.entries.version()};
   }
 
   /// Does a slot of an image hold a token?

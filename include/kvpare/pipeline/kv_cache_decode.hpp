@@ -227,7 +227,7 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
   for (Change& change : changes) {
     Head& head = change.step->at->heads[static_cast<std::size_t>(change.head)];
     if (!change.packs) {
-      std::copy(change.left.begin(), change.left.end(), head.entries.begin());
+      std::copy(change.left.begin(), change.left.end(), head.entries.change().begin());
       continue;
     }
     head.entries = std::move(change.packed.entries);

@@ -224,10 +224,11 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
         Entry e;
         e.page = taken[size].pages()[static_cast<std::size_t>(--wanted[size])];
         e.format = page.format, e.state = page.state, e.first = page.first;
-        list.entries.push_back(e);
+        std::vector<Entry>& entries = list.entries.change();
+        entries.push_back(e);
         for (const std::uint16_t offset : page.offsets)
-          put_token(list.entries.back(), page.first + offset, page_tokens_, list.offsets);
-        list.entries.back().live = page.live;
+          put_token(entries.back(), page.first + offset, page_tokens_, list.offsets);
+        entries.back().live = page.live;
 
         const PageGeometry& g = geometry_[static_cast<std::size_t>(l)][page.format];
         const auto write = [&](const std::vector<std::byte>& rows, std::byte* tile, Index row_bytes) {

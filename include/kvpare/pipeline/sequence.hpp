@@ -16,19 +16,47 @@
 
 namespace kvpare::detail {
 
+/// The entries of one head. Whoever changes them, or the offsets they name, says so.
+class EntryList {
+ public:
+  auto begin() const { return entries_.begin(); }
+  auto end() const { return entries_.end(); }
+  std::size_t size() const { return entries_.size(); }
+  std::size_t capacity() const { return entries_.capacity(); }
+  bool empty() const { return entries_.empty(); }
+  const Entry& back() const { return entries_.back(); }
+  const Entry& operator[](std::size_t e) const { return entries_[e]; }
+  operator std::span<const Entry>() const { return entries_; }
+
+  std::vector<Entry>& change() {
+    version_.changed();
+    return entries_;
+  }
+  EntryList& operator=(std::vector<Entry>&& entries) {
+    change() = std::move(entries);
+    return *this;
+  }
+  const ListVersion& version() const { return version_; }
+
+ private:
+  std::vector<Entry> entries_;
+  ListVersion version_;
+};
+
 struct SequenceHead {
-  std::vector<Entry> entries;
+  EntryList entries;
   std::vector<std::uint16_t> offsets;
   std::vector<CodecState> states;  // by Entry::state - 1; the memory is the layer's
 
   /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
   void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {
+    std::vector<Entry>& list = entries.change();
     if (run.slot == 0) {
       Entry e;
       e.page = run.page, e.format = run.format, e.first = positions[0];
-      entries.push_back(e);
+      list.push_back(e);
     }
-    for (const Position p : positions) put_token(entries.back(), p, page_tokens, offsets);
+    for (const Position p : positions) put_token(list.back(), p, page_tokens, offsets);
   }
 
   /// Does a run to come need its positions spelt out, where so far they were consecutive?
@@ -41,7 +69,7 @@ struct SequenceHead {
   /// Blocks of offsets stand in the order of their entries.
   void drop_last(Index page_tokens) {
     const Entry e = entries.back();
-    entries.pop_back();
+    entries.change().pop_back();
     if (e.offsets != 0) offsets.resize(static_cast<std::size_t>((e.offsets - 1) * page_tokens));
   }
 };
@@ -104,7 +132,7 @@ struct SequenceLayer {
         blocks +=
             heads[h].needs_offsets(runs[r], positions.subspan(static_cast<std::size_t>(runs[r].row), runs[r].count));
       }
-      detail::make_room(heads[h].entries, pages);
+      detail::make_room(heads[h].entries.change(), pages);
       detail::make_room(heads[h].offsets, blocks * static_cast<std::size_t>(page_tokens));
     }
     std::size_t spans = positions[0] != last_position() + 1 || given_spans.empty();

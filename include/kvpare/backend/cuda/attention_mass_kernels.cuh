@@ -22,7 +22,7 @@
 // A launch serves the key tiles of one kind and passes over the others.
 #pragma once
 
-#include <math.h>
+#include <cmath>
 #include <limits>
 
 #include "tuning.cuh"

@@ -31,6 +31,8 @@ class BasicBackend {
   BasicBackend& operator=(const BasicBackend&) = delete;
 
   Runtime& runtime() { return runtime_; }
+  /// Memory for verbs ahead of time: without it the first calls take what they need, later ones find it there.
+  void reserve(Index scratch_bytes, Index argument_bytes = 0) { work_.reserve(scratch_bytes, argument_bytes); }
 
   void* allocate(Index bytes) { return runtime_.allocate(bytes); }
   void release(void* memory) { runtime_.release(memory); }

@@ -145,6 +145,7 @@ class DeviceBlock {
   template <class T>
   KVPARE_DEVICE T load(const T* p) const {
     static_assert(sizeof(T) <= 16 && alignof(T) == sizeof(T), "loads move 1, 2, 4, 8 or 16 aligned bytes");
+    __builtin_assume(__isGlobal(p));  // else loads through pointers out of memory are generic ones
     if constexpr (sizeof(T) == 16) {
       const uint4 x = *reinterpret_cast<const uint4*>(p);
       return std::bit_cast<T>(x);

@@ -106,7 +106,7 @@ class Stream {
   Index shared_limit() const { return shared_limit_; }
 
   void* allocate(Index bytes) {
-    if (bytes < 0) return nullptr;
+    if (bytes < 0 || capturing()) return nullptr;  // memory of a graph would be the graph's
     void* memory = nullptr;
     const auto size = static_cast<std::size_t>(std::max<Index>(bytes, 1));
     if (cudaMallocFromPoolAsync(&memory, size, pool_, stream_) == cudaSuccess) return memory;
@@ -153,6 +153,12 @@ class Stream {
     }
   }
 
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    detail::check(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is captured");
+    return status == cudaStreamCaptureStatusActive;
+  }
+
   template <class Kernel>
   void launch(Index blocks, const Kernel& kernel) {
     static_assert(std::is_trivially_copyable_v<Kernel> && sizeof(Kernel) <= 4096, "kernels are small plain structs");
@@ -185,11 +191,6 @@ class Stream {
     cudaEvent_t done;
   };
 
-  bool capturing() const {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    detail::check(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is captured");
-    return status == cudaStreamCaptureStatusActive;
-  }
   void copy_in(void* to, const void* pinned, Index bytes) {
     detail::check(cudaMemcpyAsync(to, pinned, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_),
                   "copying to the device");

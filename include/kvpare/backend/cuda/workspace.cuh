@@ -8,6 +8,7 @@
 // | `r.allocate(bytes)`, `r.release(p)` | memory of the device, 64-byte aligned, or null; given back once queued work is done |
 // | `r.to_backend(to, from, bytes)`, `r.to_host(…)`, `r.wait(ticket)` | copies, as the backend trait has them               |
 // | `r.launch(blocks, kernel)`    | queues a kernel, see below; nothing for 0 blocks                                       |
+// | `r.capturing()`               | whether what is queued now is recorded, to be done later and more than once           |
 // | `r.multiprocessors()`         | how many there are                                                                    |
 // | `r.shared_limit()`            | most shared memory of a block, in bytes                                               |
 //
@@ -29,6 +30,7 @@
 
 #include "../arguments.hpp"
 #include "block.cuh"
+#include "page_tables.cuh"
 
 namespace kvpare::cuda {
 
@@ -43,6 +45,7 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
+    tables_.release(*runtime_);
     for (Area* area : {&scratch_, &sent_})
       for (const Chunk& c : area->chunks) runtime_->release(c.memory);
   }
@@ -50,11 +53,20 @@ class Workspace {
   Runtime& runtime() { return *runtime_; }
   Index multiprocessors() const { return runtime_->multiprocessors(); }
 
+  /// Takes memory ahead of time, so that no verb has to: for scratch, and for host arrays on their way.
+  void reserve(Index scratch_bytes, Index sent_bytes) {
+    begin();
+    if (scratch_bytes > 0) (void)take(scratch_, scratch_bytes);
+    if (sent_bytes > 0) (void)take(sent_, sent_bytes);
+    begin();
+  }
+
   /// Starts a verb: what the one before put here is no longer needed by anything that is queued from now on.
   void begin() {
     scratch_.rewind(), sent_.rewind();
     staged_.clear(), staged_chunk_ = -1;
     formats_.clear();
+    patch_tables();  // of a verb that found nothing to launch
   }
 
   /// Device memory until the next verb, 64-byte aligned, not initialised. Grows to the largest verb so far.
@@ -80,20 +92,29 @@ class Workspace {
     return put(std::span<const T>(values));
   }
 
-  /// A list as kernels take it: the same words, in device memory.
+  /// A list as kernels take it: the same words, in device memory. Lists with a version stay there, and what has changed of
+  /// them since is sent along; others are sent whole.
   HeadPages put(const HeadPages& list) {
     HeadPages there = list;
     std::uint32_t blocks = 0, states = 0;
     for (const Entry& e : list.entries) blocks = std::max(blocks, e.offsets), states = std::max(states, e.state);
-    there.entries = {put(list.entries), list.entries.size()};
-    there.offsets = put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+    const std::span offsets(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens));
+    // What a graph is captured for is not done yet, so the tables must not count on it.
+    if (list.version != nullptr && (!runtime_->capturing() || tables_.holds(*list.version))) {
+      const detail::PageTables::Place at = tables_.update(*runtime_, *list.version, list.entries, offsets, patches_);
+      there.entries = {at.entries, list.entries.size()}, there.offsets = at.offsets;
+    } else {
+      there.entries = {put(list.entries), list.entries.size()}, there.offsets = put(offsets);
+    }
     there.formats = {put_formats(list.formats), list.formats.size()};
     there.states = {put(list.states.first(states)), states};
+    there.version = nullptr;
     return there;
   }
 
   template <class Kernel>
   void launch(Index blocks, const Kernel& kernel) {
+    patch_tables();
     send();
     runtime_->launch(blocks, kernel);
   }
@@ -118,12 +139,26 @@ class Workspace {
     if (area.chunk == area.chunks.size()) {
       const Index size = std::max(round_up(bytes, least_chunk), least_chunk);
       auto* memory = static_cast<std::byte*>(runtime_->allocate(size));
-      require(memory != nullptr, Runtime::name, " backend: no memory for ", size, " bytes of scratch");
+      require(memory != nullptr, Runtime::name, " backend: no memory for ", size, " bytes of scratch",
+              runtime_->capturing() ? ", which cannot be taken while a graph is captured: reserve it, or call once before"
+                                    : "");
       area.chunks.push_back({memory, size});
     }
     std::byte* at = area.chunks[area.chunk].memory + area.used;
     area.used = round_up(area.used + bytes, 64);
     return {at, static_cast<Index>(area.chunk)};
+  }
+
+  /// What changed in page tables, one launch for all lists.
+  void patch_tables() {
+    if (patches_.empty()) return;
+    std::vector<detail::PatchKernel::Patch> patches;
+    for (const detail::PageTables::Patch& p : patches_) patches.push_back({put(p.from), p.to, std::ssize(p.from)});
+    const detail::PatchKernel kernel{put(std::span<const detail::PatchKernel::Patch>(patches))};
+    const Index count = std::ssize(patches);
+    patches_.clear();
+    send();
+    runtime_->launch(count, kernel);
   }
 
   void send() {
@@ -140,6 +175,8 @@ class Workspace {
   }
 
   Runtime* runtime_;
+  detail::PageTables tables_;
+  std::vector<detail::PageTables::Patch> patches_;  // not on their way yet
   Area scratch_, sent_;
   std::vector<std::byte> staged_;  // bytes that go to staged_to_
   std::byte* staged_to_ = nullptr;

@@ -1,0 +1,660 @@
+// Keys and values as operands of mma, straight from memory into registers: a tile is 16 tokens of one page.
+//
+// Scores are S^T [16 tokens, 8 query rows] = K [16, D] Q^T, outputs O^T [D, 8] += V^T [D, 16] P^T: tokens or channels are the
+// rows of the first operand, so that up to 8 query rows of a group share every key and value that is loaded. Neither sum
+// minds the order of what it adds, and no output channel minds its place: a thread takes 16 bytes where they lie and calls
+// the numbers in them what the fragment wants. Queries are laid out to match; output channels are named when written.
+//
+//   g = lane / 4, t = lane % 4
+//   keys     lane holds tokens g and g + 8, of each D / 4 channels; 4 lanes load 64 bytes of a row
+//   values   lane holds tokens 2t, 2t + 1, 2t + 8, 2t + 9, of each D / 8 channels
+//   register r of a lane's row or pair of tokens: two numbers of 16 bits
+//
+// A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below bit 10:
+// an AND makes two operands. Small floats move their bits into those of an f16, again a power of two off. `gain(r)` is the
+// power of two that mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the
+// sum of the query, a sum of zeros by probabilities on the output.
+//
+// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 2 bits 68.
+#pragma once
+
+#include <bit>
+
+#include "../../codec/raw.hpp"
+#include "../../codec/small_float.hpp"
+#include "attend_kernel.cuh"
+
+namespace kvpare::cuda::detail {
+
+template <int bytes>
+struct alignas(bytes) LaneWords {
+  std::uint32_t w[bytes / 4];
+};
+
+/// The widest load that divides what a lane has, within `most` bytes; 0: none.
+constexpr int lane_load(int bytes, int most) {
+  for (int load = 16; load >= 4; load /= 2)
+    if (load <= most && bytes % load == 0) return load;
+  return 0;
+}
+
+constexpr KVPARE_HD float power_of_two(int k) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>((k < -126 ? -126 : k > 127 ? 127 : k) + 127) << 23);
+}
+
+enum class CodeKind { none, linear, e4m3, e5m2, e2m1 };
+
+/// How codes become 16-bit numbers.
+template <class C>
+struct CodeNumbers {
+  static constexpr GroupForm form = C::form;
+  static constexpr int bits = form.bits;
+  static constexpr int per_word = 16 / bits;  // registers that a word of codes becomes
+
+ private:
+  template <class Float>
+  static constexpr bool is_table_of() {
+    if (form.bits != Float::bits) return false;
+    if constexpr (form.bits == Float::bits && form.table) {
+      for (std::size_t c = 0; c < (std::size_t{1} << form.bits) / 2 - 4; ++c)
+        if (C::levels[c] != Float::values[c]) return false;
+    }
+    return true;
+  }
+  static constexpr CodeKind find_kind() {
+    if (form.ternary || !has_fragment_order<C>()) return CodeKind::none;
+    if (!form.table || form.bits == 1) return CodeKind::linear;
+    if (is_table_of<kvpare::detail::E4M3>()) return CodeKind::e4m3;
+    if (is_table_of<kvpare::detail::E5M2>()) return CodeKind::e5m2;
+    return is_table_of<kvpare::detail::E2M1>() ? CodeKind::e2m1 : CodeKind::none;
+  }
+  static constexpr float level(std::size_t code) {
+    if constexpr (form.table)
+      return C::levels[code];
+    else
+      return static_cast<float>(static_cast<int>(code) - form.offset);
+  }
+
+ public:
+  static constexpr CodeKind kind = find_kind();
+  /// level = factor * (the number, mended) + offset
+  static constexpr float factor = kind == CodeKind::linear ? level(1) - level(0) : 1.0f;
+  static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
+  static constexpr int most_gain = kind == CodeKind::linear ? 24 : kind == CodeKind::e4m3 ? 8 : kind == CodeKind::e2m1 ? 14 : 0;
+
+  /// Codes i and i + 16 / bits of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
+  template <bool in_place = true>
+  static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, int i) {
+    const int at = i * bits;
+    if constexpr (kind == CodeKind::linear) {
+      const int up = in_place ? at & 7 : 0;
+      return word >> (at - up) & (((1u << bits) - 1u) * 0x00010001u) << up;
+    } else {
+      const std::uint32_t high = word << (16 - bits - at);  // each code at the top of its half
+      if constexpr (kind == CodeKind::e5m2) return high & 0xff00ff00u;
+      if constexpr (kind == CodeKind::e4m3) return (high & 0x80008000u) | (high >> 1 & 0x3f803f80u);
+      return (high & 0x80008000u) | (high & 0x70007000u) >> 3;
+    }
+  }
+  template <bool in_place = true>
+  static constexpr KVPARE_HD int gain(int i) {
+    return kind == CodeKind::linear && in_place ? most_gain - (i * bits & 7) : most_gain;
+  }
+};
+
+template <class T>
+struct KindOf {
+  using type = F16;
+};
+template <>
+struct KindOf<bfloat16> {
+  using type = BF16;
+};
+
+/// What a number of 16 bits says, and whether it is an infinity or a NaN.
+KVPARE_DEVICE bool all_finite(std::uint32_t x, F16) {
+  return (x & 0x7c00u) != 0x7c00u && (x & 0x7c000000u) != 0x7c000000u;
+}
+KVPARE_DEVICE bool all_finite(std::uint32_t x, BF16) {
+  return (x & 0x7f80u) != 0x7f80u && (x & 0x7f800000u) != 0x7f800000u;
+}
+
+/// Where a tile of 16 tokens is.
+struct TilePlace {
+  const std::byte* page = nullptr;  // keys or values of the page
+  Index row_bytes = 0;              // of raw rows
+  int first = 0;                    // slot of its first token
+  Index page_tokens = 0;
+};
+
+/// Query rows of a task as the second operand, and what is known of them.
+struct QueryFragments {
+  const std::uint32_t* high;  // [D / 16][lane][2]
+  const std::uint32_t* low;   // what f16 or bf16 lack; with `split`
+  bool split;
+  float factor[2];     // of columns 2t, 2t + 1: from sums of products to units of log2
+  const float* sums;   // [groups][8] of the rows, in units of log2
+};
+
+// Keys: what `score` leaves in s[2h + j] is the logit of token g + 8h and query row 2t + j.
+
+/// Raw keys of 16 bits.
+template <Element T, int D>
+struct RawKeys {
+  using Kind = typename KindOf<T>::type;
+  static constexpr int load_bytes = lane_load(D / 2, 16), words = load_bytes / 4, loads = D / 2 / load_bytes;
+  static constexpr bool fits = D % 32 == 0, may_split = true, has_sums = false;
+  static constexpr int temporaries = 0;  // registers beside those that are held
+  static constexpr int groups = 1, most_gain = 0, norm = 12;
+  static constexpr float code_factor = 1;
+  static constexpr DType type = dtype_of<T>();
+  static bool fits_tokens(Index) { return true; }
+  static KVPARE_DEVICE float state_factor(const float*) { return 1; }
+
+  struct Registers {
+    LaneWords<load_bytes> row[2][loads];
+  };
+
+  static constexpr KVPARE_HD int channel(int t, int r, int half) { return ((r / words * 4 + t) * words + r % words) * 2 + half; }
+  static constexpr KVPARE_HD int gain(int) { return 0; }
+
+  template <class Block>
+  static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+      const auto* row = reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * at.row_bytes);
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
+    }
+  }
+  template <class Block>
+  static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&, const float*,
+                                  float (&s)[4]) {
+    float c[4] = {};
+    KVPARE_DEVICE_UNROLL for (int r = 0; r < D / 8; r += 2) {
+      const std::uint32_t a[4] = {k.row[0][r / words].w[r % words], k.row[1][r / words].w[r % words],
+                                  k.row[0][(r + 1) / words].w[(r + 1) % words], k.row[1][(r + 1) / words].w[(r + 1) % words]};
+      const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
+      b.mma(c, a, high.w, Kind{});
+      if (q.split) {
+        const auto low = *reinterpret_cast<const LaneWords<8>*>(q.low + (r / 2 * 32 + b.lane()) * 2);
+        b.mma(c, a, low.w, Kind{});
+      }
+    }
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) s[i] = c[i] * q.factor[i & 1];
+  }
+};
+
+/// `bytes` bytes of scales or zeros of a token, as they are stored.
+template <int bytes>
+struct PackedNumbers {
+  std::uint32_t w[bytes < 4 ? 1 : (bytes + 3) / 4];
+
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const std::byte* from) {
+    constexpr int once = lane_load(bytes, 16);
+    if constexpr (once > 0) {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes / once; ++i) {
+        const auto words = b.load(reinterpret_cast<const LaneWords<once>*>(from) + i);
+        KVPARE_DEVICE_UNROLL for (int x = 0; x < once / 4; ++x) w[i * (once / 4) + x] = words.w[x];
+      }
+    } else if constexpr (bytes % 2 == 0) {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes / 2; ++i) {
+        const std::uint32_t two = b.load(reinterpret_cast<const std::uint16_t*>(from) + i);
+        w[i / 2] = i % 2 == 0 ? two : w[i / 2] | two << 16;
+      }
+    } else {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes; ++i) {
+        const std::uint32_t one = b.load(reinterpret_cast<const std::uint8_t*>(from) + i);
+        w[i / 4] = i % 4 == 0 ? one : w[i / 4] | one << i % 4 * 8;
+      }
+    }
+  }
+  /// The i-th number of `size` bytes.
+  template <int size>
+  KVPARE_DEVICE std::uint32_t number(int i) const {
+    if constexpr (size == 4) return w[i];
+    return w[i * size / 4] >> (i * size % 4 * 8) & ((1u << (size & 3) * 8) - 1u);
+  }
+};
+
+/// Codes with scales per token, or per group of a token's channels.
+template <GroupCodec C, Side side, int D>
+struct CodedSide {
+  using Numbers = CodeNumbers<C>;
+  using Layout = FragmentLayout<C, side>;
+  using Kind = F16;
+  static constexpr GroupForm form = C::form;
+  static constexpr int bits = form.bits;
+  static constexpr int group = static_cast<int>(form.along == Along::tokens ? D : form.group > 0 ? form.group : D / form.parts);
+  static constexpr int groups = D / group;
+  /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then every
+  /// group has its lanes, and products of its own in which the others' codes are zeros.
+  static constexpr int span = group * bits >= 128 ? 1 : 128 / (group * bits);
+  static constexpr int load_bytes =
+      D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, span > 1 ? 4 : group * bits / 32);
+  static constexpr bool scaled = form.scale != ScaleType::one;
+  static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
+  static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
+                               (scaled || !has_zero) && groups <= 16 &&
+                               (span == 1 || span == 2 || span == 4);
+  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
+  static constexpr int per_word = 16 / bits;
+
+  static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
+  /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
+  static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
+  static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
+  /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
+  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane, int lanes) {
+    const int at = r / per_word;
+    std::uint32_t word = row[at / words].w[at % words];
+    if constexpr (span > 1) word = lane * span / lanes == part % span ? word : 0u;
+    return Numbers::pair(word, r % per_word);
+  }
+
+  static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes), zero_bytes = static_cast<int>(Layout::zero_bytes);
+  struct Scales {  // of tokens g and g + 8
+    PackedNumbers<scale_bytes * groups> scale[2];
+    PackedNumbers<zero_bytes * groups> zero[2];
+  };
+  template <class Block>
+  static KVPARE_DEVICE void load_scales(Block& b, const TilePlace& at, Scales& to) {
+    const TileShape shape{at.page_tokens, D};
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+      const Index first = (at.first + (b.lane() >> 2) + 8 * h) * Index{groups};
+      if constexpr (scale_bytes > 0) to.scale[h].load(b, at.page + Layout::scales_at(shape) + first * scale_bytes);
+      if constexpr (zero_bytes > 0) to.zero[h].load(b, at.page + Layout::zeros_at(shape) + first * zero_bytes);
+    }
+  }
+  static KVPARE_DEVICE GroupBits bits_of(const Scales& from, int h, int i) {
+    GroupBits all;
+    if constexpr (scale_bytes > 0) all.scale = from.scale[h].template number<scale_bytes>(i);
+    if constexpr (zero_bytes > 0) all.zero = from.zero[h].template number<zero_bytes>(i);
+    return all;
+  }
+};
+
+/// Coded keys.
+template <GroupCodec C, int D>
+struct CodedKeys : CodedSide<C, Side::keys, D> {
+  using Base = CodedSide<C, Side::keys, D>;
+  using typename Base::Kind;
+  using typename Base::Numbers;
+  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
+  static constexpr bool may_split = false, has_sums = Base::has_zero;
+  static constexpr int most_gain = Numbers::most_gain, norm = 12;
+  static constexpr float code_factor = Numbers::factor;
+  static bool fits_tokens(Index) { return true; }
+  static KVPARE_DEVICE float state_factor(const float* state) {
+    if constexpr (scaled)
+      return 1;
+    else
+      return C::scale_of(GroupBits{}, state);
+  }
+
+  struct Registers {
+    LaneWords<load_bytes> row[2][loads];
+    typename Base::Scales scales;
+  };
+
+  static constexpr KVPARE_HD int channel(int t, int r, int half) {
+    const int word = r / per_word;
+    return ((word / words * 4 + t) * words + word % words) * (32 / bits) + r % per_word + half * per_word;
+  }
+  static constexpr KVPARE_HD int gain(int r) { return Numbers::gain(r % per_word); }
+
+  template <class Block>
+  static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+      const auto* row =
+          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
+    }
+    Base::load_scales(b, at, k.scales);
+  }
+  template <class Block>
+  static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&,
+                                  const float* state, float (&s)[4]) {
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) s[i] = 0;
+    const int t = b.lane() & 3;
+    KVPARE_DEVICE_UNROLL for (int part = 0; part < groups; ++part) {
+      float c[4] = {};
+      KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
+        const int r = Base::first_register(part) + x;
+        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
+                                    Base::operand(k.row[0], r + 1, part, t, 4), Base::operand(k.row[1], r + 1, part, t, 4)};
+        const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
+        b.mma(c, a, high.w, Kind{});
+      }
+      KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+        const GroupBits stored = Base::bits_of(k.scales, h, part);
+        const float scale = scaled ? C::scale_of(stored, state) : 1.0f;
+        KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) {
+          s[2 * h + j] += scale * (c[2 * h + j] * q.factor[j]);
+          if constexpr (has_sums)
+            s[2 * h + j] += (scale * Numbers::offset + C::zero_of(stored, state)) * q.sums[part * 8 + (b.lane() & 3) * 2 + j];
+        }
+      }
+    }
+  }
+};
+
+/// Coded keys with scales per channel over groups of tokens (KIVI): scales go into the query, zeros times the query are one
+/// more product whose rows are all alike. D * 4 bytes more per group of tokens.
+template <GroupCodec C, int D>
+struct ChannelKeys {
+  using Numbers = CodeNumbers<C>;
+  using Layout = FragmentLayout<C, Side::keys>;
+  using Kind = F16;
+  static constexpr GroupForm form = C::form;
+  static constexpr int bits = form.bits, per_word = 16 / bits;
+  static constexpr int load_bytes = D * bits % 128 != 0 ? 0 : lane_load(D * bits / 32, 16);
+  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
+  static constexpr int numbers = words * 32 / bits;  // channels of a load
+  static constexpr int scale_loads = numbers < 8 ? 1 : numbers / 8;
+  static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
+  static constexpr bool fits = Numbers::kind == CodeKind::linear && load_bytes > 0 && numbers % 8 == 0 && form.along == Along::tokens &&
+                               form.scale == ScaleType::f16 && form.zero != ZeroType::integer && Numbers::factor == 1;
+  static constexpr bool may_split = false, has_sums = false;
+  static constexpr int temporaries = 16;
+  static constexpr int groups = 1, group = D, most_gain = 24, norm = 2;
+  static constexpr float code_factor = 1;
+  static bool fits_tokens(Index tokens) { return FragmentLayout<C, Side::keys>::group({tokens, D}) % 16 == 0; }
+  static KVPARE_DEVICE float state_factor(const float*) { return 1; }
+
+  struct Registers {
+    LaneWords<load_bytes> row[2][loads];
+    LaneWords<16> scale[loads][scale_loads], zero[form.zero == ZeroType::none ? 1 : loads][scale_loads];
+  };
+
+  static constexpr KVPARE_HD int channel(int t, int r, int half) {
+    const int word = r / per_word;
+    return ((word / words * 4 + t) * words + word % words) * (32 / bits) + r % per_word + half * per_word;
+  }
+  static constexpr KVPARE_HD int gain(int) { return 24; }
+
+  template <class Block>
+  static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    const TileShape shape{at.page_tokens, D};
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+      const auto* row =
+          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
+    }
+    const Index first = at.first / Layout::group(shape) * D;
+    KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
+      const Index channel = first + (j * 4 + t) * numbers;
+      const auto* scales = reinterpret_cast<const LaneWords<16>*>(at.page + Layout::scales_at(shape) + channel * 2);
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < scale_loads; ++i) k.scale[j][i] = b.load(scales + i);
+      if constexpr (form.zero != ZeroType::none) {
+        const auto* zeros = reinterpret_cast<const LaneWords<16>*>(at.page + Layout::zeros_at(shape) + channel * 2);
+        KVPARE_DEVICE_UNROLL for (int i = 0; i < scale_loads; ++i) k.zero[j][i] = b.load(zeros + i);
+      }
+    }
+  }
+  /// Halves of channels c and c + per_word of a lane's run.
+  template <class Block>
+  static KVPARE_DEVICE std::uint32_t two(const LaneWords<16> (&run)[scale_loads], int c) {
+    const int d = c + per_word;
+    return Block::permute(run[c / 8].w[c % 8 / 2], run[d / 8].w[d % 8 / 2], c % 2 == 0 ? 0x5410u : 0x7632u);
+  }
+  template <class Block>
+  static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&, const float*,
+                                  float (&s)[4]) {
+    float c[4] = {}, bias[4] = {};
+    KVPARE_DEVICE_UNROLL for (int r = 0; r < D / 8; r += 2) {
+      const auto plain = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
+      std::uint32_t a[4], scaled[2], zeros[4];
+      KVPARE_DEVICE_UNROLL for (int x = 0; x < 2; ++x) {
+        const int word = (r + x) / per_word, i = (r + x) % per_word, j = word / words;
+        const int place = word % words * (32 / bits) + i;
+        a[2 * x] = Numbers::template pair<false>(k.row[0][j].w[word % words], i);
+        a[2 * x + 1] = Numbers::template pair<false>(k.row[1][j].w[word % words], i);
+        const std::uint32_t scale = two<Block>(k.scale[j], place);
+        scaled[x] = Block::mul2(plain.w[x], scale, F16{});
+        if constexpr (form.zero != ZeroType::none) {
+          std::uint32_t zero = two<Block>(k.zero[j], place);
+          if constexpr (Numbers::offset != 0)
+            zero = Block::fma2(scale, Block::pack(Numbers::offset, Numbers::offset, F16{}), zero, F16{});
+          zeros[2 * x] = zeros[2 * x + 1] = zero;
+        } else if constexpr (has_zero) {
+          zeros[2 * x] = zeros[2 * x + 1] =
+              Block::mul2(scale, Block::pack(Numbers::offset, Numbers::offset, F16{}), F16{});
+        }
+      }
+      b.mma(c, a, scaled, Kind{});
+      if constexpr (has_zero) b.mma(bias, zeros, plain.w, Kind{});
+    }
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) s[i] = (c[i] + bias[i] * 0x1p-24f) * q.factor[i & 1];
+  }
+};
+
+// Values: `accumulate` adds p[h][j], token g + 8h of query row 2t + j, times the tile to acc[m][2h + j]: channel
+// channel(g, 2m + h) of query row 2t + j.
+
+/// Raw values of 16 bits. Probabilities are split in two numbers of 16 bits.
+template <Element T, int D>
+struct RawValues {
+  using Kind = typename KindOf<T>::type;
+  static constexpr int load_bytes = lane_load(D / 4, 16), words = load_bytes / 4, loads = D / 4 / load_bytes;
+  static constexpr bool fits = D % 32 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
+  static constexpr int groups = 1, temporaries = 0;
+  static constexpr DType type = dtype_of<T>();
+
+  struct Registers {
+    LaneWords<load_bytes> row[4][loads];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9
+  };
+  static constexpr KVPARE_HD int channel(int g, int r) { return ((r / 2 / words * 8 + g) * words + r / 2 % words) * 2 + r % 2; }
+  static constexpr KVPARE_HD float output_factor(int) { return 1; }
+  static KVPARE_DEVICE float state_factor(const float*) { return 1; }
+  static KVPARE_DEVICE int token(int t, int i) { return 2 * t + (i & 1) + (i & 2) * 4; }
+
+  template <class Block>
+  static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& v) {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
+      const auto* row = reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + token(t, i)) * at.row_bytes);
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) v.row[i][j] = b.load(row + j * 8 + g);
+    }
+  }
+  /// Tokens whose bit is 0 become zeros: nobody sees them, and they may hold anything.
+  static KVPARE_DEVICE void clear(int t, std::uint32_t seen, Registers& v) {
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
+      const std::uint32_t keep = (seen >> token(t, i) & 1u) != 0 ? ~0u : 0u;
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
+        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) v.row[i][j].w[w] &= keep;
+    }
+  }
+  static KVPARE_DEVICE bool finite(const Registers& v) {
+    bool all = true;
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i)
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
+        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) all = all && all_finite(v.row[i][j].w[w], Kind{});
+    return all;
+  }
+  /// Probabilities as the second operand: what 16 bits hold, and the rest.
+  template <class Block>
+  static KVPARE_DEVICE void columns(Block& b, const float (&p)[2][2], std::uint32_t (&high)[2], std::uint32_t (&low)[2]) {
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+      const std::uint32_t rounded = Block::pack(p[h][0], p[h][1], Kind{});
+      low[h] = b.transpose(Block::pack(p[h][0] - Block::unpack_low(rounded, Kind{}),
+                                       p[h][1] - Block::unpack_high(rounded, Kind{}), Kind{}));
+      high[h] = b.transpose(rounded);
+    }
+  }
+  template <class Block>
+  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float*,
+                                       float (&acc)[D / 16][4], float (&)[1][2]) {
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
+    KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
+      const int j = m / words, w = m % words;
+      const std::uint32_t a[4] = {Block::permute(v.row[0][j].w[w], v.row[1][j].w[w], 0x5410),
+                                  Block::permute(v.row[0][j].w[w], v.row[1][j].w[w], 0x7632),
+                                  Block::permute(v.row[2][j].w[w], v.row[3][j].w[w], 0x5410),
+                                  Block::permute(v.row[2][j].w[w], v.row[3][j].w[w], 0x7632)};
+      b.mma(acc[m], a, high, Kind{});
+      b.mma(acc[m], a, low, Kind{});
+    }
+  }
+  /// The same for one query row at a time, whose tokens are bits of `seen_by(row)`: what it does not see is zeros, and what
+  /// becomes of the other rows is dropped. The same sums in the same order.
+  template <class Block, class SeenBy>
+  static KVPARE_DEVICE void accumulate_apart(Block& b, const Registers& v, const float (&p)[2][2], const SeenBy& seen_by,
+                                             float (&acc)[D / 16][4]) {
+    const int t = b.lane() & 3;
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
+    KVPARE_DEVICE_ROLL for (int column = 0; column < 8; ++column) {
+      const std::uint32_t seen = seen_by(column);
+      std::uint32_t keep[4];
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) keep[i] = (seen >> token(t, i) & 1u) != 0 ? ~0u : 0u;
+      KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
+        const int j = m / words, w = m % words;
+        const std::uint32_t x[4] = {v.row[0][j].w[w] & keep[0], v.row[1][j].w[w] & keep[1], v.row[2][j].w[w] & keep[2],
+                                    v.row[3][j].w[w] & keep[3]};
+        const std::uint32_t a[4] = {Block::permute(x[0], x[1], 0x5410), Block::permute(x[0], x[1], 0x7632),
+                                    Block::permute(x[2], x[3], 0x5410), Block::permute(x[2], x[3], 0x7632)};
+        float c[4] = {acc[m][0], acc[m][1], acc[m][2], acc[m][3]};
+        b.mma(c, a, high, Kind{});
+        b.mma(c, a, low, Kind{});
+        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) acc[m][i] = column == 2 * t + (i & 1) ? c[i] : acc[m][i];
+      }
+    }
+  }
+};
+
+/// Coded values: a token's scale goes into its probabilities.
+template <GroupCodec C, int D>
+struct CodedValues : CodedSide<C, Side::values, D> {
+  using Base = CodedSide<C, Side::values, D>;
+  using typename Base::Kind;
+  using typename Base::Numbers;
+  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::has_zero,
+      Base::load_bytes;
+  static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
+
+  struct Registers {
+    LaneWords<load_bytes> row[2][loads];  // tokens 2t, 2t + 1; 2t + 8, 2t + 9
+    typename Base::Scales scales;         // tokens g, g + 8
+  };
+  static constexpr KVPARE_HD int channel(int g, int r) {
+    const int word = r / per_word;
+    return ((word / words * 8 + g) * words + word % words) * per_word + r % per_word;
+  }
+  /// What zeros add to register r of a lane.
+  static KVPARE_DEVICE float zero_of(const float (&zeros)[has_zero ? groups : 1][2], int g, int r, int j) {
+    float x = 0;
+    if constexpr (has_zero)
+      KVPARE_DEVICE_UNROLL for (int lanes = 0; lanes < Base::span; ++lanes) {
+        const float zero = zeros[channel(0, r) / group + lanes][j];
+        x = Base::span == 1 || g * Base::span / 8 == lanes ? zero : x;
+      }
+    return x;
+  }
+  static constexpr KVPARE_HD float output_factor(int r) {
+    return power_of_two(Numbers::gain(r % per_word)) * Numbers::factor;
+  }
+  static KVPARE_DEVICE float state_factor(const float* state) {
+    if constexpr (scaled)
+      return 1;
+    else
+      return C::scale_of(GroupBits{}, state);
+  }
+
+  template <class Block>
+  static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& v) {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
+      const auto* row =
+          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first / 2 + t + 4 * i) * Index{D * bits / 4});
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) v.row[i][j] = b.load(row + j * 8 + g);
+    }
+    Base::load_scales(b, at, v.scales);
+  }
+  static KVPARE_DEVICE void clear(int t, std::uint32_t seen, Registers& v) {
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
+      const std::uint32_t two = seen >> (2 * t + 8 * i);
+      const std::uint32_t keep = ((two & 1u) != 0 ? 0xffffu : 0u) | ((two & 2u) != 0 ? 0xffff0000u : 0u);
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
+        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) v.row[i][j].w[w] &= keep;
+    }
+  }
+  /// A power of two above the largest scale of token g + 8h, as an exponent.
+  static KVPARE_DEVICE float exponent(const Registers& v, int h, const float* state) {
+    std::uint32_t most = 0;
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < groups; ++i) {
+      const std::uint32_t scale =
+          std::bit_cast<std::uint32_t>(C::scale_of(Base::bits_of(v.scales, h, i), state)) & 0x7fffffffu;
+      most = scale > most ? scale : most;
+    }
+    const int e = static_cast<int>(most >> 23) - 126;
+    return static_cast<float>(e < -60 ? -60 : e);
+  }
+  template <class Block>
+  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float* state,
+                                       float (&acc)[D / 16][4], float (&zeros)[has_zero ? groups : 1][2]) {
+    const int g = b.lane() >> 2;
+    KVPARE_DEVICE_UNROLL for (int part = 0; part < groups; ++part) {
+      std::uint32_t columns[2];
+      KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
+        const GroupBits stored = Base::bits_of(v.scales, h, part);
+        const float scale = scaled ? C::scale_of(stored, state) : 1.0f;
+        // What nobody sees may have any bytes for a scale.
+        const float weight[2] = {p[h][0] == 0 ? 0.0f : p[h][0] * scale, p[h][1] == 0 ? 0.0f : p[h][1] * scale};
+        columns[h] = b.transpose(Block::pack(weight[0], weight[1], Kind{}));
+        if constexpr (has_zero) {
+          const float zero = scale * Numbers::offset + C::zero_of(stored, state);
+          KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) zeros[part][j] += p[h][j] == 0 ? 0.0f : p[h][j] * zero;
+        }
+      }
+      KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
+        const int r = Base::first_register(part) + x, m = r / 2;
+        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g, 8), Base::operand(v.row[0], r + 1, part, g, 8),
+                                    Base::operand(v.row[1], r, part, g, 8), Base::operand(v.row[1], r + 1, part, g, 8)};
+        b.mma(acc[m], a, columns, Kind{});
+      }
+    }
+  }
+};
+
+/// Operands of a codec at a width; `fits` says whether there are any.
+struct NoFragments {
+  static constexpr bool fits = false;
+  static bool fits_tokens(Index) { return false; }
+};
+template <class C, int D>
+struct KeysOf {
+  using type = NoFragments;
+};
+template <class C, int D>
+struct ValuesOf {
+  using type = NoFragments;
+};
+template <GroupCodec C, int D>
+struct KeysOf<C, D> {
+  using type = std::conditional_t<!has_fragment_order<C>(), NoFragments,
+                                  std::conditional_t<C::form.along == Along::tokens, ChannelKeys<C, D>, CodedKeys<C, D>>>;
+};
+template <GroupCodec C, int D>
+struct ValuesOf<C, D> {
+  using type = std::conditional_t<has_fragment_order<C>() && C::form.along == Along::channels, CodedValues<C, D>, NoFragments>;
+};
+template <FoldedCodec C, int D>
+struct KeysOf<C, D> : KeysOf<typename DeviceTiles<C, Side::keys>::Stored, D> {};
+template <FoldedCodec C, int D>
+struct ValuesOf<C, D> : ValuesOf<typename DeviceTiles<C, Side::values>::Stored, D> {};
+template <Element T, int D>
+  requires(sizeof(T) == 2)
+struct KeysOf<Raw<T>, D> {
+  using type = RawKeys<T, D>;
+};
+template <Element T, int D>
+  requires(sizeof(T) == 2)
+struct ValuesOf<Raw<T>, D> {
+  using type = RawValues<T, D>;
+};
+
+}  // namespace kvpare::cuda::detail

@@ -31,33 +31,28 @@ class MassLists {
       : most_mma_width_(most_mma_width) {
     decode(work, keys, width);
     std::vector<MassList> lists;
-    std::size_t decoded = 0;
+    std::int32_t decoded = 0;
     std::span<const PageGeometry> formats;
     const MassFormat* there = nullptr;
     for (std::size_t h = 0; h < keys.size(); ++h) {
       const HeadPages& list = keys[h];
-      std::vector<Entry> entries;
-      std::uint32_t blocks = 0;
-      bool coded = false;
-      for (const Entry& e : list.entries) {
-        blocks = std::max(blocks, e.offsets);
-        if (e.live == 0) continue;
-        coded = coded || list.formats[e.format].key_codec != nullptr;
-        kinds_[static_cast<std::size_t>(kind_of(list.formats[e.format], width))] = true;
-      }
-      if (coded) {
-        entries.assign(list.entries.begin(), list.entries.end());
-        for (Entry& e : entries)
-          if (e.live != 0 && list.formats[e.format].key_codec != nullptr) e.page = static_cast<PageId>(decoded++);
+      std::vector<std::int32_t> pages;  // of the entries: which decoded page
+      for (std::size_t e = 0; e < list.entries.size(); ++e) {
+        if (list.entries[e].live == 0) continue;
+        const PageGeometry& g = list.formats[list.entries[e].format];
+        kinds_[static_cast<std::size_t>(kind_of(g, width))] = true;
+        if (g.key_codec == nullptr) continue;
+        pages.resize(list.entries.size(), 0);
+        pages[e] = decoded++;
       }
       if (formats.data() != list.formats.data() || formats.size() != list.formats.size() || there == nullptr) {
         formats = list.formats;
         there = put_formats(work, list, width);
       }
+      const HeadPages on_device = work.put(list);
       MassList to;
-      to.entries = coded ? work.put(entries) : work.put(list.entries);
-      to.offsets =
-          work.put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+      to.entries = on_device.entries.data(), to.offsets = on_device.offsets;
+      to.decoded = pages.empty() ? nullptr : work.put(pages);
       to.formats = there;
       to.mask = masks.empty() ? nullptr : masks[h];
       to.columns = columns.empty() ? nullptr : columns[h];
@@ -101,9 +96,9 @@ class MassLists {
     for (const PageGeometry& g : list.formats)
       if (g.key_codec != nullptr)
         formats.push_back({reinterpret_cast<const std::byte*>(decoded_), list.page_tokens * width * 4, width * 4,
-                           DType::f32, TileKind::floats});
+                           DType::f32, TileKind::floats, true});
       else
-        formats.push_back({g.keys, g.key_page_bytes, g.key_row_bytes, g.key_type, kind_of(g, width)});
+        formats.push_back({g.keys, g.key_page_bytes, g.key_row_bytes, g.key_type, kind_of(g, width), false});
     return work.put(formats);
   }
 

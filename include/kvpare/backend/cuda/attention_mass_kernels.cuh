@@ -42,12 +42,14 @@ struct MassFormat {
   Index page_bytes = 0, row_bytes = 0;
   DType type = DType::f32;
   TileKind kind = TileKind::floats;
+  bool coded = false;  // the rows are decoded ones, in pages of their own
 };
 
 /// One kv head.
 struct MassList {
   const Entry* entries = nullptr;
   const std::uint16_t* offsets = nullptr;
+  const std::int32_t* decoded = nullptr;  // per entry: which decoded page; null where no keys are coded
   const MassFormat* formats = nullptr;
   const std::uint64_t* mask = nullptr;    // a word per entry, or null
   const std::int32_t* columns = nullptr;  // slot -> column, or null
@@ -209,7 +211,8 @@ struct KeyTile {
       const std::uint64_t word = list.mask != nullptr ? entry.live & list.mask[e] : entry.live;
       if ((word >> s & 1u) != 0) {
         const MassFormat& f = list.formats[entry.format];
-        row = f.keys + static_cast<Index>(entry.page) * f.page_bytes + s * f.row_bytes;
+        const Index page = f.coded ? list.decoded[e] : static_cast<Index>(entry.page);
+        row = f.keys + page * f.page_bytes + s * f.row_bytes;
         type = f.type, own = f.kind;
         position =
             entry.first +
@@ -471,7 +474,8 @@ template <MassPass pass, class Dot, class Logit, class EntryOf>
 struct MassKernel {
   static constexpr int threads = mass_tuning.threads;
   static constexpr int warps = threads / 32;
-  static constexpr int least_blocks = Dot::least_blocks;
+  // Two blocks leave 128 registers a thread: enough for the passes that most scorers ask for, not for all options at once.
+  static constexpr int least_blocks = pass == MassPass::peaks || pass == MassPass::plain ? Dot::least_blocks : 1;
   static constexpr bool per_vector = pass == MassPass::peaks || pass == MassPass::shares;
   static constexpr bool plain_logit = requires { Logit::plain; };
   static constexpr bool plain_entry = requires { EntryOf::plain; };
@@ -806,8 +810,10 @@ struct MassKernel {
       if constexpr (!plain_entry) x = p.entry(x, Index{rows.of[v]}, Index{keys.column[j]});
       x *= weights.of[v];
       const bool other = part_of(keys, rows.of[v], j) != 0;
-      float& sum = other ? keys.sum[1][j] : keys.sum[0][j];
-      sum = p.take_max ? fmaxf(sum, x) : sum + x;
+      const float same = p.take_max ? fmaxf(keys.sum[0][j], x) : keys.sum[0][j] + x;
+      const float different = p.take_max ? fmaxf(keys.sum[1][j], x) : keys.sum[1][j] + x;
+      keys.sum[0][j] = other ? keys.sum[0][j] : same;
+      keys.sum[1][j] = other ? different : keys.sum[1][j];
     }
   }
 

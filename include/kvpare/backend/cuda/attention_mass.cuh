@@ -1,16 +1,21 @@
 // Attention probabilities of chosen rows, summed per key, on the device.
 //
-// Up to three passes over the keys (attention_mass_kernels.cuh), each followed by a join in a fixed order:
+// Up to three passes over the keys (attention_mass_kernels.cuh), the first two followed by a join in a fixed order:
 //
-//   peaks    largest logit and sum of every row and query head; left out when lse is given and nothing asks for the largest
+//   peaks    largest logit and sum of every row and query head; left out when lse is given and nothing asks for them
 //   shares   row_near_peak and row_part_mass, where wanted
 //   mass     `out` and `seen`
 //
-// Cost      keys are read once per pass for all query heads of a group and all rows of a chunk: 2 key_dim bytes per key in 16
-//           bits; per row, query head and key of 128 channels a fourth of an mma 16x8x16 of a warp's 32 x 8 logits × 16 channel
-//           steps / 8 … see MassTuning
-// Scratch   sums per row, query head and range of keys, 16 bytes each; for HeadGroups::layer a row per kv head; coded keys as
-//           floats
+// Bytes         a key's row once per pass for all rows and query heads of a chunk (128 query vectors of 128 channels in
+//               16 bits, or more: MassTuning), 2 key_dim of them in 16 bits; queries once per block from the
+//               second-level cache, or once per 256 keys where they are more than a chunk
+// Instructions  per 32 keys and 8 query vectors of 128 channels: 16 mma, 7 loads from shared memory and some 70 others
+//               where all of the 8 see all of the 32 in sums of plain probabilities, 12 of a lane per (row, query head,
+//               key); in floats a fused product per channel and 12 loads of 16 bytes per 128 of them
+// Launches      one with lse given and 16-bit keys of one type; one more for the join of each pass, for weights of rows
+//               and per further kind of keys; two more for HeadGroups::layer
+// Scratch       16 bytes per row, query head and range of keys (about two ranges per multiprocessor, shared by chunks);
+//               for HeadGroups::layer a row per kv head; coded keys as floats
 #pragma once
 
 #include <vector>

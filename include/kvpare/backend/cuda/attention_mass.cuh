@@ -134,8 +134,8 @@ inline constexpr bool plain_functors = requires {
 }
 &&requires { EntryOf::plain; };
 
-/// The widest keys that go through the tensor cores. Functors of the caller's own get one kernel per type and pass, which
-/// keeps what a program with many of them has to compile in bounds.
+/// The widest keys that go through the tensor cores. Functors of the caller's own get one kernel per type and pass,
+/// which keeps what a program with many of them has to compile in bounds.
 template <class Logit, class EntryOf>
 inline constexpr Index most_mma_width = plain_functors<Logit, EntryOf> ? 256 : 128;
 

@@ -10,11 +10,11 @@
 // A block takes a *job*, key tiles in a row of one kv head, with the vectors' queries in shared memory, as many at once
 // as fit (a chunk). Two orders of the same loops:
 //
-//   sums per key (`mass`, `plain`)       key tiles outside, chunks inside: what a key adds up stays in registers until all
-//                                        vectors have passed, then it is added to the output once, by the only thread
-//                                        that ever does
-//   sums per vector (`peaks`, `shares`)  a block per job and chunk; warps add up in shared memory, a partial sum per job
-//                                        goes to scratch and is joined over the jobs in order
+//   sums per key (`mass`, `plain`)       key tiles outside, chunks inside: what a key adds up stays in registers until
+//                                        all vectors have passed, then it is added to the output once, by the only
+//                                        thread that ever does
+//   sums per vector (`peaks`, `shares`)  a block per job and chunk; warps add up in shared memory, a partial sum per
+//                                        job goes to scratch and is joined over the jobs in order
 //
 // Keys of one 16-bit type with aligned rows go through the tensor cores: a key tile lies in registers as the A operand,
 // 16 bytes of a row per load, and is read from memory once for all vectors of a chunk; the order of channels within 32
@@ -241,7 +241,7 @@ struct KeyTile {
   }
 };
 
-/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers; channels beyond the width are zeros.
+/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers; zeros beyond the width.
 template <class T, int steps>
 struct MmaDot {
   static constexpr TileKind kind = std::is_same_v<T, F16> ? TileKind::f16 : TileKind::bf16;
@@ -376,7 +376,7 @@ struct MmaDot {
   }
 };
 
-/// Logits of any keys in floats: four vector tiles at once, so that a key's channels are loaded once for eight products.
+/// Logits of any keys in floats: four vector tiles at once, so that a key's channels are loaded once for 8 products.
 struct FloatDot {
   static constexpr TileKind kind = TileKind::floats;
   static constexpr int vector_tiles = 4;
@@ -477,7 +477,7 @@ template <MassPass pass, class Dot, class Logit, class EntryOf>
 struct MassKernel {
   static constexpr int threads = mass_tuning.threads;
   static constexpr int warps = threads / 32;
-  // Two blocks leave 128 registers a thread: enough for the passes that most scorers ask for, not for all options at once.
+  // Two blocks leave 128 registers a thread: enough for the passes that most scorers ask for, not for all options.
   static constexpr int least_blocks = pass == MassPass::peaks || pass == MassPass::plain ? Dot::least_blocks : 1;
   static constexpr bool per_vector = pass == MassPass::peaks || pass == MassPass::shares;
   static constexpr bool plain_logit = requires { Logit::plain; };

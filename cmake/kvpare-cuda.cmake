@@ -5,7 +5,12 @@ if(NOT TARGET kvpare::cuda)
   if(CUDAToolkit_FOUND)
     add_library(kvpare::cuda INTERFACE IMPORTED GLOBAL)
     target_link_libraries(kvpare::cuda INTERFACE kvpare::kvpare CUDA::cudart)
-    target_compile_features(kvpare::cuda INTERFACE cuda_std_20)  # the C++ setting does not carry over
+    # The C++ setting does not carry over. CMake 3.25 does not know that nvcc has C++20.
+    if(CMAKE_VERSION VERSION_LESS 3.26)
+      target_compile_options(kvpare::cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+    else()
+      target_compile_features(kvpare::cuda INTERFACE cuda_std_20)
+    endif()
     # constexpr functions of the standard library (std::min, std::span's) in kernels. 20012: Eigen's annotations on
     # defaulted functions.
     target_compile_options(kvpare::cuda INTERFACE

@@ -66,4 +66,21 @@ struct AttendTuning {
 };
 inline constexpr AttendTuning attend_tuning;
 
+/// What kernels may take, checked whenever they are compiled (tests/cuda/compile.cmake), for every architecture: registers
+/// of a thread, bytes spilled, bytes of stack. The row without a name is for kernels that no other names.
+struct KernelBudget {
+  const char* kernel;
+  int registers, spilled_bytes, stack_bytes;
+};
+inline constexpr KernelBudget kernel_budgets[] = {
+    {"", 128, 0, 0},
+    {"FusedAttend", 255, 64, 32},
+    {"GenericAttend", 168, 0, 2048},     // a row of codes on the stack
+    {"MassKernel", 255, 64, 64},
+    {"CanonicalEncode", 128, 0, 4096},
+    {"CanonicalDecode", 128, 0, 4096},
+    {"FragmentEncode", 128, 0, 2048},
+    {"EachKernel", 128, 0, 4096},        // states of codecs
+};
+
 }  // namespace kvpare::cuda

@@ -34,7 +34,8 @@ find_program(KVPARE_NVCC nvcc HINTS /usr/local/cuda/bin ENV CUDA_PATH PATH_SUFFI
 mark_as_advanced(KVPARE_NVCC)
 if(KVPARE_NVCC)
   # -diag-suppress 20012: Eigen's annotations on defaulted functions.
-  set(nvcc ${KVPARE_NVCC} -std=c++20 -arch=sm_90 --expt-relaxed-constexpr -diag-suppress 20012 -ccbin ${CMAKE_CXX_COMPILER})
+  set(kvpare_nvcc_flags --expt-relaxed-constexpr -diag-suppress 20012 -ccbin ${CMAKE_CXX_COMPILER})
+  set(nvcc ${KVPARE_NVCC} -std=c++20 -arch=sm_90 ${kvpare_nvcc_flags})
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/empty.cu CONTENT "int main() {}\n")
   execute_process(COMMAND ${nvcc} -c empty.cu -o empty.o WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/headers
                   RESULT_VARIABLE code OUTPUT_QUIET ERROR_QUIET)
@@ -70,6 +71,7 @@ if(KVPARE_NVCC)
     list(APPEND objects ${file})
     add_custom_target(kvpare_headers_cuda ALL DEPENDS ${objects})
     add_dependencies(kvpare_headers_cuda kvpare_floors)
+    include(cuda/matrix.cmake)
   else()
     message(STATUS "kvpare: ${KVPARE_NVCC} does not work with ${CMAKE_CXX_COMPILER}, headers are not compiled as CUDA")
   endif()

@@ -18,6 +18,7 @@ struct Recipe {
   std::string name;
   Index kv_heads = 2, group = 3, width = 32, tokens = 70, rows = 12;
   DType type = DType::f32;
+  std::optional<DType> query_type = {};  // else that of the keys
   Index page_tokens = 16;
   Layout layout = Layout::pool;
   double dead = 0;
@@ -75,7 +76,7 @@ Problem problem_of(const Recipe& r, std::uint64_t seed) {
   const Index q_heads = p.shape.q_heads;
 
   in.keys = random_array(dice, r.tokens, r.kv_heads, r.width, r.type);
-  in.queries = random_array(dice, r.rows, q_heads, r.width, r.type, 2);
+  in.queries = random_array(dice, r.rows, q_heads, r.width, r.query_type.value_or(r.type), 2);
   Index position = 5;
   for (Index t = 0; t < r.tokens; ++t)
     in.key_positions.push_back(position += 1 + (r.gap > 0 ? dice.below(r.gap + 1) : 0));
@@ -221,7 +222,7 @@ Answer run_rows(B& be, const Problem& p, Outputs<B>& to, Index first, Index coun
   const Index q_heads = p.shape.q_heads;
   const PagedTokens<B> pages(be, p.heads, p.shape.key_dim, 1,
                              {p.recipe.page_tokens, p.recipe.layout, p.recipe.type, 3});
-  const TensorBuffer<B> queries(be, p.input.queries, p.recipe.type);
+  const TensorBuffer<B> queries(be, p.input.queries, p.recipe.query_type.value_or(p.recipe.type));
   std::vector<Position> positions(p.input.row_positions.begin() + first, p.input.row_positions.begin() + first + count);
   const auto part = [&](const auto& all, Index per_row) {
     auto begin = all.begin() + (all.empty() ? 0 : first * per_row);
@@ -375,8 +376,49 @@ TYPED_TEST(AttentionMass, GroupsAndWidths) {
       conforms(this->be(), {.name = message(name_of(type), " ", width), .width = width, .tokens = 40, .type = type});
 }
 
+TYPED_TEST(AttentionMass, QueriesOfAnotherType) {
+  for (const DType type : {DType::f32, DType::f16, DType::bf16})
+    for (const DType query_type : {DType::f32, DType::f16, DType::bf16})
+      for (const Index width : {40, 136})
+        conforms(this->be(), {.name = message(name_of(type), " for ", name_of(query_type), " ", width),
+                              .width = width,
+                              .rows = 9,
+                              .type = type,
+                              .query_type = query_type});
+}
+
+TYPED_TEST(AttentionMass, KeysWiderThanAnyHead) {
+  for (const Index width : {300, 520})
+    for (const Index rows : {3, 30})
+      conforms(this->be(), {.name = message("wide ", width, " rows ", rows),
+                            .width = width,
+                            .rows = rows,
+                            .type = width == 300 ? DType::f32 : DType::f16,
+                            .heads = HeadGroups::query_head});
+}
+
+TYPED_TEST(AttentionMass, ManyQueriesOnHalfKeys) {
+  for (const HeadGroups heads : {HeadGroups::query_head, HeadGroups::kv_head, HeadGroups::layer})
+    for (const bool options : {false, true})
+      conforms(this->be(), {.name = message("half keys, heads ", static_cast<int>(heads), " options ", options),
+                            .group = 4,
+                            .width = 24,
+                            .tokens = 330,
+                            .rows = 130,
+                            .type = options ? DType::f16 : DType::bf16,
+                            .page_tokens = 32,
+                            .dead = options ? 0.3 : 0.0,
+                            .ragged = options,
+                            .window = options ? 90 : 0,
+                            .masked = options,
+                            .weighted = options,
+                            .classes = options,
+                            .heads = heads,
+                            .take_max = options});
+}
+
 TYPED_TEST(AttentionMass, LengthsPagesAndLayouts) {
-  for (const Index page : {16, 32, 64})
+  for (const Index page : {7, 16, 32, 64})
     for (const Index tokens : {Index{0}, Index{1}, page - 1, page, page + 1})
       for (const Layout layout : {Layout::pool, Layout::nhd, Layout::hnd, Layout::dense})
         conforms(this->be(), {.name = message("page ", page, " tokens ", tokens, " layout ", static_cast<int>(layout)),

@@ -18,6 +18,7 @@ namespace detail {
 template <class Work>
 struct PairOps {
   Support support = Support::generic;
+  Index blocks = 1;  // on a multiprocessor
   void (*attend)(Work& work, const AttendLayer& layer, const AttendTask* tasks, Index count) = nullptr;
 };
 
@@ -28,23 +29,25 @@ void launch_attend(Work& work, const AttendLayer& layer, const AttendTask* tasks
 
 template <class Work, class P>
 inline constexpr PairOps<Work> generic_pair{
-    Support::generic,
+    Support::generic, attend_tuning.blocks_of_generic,
     launch_attend<GenericAttend<typename ReaderOf<typename P::Key>::type, typename ReaderOf<typename P::Value>::type>,
                   Work>};
 
 template <class Work>
-inline constexpr PairOps<Work> generic_rows{Support::generic, launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
+inline constexpr PairOps<Work> generic_rows{Support::generic, attend_tuning.blocks_of_generic,
+                                                  launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
 
-template <class Work, class Keys, class Values, int D>
-inline constexpr PairOps<Work> fused_pair{Support::fused, launch_attend<FusedAttend<Keys, Values, D>, Work>};
+template <class Work, class K, class V, int D>
+inline constexpr PairOps<Work> fused_pair{Support::fused, FusedAttend<K, V, D>::least_blocks,
+                                                launch_attend<FusedAttend<K, V, D>, Work>};
 
 /// Keys and values as operands at one width, or null.
 template <class Work, class K, class V, int D>
 const PairOps<Work>* fused_ops(Index page_tokens) {
   using Keys = typename KeysOf<K, D>::type;
   using Values = typename ValuesOf<V, D>::type;
-  if constexpr (Keys::fits && Values::fits)
-    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, Keys, Values, D> : nullptr;
+  if constexpr (Keys::fits && Values::fits && WarpFold<K, D>::known && WarpFold<V, D>::known)
+    return Keys::fits_tokens(page_tokens) ? &fused_pair<Work, K, V, D> : nullptr;
   else
     return nullptr;
 }
@@ -63,46 +66,26 @@ const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim
 
 /// Raw rows: chosen by their types, widths and alignment.
 template <class Work>
-const PairOps<Work>* rows_ops(const PageGeometry& g, const AttendLayer& layer) {
+const PairOps<Work>* rows_ops(const PageGeometry& g, Index page_tokens, Index key_dim, Index value_dim) {
   const auto all = reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
                    static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
   const PairOps<Work>* ops = nullptr;
   if (all % 16 == 0 && g.key_type == g.value_type) {
     if (g.key_type == DType::f16)
-      ops = fused_ops<Work, Raw<half>, Raw<half>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+      ops = fused_ops<Work, Raw<half>, Raw<half>>(page_tokens, key_dim, value_dim);
     if (g.key_type == DType::bf16)
-      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(layer.page_tokens, layer.key_dim, layer.value_dim);
+      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(page_tokens, key_dim, value_dim);
   }
   return ops != nullptr ? ops : &generic_rows<Work>;
 }
 
-/// Rows of a call and what they see, on the host.
-struct RowsOfSequence {
-  Index low_of_all, high_of_all;        // (low, high]: positions that any row sees
-  Index low_of_common, high_of_common;  // positions that every row sees
-
-  RowsOfSequence(std::span<const Position> positions, Index window) {
-    const auto [lowest, highest] = std::minmax_element(positions.begin(), positions.end());
-    const auto low_of = [window](Position p) {
-      return window > 0 ? static_cast<Index>(p) - window : std::numeric_limits<Index>::min();
-    };
-    low_of_all = low_of(*lowest), high_of_all = *highest;
-    low_of_common = low_of(*highest), high_of_common = *lowest;
-  }
-
-  /// Slots of an entry that any row sees.
-  std::uint64_t seen(const HeadPages& list, const Entry& e) const {
-    if (e.live == 0 || e.first > high_of_all || e.last <= low_of_all) return 0;
-    if (e.last <= high_of_all && e.first > low_of_all) return e.live;
-    std::uint64_t word = 0;
-    for_each_bit(e.live, [&](Index s) {
-      const Index at = list.position(e, s);
-      if (at <= high_of_all && at > low_of_all) word |= std::uint64_t{1} << s;
-    });
-    return word;
-  }
-  bool by_all(const Entry& e) const { return e.last <= high_of_common && e.first > low_of_common; }
-};
+inline Sights sights_of(std::span<const Position> positions, Index window) {
+  const auto [lowest, highest] = std::minmax_element(positions.begin(), positions.end());
+  const auto low_of = [window](Position p) {
+    return window > 0 ? static_cast<Index>(p) - window : std::numeric_limits<Index>::min();
+  };
+  return {low_of(*lowest), *highest, low_of(*highest), *lowest};
+}
 
 /// Tasks of one form, over all lists of the call.
 template <class Work>
@@ -137,14 +120,14 @@ class AttendCall {
     std::uint16_t format;
     std::uint32_t state;
     Index head;  // among the call's
-    std::vector<SeenPage> pages;
+    std::vector<std::uint32_t> pages = {};  // entries, ascending
   };
 
   void list_runs(const AttendSequence& s) {
     if (s.heads.empty()) return;
     layer_.page_tokens = s.heads.front().page_tokens;
     const Index group = shape_.group(), rows = s.queries.rows * group;
-    const RowsOfSequence sight(s.positions, shape_.window);
+    const Sights sights = sights_of(s.positions, shape_.window);
     const Position* positions = work_.put(s.positions);
     const float* sinks = shape_.sink_logits.empty() || sinks_ != nullptr ? sinks_ : sinks_ = work_.put(shape_.sink_logits);
     for (Index h = 0; h < shape_.kv_heads; ++h) {
@@ -164,38 +147,50 @@ class AttendCall {
       common.row_bytes = s.queries.row_stride * size_of(s.queries.dtype);
       common.head_bytes = s.queries.head_stride * size_of(s.queries.dtype);
       common.query_type = s.queries.dtype;
-      common.positions = positions;
+      common.positions = positions, common.sights = sights;
       common.slots = head.slots;
       common.rows = static_cast<int>(rows);
-      common_.push_back(common);
-      std::uint32_t blocks = 0;
       const std::size_t first_run = runs_.size();
       Run* last = nullptr;
+      std::size_t from = list.entries.size(), to = 0;
       for (std::size_t e = 0; e < list.entries.size(); ++e) {
         const Entry& entry = list.entries[e];
-        const std::uint64_t seen = sight.seen(list, entry);
-        if (seen == 0) continue;
+        if (!sights.any_of(entry)) continue;
         if (last == nullptr || last->format != entry.format || last->state != entry.state)
-          last = &run_of(first_run, list, entry);
-        blocks = std::max(blocks, entry.offsets);
-        last->pages.push_back({seen, entry.page, static_cast<std::uint32_t>(e), entry.first, entry.offsets,
-                               sight.by_all(entry) ? 1u : 0u});
+          last = &run_of(first_run, list, entry, common);
+        last->pages.push_back(static_cast<std::uint32_t>(e));
+        from = std::min(from, e), to = e + 1;
       }
-      if (blocks > 0)
-        common_.back().offsets =
-            work_.put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+      if (from >= to) continue;
+      HeadPages sent = list;
+      if (list.version == nullptr)
+        sent.entries = list.entries.subspan(from, to - from);  // nobody keeps the others
+      else
+        from = 0;
+      sent = work_.put(sent);
+      for (std::size_t r = first_run; r < runs_.size(); ++r) {
+        AttendRun& run = sent_runs_[r];
+        run.entries = sent.entries.data(), run.offsets = sent.offsets;
+        const std::vector<std::uint32_t>& pages = runs_[r].pages;
+        run.first_entry = static_cast<Index>(from);
+        if (pages.back() - pages.front() + 1 != pages.size()) {
+          run.order = work_.put(pages);
+        } else {
+          run.entries += pages.front() - from, run.first_entry = pages.front();
+        }
+      }
     }
   }
 
-  Run& run_of(std::size_t first_run, const HeadPages& list, const Entry& entry) {
+  Run& run_of(std::size_t first_run, const HeadPages& list, const Entry& entry, const AttendRun& common) {
     for (std::size_t r = first_run; r < runs_.size(); ++r)
       if (runs_[r].format == entry.format && runs_[r].state == entry.state) return runs_[r];
     const PageGeometry& g = list.formats[entry.format];
     const auto* pair = static_cast<const PairOps<Work>*>(g.pair);
     const bool raw = g.key_codec == nullptr && g.value_codec == nullptr;
-    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_) : pair, entry.format, entry.state,
+    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair, entry.format, entry.state,
                                   std::ssize(heads_) - 1);
-    AttendRun& there = sent_runs_.emplace_back(common_.back());
+    AttendRun& there = sent_runs_.emplace_back(common);
     const CodecState state = list.state_of(entry);
     there.keys = g.keys, there.values = g.values;
     there.key_page_bytes = g.key_page_bytes, there.value_page_bytes = g.value_page_bytes;
@@ -208,9 +203,11 @@ class AttendCall {
   /// Runs become tasks; partials of a list are numbered by query rows, then in the order of its tasks.
   void cut() {
     std::vector<Stretch> stretches;
+    Index blocks = 8;
+    for (const Run& run : runs_) blocks = std::min(blocks, run.ops->blocks);
     for (const Run& run : runs_)
       stretches.push_back({std::ssize(run.pages), ceil_div(heads_[static_cast<std::size_t>(run.head)].rows, rows_of_task)});
-    const Index size = pages_per_task(stretches, work_.multiprocessors() * attend_tuning.blocks, pages_of_task, attend_tuning);
+    const Index size = pages_per_task(stretches, work_.multiprocessors() * blocks, pages_of_task, attend_tuning);
     for (const Run& run : runs_)
       heads_[static_cast<std::size_t>(run.head)].partials += static_cast<int>(ceil_div(std::ssize(run.pages), size));
     for (FinishedHead& head : heads_) {
@@ -222,12 +219,11 @@ class AttendCall {
       const Run& run = runs_[r];
       if (r == 0 || runs_[r - 1].head != run.head) before = 0;
       const FinishedHead& head = heads_[static_cast<std::size_t>(run.head)];
-      const SeenPage* pages = work_.put(run.pages);
       std::vector<AttendTask>& tasks = tasks_of(run.ops);
       const Index count = std::ssize(run.pages);
       for (Index first = 0; first < count; first += size, ++before)
         for (Index chunk = 0; chunk * rows_of_task < head.rows; ++chunk)
-          tasks.push_back({pages + first, head.first_partial + chunk * head.partials + before, static_cast<int>(r),
+          tasks.push_back({head.first_partial + chunk * head.partials + before, static_cast<int>(r), static_cast<int>(first),
                            static_cast<int>(std::min(size, count - first)), static_cast<int>(chunk * rows_of_task)});
     }
   }
@@ -249,10 +245,8 @@ class AttendCall {
         logits += head.rows * head.slots, max_sum += 2 * head.rows;
       }
     }
-    for (std::size_t r = 0; r < runs_.size(); ++r) {
-      const auto h = static_cast<std::size_t>(runs_[r].head);
-      sent_runs_[r].logits = heads_[h].logits, sent_runs_[r].offsets = common_[h].offsets;
-    }
+    for (std::size_t r = 0; r < runs_.size(); ++r)
+      sent_runs_[r].logits = heads_[static_cast<std::size_t>(runs_[r].head)].logits;
     layer_.runs = work_.put(sent_runs_);
     layer_.states = work_.template scratch<float>(partials_ * partial_floats(shape_.value_dim));
     for (const TasksOfForm<Work>& form : forms_)
@@ -273,7 +267,6 @@ class AttendCall {
   MassKind kind_;
   AttendLayer layer_;
   const float* sinks_ = nullptr;
-  std::vector<AttendRun> common_;     // by head: what all its runs share
   std::vector<FinishedHead> heads_;   // sequence by sequence
   std::vector<Run> runs_;             // those of a head next to each other
   std::vector<AttendRun> sent_runs_;  // the same, for kernels
@@ -295,10 +288,14 @@ const void* pair_ops(TileShape keys, TileShape values) {
   }
 }
 
+/// Raw rows are judged as those of a pool page, whose tiles say how many there are.
 template <class Work>
 Support pair_support(const PageGeometry& g) {
   if (g.pair != nullptr) return static_cast<const detail::PairOps<Work>*>(g.pair)->support;
-  return Support::generic;
+  if (g.key_row_bytes == 0 || g.value_row_bytes == 0) return Support::generic;
+  return detail::rows_ops<Work>(g, g.key_tile_bytes / g.key_row_bytes, g.key_row_bytes / size_of(g.key_type),
+                                g.value_row_bytes / size_of(g.value_type))
+      ->support;
 }
 
 /// See AttendSequence. Arguments are valid: the pipeline checks them.

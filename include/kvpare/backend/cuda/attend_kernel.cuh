@@ -25,24 +25,24 @@ inline constexpr int pages_of_task = 64;  // at most
 
 constexpr KVPARE_HD Index partial_floats(Index value_dim) { return rows_of_task * (value_dim + 2); }
 
-/// A page as the rows of one call see it.
-struct alignas(16) SeenPage {
-  std::uint64_t seen = 0;  // slots that at least one row sees
-  PageId page = 0;
-  std::uint32_t index = 0;    // of the entry in its list
-  Position first = 0;         // as Entry
-  std::uint32_t offsets = 0;  // as Entry
-  std::uint32_t by_all = 0;   // 1: every row sees them all
-  std::uint32_t unused = 0;
+/// What the rows of a sequence see: positions (low, high].
+struct Sights {
+  Index low_of_all = 0, high_of_all = 0;        // seen by any row
+  Index low_of_common = 0, high_of_common = 0;  // seen by every row
+
+  KVPARE_HD bool any_of(const Entry& e) const { return e.live != 0 && e.first <= high_of_all && e.last > low_of_all; }
 };
 
 /// Pages of one form and state in one list, and the rows that attend to them.
 struct AttendRun {
   const std::byte* queries = nullptr;  // of the head's first query head
   Index row_bytes = 0, head_bytes = 0;
-  const float* bias = nullptr;  // added to logits before the factor, per query row; or null
   const Position* positions = nullptr;
+  Sights sights;
+  const Entry* entries = nullptr;  // of the list, from first_entry on
   const std::uint16_t* offsets = nullptr;
+  const std::uint32_t* order = nullptr;  // which entries; null: one after the other
+  Index first_entry = 0;
   float* logits = nullptr;  // [query rows][slots], units of log2; or null
   Index slots = 0;
   const std::byte *keys = nullptr, *values = nullptr;
@@ -53,9 +53,8 @@ struct AttendRun {
 };
 
 struct AttendTask {
-  const SeenPage* pages = nullptr;
   Index partial = 0;
-  int run = 0, page_count = 0, first_row = 0, unused = 0;
+  int run = 0, first_page = 0, page_count = 0, first_row = 0;  // pages as the run orders them
 };
 
 /// What all tasks of a call have in common.
@@ -80,9 +79,32 @@ KVPARE_DEVICE RowSight row_sight(const AttendRun& run, const AttendLayer& layer,
   constexpr Index least = std::numeric_limits<Position>::min();
   return {static_cast<Position>(low < least ? least : low), high};
 }
-KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, const SeenPage& page, int slot) {
-  return page.offsets == 0 ? page.first + slot
-                           : page.first + run.offsets[(page.offsets - 1) * layer.page_tokens + slot];
+KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, Position first, std::uint32_t offsets,
+                                   int slot) {
+  return first + (offsets == 0 ? slot : run.offsets[(offsets - 1) * layer.page_tokens + slot]);
+}
+
+/// A page as the rows of one call see it.
+struct SeenPage {
+  std::uint64_t seen = 0;  // slots that at least one row sees
+  bool by_all = true;      // every row sees them all
+  PageId page = 0;
+  std::uint32_t index = 0;    // of the entry in its list
+  Position first = 0;         // as Entry
+  std::uint32_t offsets = 0;  // as Entry
+};
+KVPARE_DEVICE SeenPage page_of(const AttendRun& run, const AttendLayer& layer, int place) {
+  const std::uint32_t index =
+      run.order != nullptr ? run.order[place] : static_cast<std::uint32_t>(run.first_entry + place);
+  const Entry e = run.entries[static_cast<Index>(index) - run.first_entry];
+  const Sights& sights = run.sights;
+  SeenPage page{e.live, e.last <= sights.high_of_common && e.first > sights.low_of_common, e.page, index, e.first, e.offsets};
+  if (e.last > sights.high_of_all || e.first <= sights.low_of_all)
+    for (int slot = 0; slot < layer.page_tokens; ++slot) {
+      const Index at = slot < e.used ? position_of(run, layer, e.first, e.offsets, slot) : sights.low_of_all;
+      if (at > sights.high_of_all || at <= sights.low_of_all) page.seen &= ~(std::uint64_t{1} << slot);
+    }
+  return page;
 }
 
 KVPARE_DEVICE float element(const std::byte* row, DType type, Index i) {
@@ -258,7 +280,7 @@ struct GenericAttend {
     if (b.thread() < rows) most[b.thread()] = no_logit, sum[b.thread()] = 0;
 
     for (int p = 0; p < task.page_count; ++p) {
-      const SeenPage page = task.pages[p];
+      const SeenPage page = page_of(run, layer, task.first_page + p);
       for (int first = 0; first < layer.page_tokens; first += tokens) {
         const int left = static_cast<int>(layer.page_tokens) - first, count = left < tokens ? left : tokens;
         const bool any = (page.seen >> first & low_bits(count)) != 0;
@@ -270,11 +292,10 @@ struct GenericAttend {
           const int i = x / count, t = x % count, row = task.first_row + first_row + i;
           float logit = no_logit;
           if ((page.seen >> (first + t) & 1) != 0 &&
-              (page.by_all != 0 || row_sight(run, layer, row).sees(position_of(run, layer, page, first + t)))) {
+              (page.by_all || row_sight(run, layer, row).sees(position_of(run, layer, page.first, page.offsets, first + t)))) {
             float dot = 0;
             for (Index c = b.lane(); c < key_dim; c += 32) dot += q[i * key_dim + c] * numbers[t * key_dim + c];
             dot = warp_sum(b, dot);
-            if (run.bias != nullptr) dot += run.bias[row];
             logit = capped(dot * layer.factor, layer.softcap);
           }
           if (b.lane() == 0) {

@@ -22,7 +22,7 @@
 // A launch serves the key tiles of one kind and passes over the others.
 #pragma once
 
-#include <math.h>
+#include <cmath>
 #include <limits>
 
 #include "tuning.cuh"
@@ -163,7 +163,8 @@ struct MassShared {
   int vectors = 0;                       // of a chunk
   int query_parts = 1, query_pitch = 0;  // bytes from one vector's query to the next
   int channels = 0;                      // of a query that are there at once
-  Index scale_shift = 0, weights = 0, sights = 0, rows = 0, peaks = 0, tiles = 0, tile_weights = 0, sums = 0, bytes = 0;
+  Index queries = 0, scale_shift = 0, weights = 0, sights = 0, rows = 0, peaks = 0, tiles = 0, tile_weights = 0,
+        sums = 0, bytes = 0;
 
   void lay_out(bool per_vector, int warps) {
     Index at = Index{query_parts} * vectors * query_pitch;
@@ -172,6 +173,7 @@ struct MassShared {
       at = round_up(at + size, 16);
       return begin;
     };
+    queries = take(Index{8} * vectors);
     scale_shift = take(Index{8} * vectors), weights = take(Index{4} * vectors), sights = take(Index{8} * vectors);
     rows = take(Index{4} * vectors), peaks = take(Index{8} * vectors);
     tiles = take(Index{16} * vectors / vector_tile), tile_weights = take(Index{4} * vectors / vector_tile);
@@ -275,31 +277,61 @@ struct MmaDot {
     }
   }
 
-  /// Queries of one chunk, as T, a warp per vector and a lane per eight channels. Gives what a scale has to be multiplied by.
+  /// Queries of one chunk, as T. Where they are of another type a warp per vector and a lane per eight channels.
   template <class Block, class Problem>
-  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector,
-                                   const MassVector& v, int) {
-    const int units = p.width / 8, padded = 2 * steps, unit = b.lane();
-    const auto* row = static_cast<const std::byte*>(p.queries.at(v.row, v.q_head));
-    unsigned char* to = b.template shared<unsigned char>(Index{vector} * shared.query_pitch);
-    const Index part_bytes = Index{shared.vectors} * shared.query_pitch;
-    const bool has = v.weight != 0 && unit < units;
+  static KVPARE_DEVICE void stage(Block& b, const Problem& p, const MassShared& shared, int) {
+    const auto* rows = b.template shared<const std::byte*>(shared.queries);
+    constexpr int row_units = 2 * steps;
+    const int units = p.width / 8;
     if (p.queries.dtype == type) {
-      Words x = {};
-      if (has) {
-        if (reinterpret_cast<std::uintptr_t>(row) % 16 == 0) {
-          x = b.load(reinterpret_cast<const Words*>(row) + unit);
+      KVPARE_DEVICE_ROLL
+      for (int i = b.thread(); i < shared.vectors * row_units; i += b.threads()) {
+        const int vector = i / row_units, unit = i % row_units;
+        const auto* row = reinterpret_cast<const Words*>(rows[vector]);
+        Words* to = b.template shared<Words>(Index{vector} * shared.query_pitch) + unit;
+        if (row == nullptr || unit >= units) {
+          *to = Words{};
+        } else if (reinterpret_cast<std::uintptr_t>(row) % 16 == 0) {
+          b.copy_async(to, row + unit);
         } else {
           const auto* from = reinterpret_cast<const std::uint16_t*>(row) + unit * 8;
-          for (int i = 0; i < 4; ++i) x.w[i] = from[2 * i] | static_cast<std::uint32_t>(from[2 * i + 1]) << 16;
+          for (int j = 0; j < 4; ++j) to->w[j] = from[2 * j] | static_cast<std::uint32_t>(from[2 * j + 1]) << 16;
         }
       }
-      if (unit < padded) reinterpret_cast<Words*>(to)[unit] = x;
-      return 1;
+      b.commit_copies();
+      b.template wait_copies<0>();
+      return;
     }
+    auto* scales = b.template shared<ScaleShift>(shared.scale_shift);
+    KVPARE_DEVICE_ROLL
+    for (int vector = b.warp(); vector < shared.vectors; vector += b.warps()) {
+      const float back = split(b, p, shared, vector, rows[vector]);
+      if (b.lane() == 0) scales[vector].scale *= back;
+    }
+  }
+
+  template <class Block, class Problem>
+  KVPARE_DEVICE void add(Block& b, const Problem&, const MassShared& shared, int vector_tile_at, int,
+                         float (&logits)[vector_tiles][2][4]) const {
+    const int g = b.lane() >> 2, t = b.lane() & 3;
+    const Index part_bytes = Index{shared.vectors} * shared.query_pitch;
+    const unsigned char* q =
+        b.template shared<unsigned char>(Index{vector_tile_at * vector_tile + g} * shared.query_pitch + 16 * t);
+    add_part(b, reinterpret_cast<const Words*>(q), logits[0]);
+    KVPARE_DEVICE_ROLL
+    for (int part = 1; part < shared.query_parts; ++part)
+      add_part(b, reinterpret_cast<const Words*>(q + part * part_bytes), logits[0]);
+  }
+
+ private:
+  /// One query as parts of type T that add up to it. Gives what a scale has to be multiplied by.
+  template <class Block, class Problem>
+  static KVPARE_DEVICE float split(Block& b, const Problem& p, const MassShared& shared, int vector,
+                                   const std::byte* row) {
+    const int units = p.width / 8, unit = b.lane();
     float x[8], largest = 0;
     for (int i = 0; i < 8; ++i) {
-      x[i] = has ? float_of(row, p.queries.dtype, unit * 8 + i) : 0.0f;
+      x[i] = row != nullptr && unit < units ? float_of(row, p.queries.dtype, unit * 8 + i) : 0.0f;
       largest = fmaxf(largest, fabsf(x[i]));
     }
     float back = 1;
@@ -319,25 +351,12 @@ struct MmaDot {
         x[2 * i] = fabsf(low) <= std::numeric_limits<float>::max() ? x[2 * i] - low : 0.0f;
         x[2 * i + 1] = fabsf(high) <= std::numeric_limits<float>::max() ? x[2 * i + 1] - high : 0.0f;
       }
-      if (unit < padded) reinterpret_cast<Words*>(to + part * part_bytes)[unit] = words;
+      if (unit < 2 * steps)
+        b.template shared<Words>((Index{part} * shared.vectors + vector) * shared.query_pitch)[unit] = words;
     }
     return back;
   }
 
-  template <class Block, class Problem>
-  KVPARE_DEVICE void add(Block& b, const Problem&, const MassShared& shared, int vector_tile_at, int,
-                         float (&logits)[vector_tiles][2][4]) const {
-    const int g = b.lane() >> 2, t = b.lane() & 3;
-    const Index part_bytes = Index{shared.vectors} * shared.query_pitch;
-    const unsigned char* q =
-        b.template shared<unsigned char>(Index{vector_tile_at * vector_tile + g} * shared.query_pitch + 16 * t);
-    add_part(b, reinterpret_cast<const Words*>(q), logits[0]);
-    KVPARE_DEVICE_ROLL
-    for (int part = 1; part < shared.query_parts; ++part)
-      add_part(b, reinterpret_cast<const Words*>(q + part * part_bytes), logits[0]);
-  }
-
- private:
   template <class Block>
   KVPARE_DEVICE void add_part(Block& b, const Words* q, float (&logits)[2][4]) const {
     KVPARE_DEVICE_UNROLL
@@ -383,14 +402,16 @@ struct FloatDot {
   }
 
   template <class Block, class Problem>
-  static KVPARE_DEVICE float stage(Block& b, const Problem& p, const MassShared& shared, int vector,
-                                   const MassVector& v, int first_channel) {
-    const auto* row = static_cast<const std::byte*>(p.queries.at(v.row, v.q_head));
-    float* to = b.template shared<float>(Index{vector} * shared.query_pitch);
+  static KVPARE_DEVICE void stage(Block& b, const Problem& p, const MassShared& shared, int first_channel) {
+    const auto* rows = b.template shared<const std::byte*>(shared.queries);
     const int padded = (shared.channels + 3) / 4 * 4;
-    for (int c = b.lane(); c < padded; c += 32)
-      to[c] = v.weight != 0 && first_channel + c < p.width ? float_of(row, p.queries.dtype, first_channel + c) : 0.0f;
-    return 1;
+    for (int i = b.thread(); i < shared.vectors * padded; i += b.threads()) {
+      const int vector = i / padded, c = i % padded;
+      b.template shared<float>(Index{vector} * shared.query_pitch)[c] =
+          rows[vector] != nullptr && first_channel + c < p.width
+              ? float_of(rows[vector], p.queries.dtype, first_channel + c)
+              : 0.0f;
+    }
   }
 
   template <class Block>
@@ -594,13 +615,9 @@ struct MassKernel {
     auto* scale_shift = b.template shared<ScaleShift>(shared.scale_shift);
     auto* weights = b.template shared<float>(shared.weights);
     auto* sights = b.template shared<MassSight>(shared.sights);
-    auto* row_of = b.template shared<int>(shared.rows);
-    auto* peaks = b.template shared<FloatPair>(shared.peaks);
     KVPARE_DEVICE_ROLL
-    for (int i = b.warp(); i < shared.vectors; i += warps) {
+    for (int i = b.thread(); i < shared.vectors; i += threads) {
       const MassVector v(p, head, first + i, rows);
-      const float back = Dot::stage(b, p, shared, i, v, channel);
-      if (b.lane() != 0) continue;
       MassSight sight;
       float shift = mass_infinity;
       FloatPair peak = {{mass_infinity, mass_infinity}};
@@ -621,16 +638,20 @@ struct MassKernel {
             lse2 = p.given_lse[v.at(p)] * mass_log2_e;
           shift = lse2 == -mass_infinity ? mass_infinity : lse2;
           if (pass == MassPass::shares && p.row_near_peak != nullptr)
-            peak.of[0] = p.peak2[at], peak.of[1] = p.peak_share * fmaxf(0.0f, Block::exp2(p.peak2[at] - shift));
+            peak = {{p.peak2[at], p.peak_share * fmaxf(0.0f, Block::exp2(p.peak2[at] - shift))}};
         }
       }
-      scale_shift[i] = {p.scale * back, shift};
+      scale_shift[i] = {p.scale, shift};
       weights[i] = v.weight * (p.take_max ? 1.0f : p.joined);
       sights[i] = sight;
-      row_of[i] = static_cast<int>(v.row);
-      peaks[i] = peak;
+      b.template shared<int>(shared.rows)[i] = static_cast<int>(v.row);
+      b.template shared<FloatPair>(shared.peaks)[i] = peak;
+      b.template shared<const std::byte*>(shared.queries)[i] =
+          v.weight != 0 ? static_cast<const std::byte*>(p.queries.at(v.row, v.q_head)) : nullptr;
     }
     b.sync();
+    Dot::stage(b, p, shared, channel);
+    KVPARE_DEVICE_ROLL
     for (int n = b.thread(); n < shared.vectors / vector_tile; n += threads) {
       TileSight of;
       of.all = {std::numeric_limits<Position>::min(), std::numeric_limits<Position>::max()};

@@ -144,6 +144,7 @@ struct RawKeys {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 2, 16), words = load_bytes / 4, loads = D / 2 / load_bytes;
   static constexpr bool fits = D % 32 == 0, may_split = true, has_sums = false;
+  static constexpr int temporaries = 0;  // registers beside those that are held
   static constexpr int groups = 1, most_gain = 0, norm = 12;
   static constexpr float code_factor = 1;
   static constexpr DType type = dtype_of<T>();
@@ -183,14 +184,38 @@ struct RawKeys {
   }
 };
 
-/// A scale or a zero as it is stored, and the bytes of one.
-template <int bytes, class Block>
-KVPARE_DEVICE std::uint32_t load_bits(Block& b, const std::byte* from) {
-  if constexpr (bytes == 1) return b.load(reinterpret_cast<const std::uint8_t*>(from));
-  if constexpr (bytes == 2) return b.load(reinterpret_cast<const std::uint16_t*>(from));
-  if constexpr (bytes == 4) return b.load(reinterpret_cast<const std::uint32_t*>(from));
-  return 0;
-}
+/// `bytes` bytes of scales or zeros of a token, as they are stored.
+template <int bytes>
+struct PackedNumbers {
+  std::uint32_t w[bytes < 4 ? 1 : (bytes + 3) / 4];
+
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const std::byte* from) {
+    constexpr int once = lane_load(bytes, 16);
+    if constexpr (once > 0) {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes / once; ++i) {
+        const auto words = b.load(reinterpret_cast<const LaneWords<once>*>(from) + i);
+        KVPARE_DEVICE_UNROLL for (int x = 0; x < once / 4; ++x) w[i * (once / 4) + x] = words.w[x];
+      }
+    } else if constexpr (bytes % 2 == 0) {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes / 2; ++i) {
+        const std::uint32_t two = b.load(reinterpret_cast<const std::uint16_t*>(from) + i);
+        w[i / 2] = i % 2 == 0 ? two : w[i / 2] | two << 16;
+      }
+    } else {
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < bytes; ++i) {
+        const std::uint32_t one = b.load(reinterpret_cast<const std::uint8_t*>(from) + i);
+        w[i / 4] = i % 4 == 0 ? one : w[i / 4] | one << i % 4 * 8;
+      }
+    }
+  }
+  /// The i-th number of `size` bytes.
+  template <int size>
+  KVPARE_DEVICE std::uint32_t number(int i) const {
+    if constexpr (size == 4) return w[i];
+    return w[i * size / 4] >> (i * size % 4 * 8) & ((1u << (size & 3) * 8) - 1u);
+  }
+};
 
 /// Codes with scales per token, or per group of a token's channels.
 template <GroupCodec C, Side side, int D>
@@ -202,37 +227,49 @@ struct CodedSide {
   static constexpr int bits = form.bits;
   static constexpr int group = static_cast<int>(form.along == Along::tokens ? D : form.group > 0 ? form.group : D / form.parts);
   static constexpr int groups = D / group;
-  static constexpr int load_bytes = D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, group * bits / 32);
+  /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then every
+  /// group has its lanes, and products of its own in which the others' codes are zeros.
+  static constexpr int span = group * bits >= 128 ? 1 : 128 / (group * bits);
+  static constexpr int load_bytes =
+      D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, span > 1 ? 4 : group * bits / 32);
   static constexpr bool scaled = form.scale != ScaleType::one;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
-                               (scaled || !has_zero) && (groups & (groups - 1)) == 0;
+                               (scaled || !has_zero) && groups <= 16 &&
+                               (span == 1 || span == 2 || span == 4);
   static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
   static constexpr int per_word = 16 / bits;
 
-  struct Scales {
-    std::uint32_t scale[2][groups], zero[2][groups];  // of tokens g and g + 8
+  static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
+  /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
+  static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
+  static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
+  /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
+  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane, int lanes) {
+    const int at = r / per_word;
+    std::uint32_t word = row[at / words].w[at % words];
+    if constexpr (span > 1) word = lane * span / lanes == part % span ? word : 0u;
+    return Numbers::pair(word, r % per_word);
+  }
+
+  static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes), zero_bytes = static_cast<int>(Layout::zero_bytes);
+  struct Scales {  // of tokens g and g + 8
+    PackedNumbers<scale_bytes * groups> scale[2];
+    PackedNumbers<zero_bytes * groups> zero[2];
   };
   template <class Block>
   static KVPARE_DEVICE void load_scales(Block& b, const TilePlace& at, Scales& to) {
     const TileShape shape{at.page_tokens, D};
     KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
-      const Index token = at.first + (b.lane() >> 2) + 8 * h;
-      KVPARE_DEVICE_UNROLL for (int i = 0; i < groups; ++i) {
-        const Index place = token * groups + i;
-        if constexpr (scaled)
-          to.scale[h][i] = load_bits<static_cast<int>(Layout::scale_bytes)>(
-              b, at.page + Layout::scales_at(shape) + place * Layout::scale_bytes);
-        if constexpr (Layout::zero_bytes > 0)
-          to.zero[h][i] = load_bits<static_cast<int>(Layout::zero_bytes)>(
-              b, at.page + Layout::zeros_at(shape) + place * Layout::zero_bytes);
-      }
+      const Index first = (at.first + (b.lane() >> 2) + 8 * h) * Index{groups};
+      if constexpr (scale_bytes > 0) to.scale[h].load(b, at.page + Layout::scales_at(shape) + first * scale_bytes);
+      if constexpr (zero_bytes > 0) to.zero[h].load(b, at.page + Layout::zeros_at(shape) + first * zero_bytes);
     }
   }
   static KVPARE_DEVICE GroupBits bits_of(const Scales& from, int h, int i) {
     GroupBits all;
-    if constexpr (scaled) all.scale = from.scale[h][i];
-    if constexpr (Layout::zero_bytes > 0) all.zero = from.zero[h][i];
+    if constexpr (scale_bytes > 0) all.scale = from.scale[h].template number<scale_bytes>(i);
+    if constexpr (zero_bytes > 0) all.zero = from.zero[h].template number<zero_bytes>(i);
     return all;
   }
 };
@@ -280,16 +317,13 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&,
                                   const float* state, float (&s)[4]) {
     KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) s[i] = 0;
+    const int t = b.lane() & 3;
     KVPARE_DEVICE_UNROLL for (int part = 0; part < groups; ++part) {
-      constexpr int registers = D / 8 / groups;
       float c[4] = {};
-      KVPARE_DEVICE_UNROLL for (int x = 0; x < registers; x += 2) {
-        const int r = part * registers + x;
-        const int w0 = r / per_word, w1 = (r + 1) / per_word;
-        const std::uint32_t a[4] = {Numbers::pair(k.row[0][w0 / words].w[w0 % words], r % per_word),
-                                    Numbers::pair(k.row[1][w0 / words].w[w0 % words], r % per_word),
-                                    Numbers::pair(k.row[0][w1 / words].w[w1 % words], (r + 1) % per_word),
-                                    Numbers::pair(k.row[1][w1 / words].w[w1 % words], (r + 1) % per_word)};
+      KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
+        const int r = Base::first_register(part) + x;
+        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
+                                    Base::operand(k.row[0], r + 1, part, t, 4), Base::operand(k.row[1], r + 1, part, t, 4)};
         const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
         b.mma(c, a, high.w, Kind{});
       }
@@ -323,6 +357,7 @@ struct ChannelKeys {
   static constexpr bool fits = Numbers::kind == CodeKind::linear && load_bytes > 0 && numbers % 8 == 0 && form.along == Along::tokens &&
                                form.scale == ScaleType::f16 && form.zero != ZeroType::integer && Numbers::factor == 1;
   static constexpr bool may_split = false, has_sums = false;
+  static constexpr int temporaries = 16;
   static constexpr int groups = 1, group = D, most_gain = 24, norm = 2;
   static constexpr float code_factor = 1;
   static bool fits_tokens(Index tokens) { return FragmentLayout<C, Side::keys>::group({tokens, D}) % 16 == 0; }
@@ -404,15 +439,14 @@ template <Element T, int D>
 struct RawValues {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 4, 16), words = load_bytes / 4, loads = D / 4 / load_bytes;
-  static constexpr bool fits = D % 32 == 0, coded = false, scaled = false, has_zero = false;
-  static constexpr int groups = 1;
+  static constexpr bool fits = D % 32 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
+  static constexpr int groups = 1, temporaries = 0;
   static constexpr DType type = dtype_of<T>();
 
   struct Registers {
     LaneWords<load_bytes> row[4][loads];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9
   };
   static constexpr KVPARE_HD int channel(int g, int r) { return ((r / 2 / words * 8 + g) * words + r / 2 % words) * 2 + r % 2; }
-  static constexpr KVPARE_HD int group_of(int) { return 0; }
   static constexpr KVPARE_HD float output_factor(int) { return 1; }
   static KVPARE_DEVICE float state_factor(const float*) { return 1; }
   static KVPARE_DEVICE int token(int t, int i) { return 2 * t + (i & 1) + (i & 2) * 4; }
@@ -440,16 +474,21 @@ struct RawValues {
         KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) all = all && all_finite(v.row[i][j].w[w], Kind{});
     return all;
   }
+  /// Probabilities as the second operand: what 16 bits hold, and the rest.
   template <class Block>
-  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float*,
-                                       float (&acc)[D / 16][4], float (&)[1][2]) {
-    std::uint32_t high[2], low[2];
+  static KVPARE_DEVICE void columns(Block& b, const float (&p)[2][2], std::uint32_t (&high)[2], std::uint32_t (&low)[2]) {
     KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
       const std::uint32_t rounded = Block::pack(p[h][0], p[h][1], Kind{});
       low[h] = b.transpose(Block::pack(p[h][0] - Block::unpack_low(rounded, Kind{}),
                                        p[h][1] - Block::unpack_high(rounded, Kind{}), Kind{}));
       high[h] = b.transpose(rounded);
     }
+  }
+  template <class Block>
+  static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float*,
+                                       float (&acc)[D / 16][4], float (&)[1][2]) {
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
     KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
       const int j = m / words, w = m % words;
       const std::uint32_t a[4] = {Block::permute(v.row[0][j].w[w], v.row[1][j].w[w], 0x5410),
@@ -458,6 +497,31 @@ struct RawValues {
                                   Block::permute(v.row[2][j].w[w], v.row[3][j].w[w], 0x7632)};
       b.mma(acc[m], a, high, Kind{});
       b.mma(acc[m], a, low, Kind{});
+    }
+  }
+  /// The same for one query row at a time, whose tokens are bits of `seen_by(row)`: what it does not see is zeros, and what
+  /// becomes of the other rows is dropped. The same sums in the same order.
+  template <class Block, class SeenBy>
+  static KVPARE_DEVICE void accumulate_apart(Block& b, const Registers& v, const float (&p)[2][2], const SeenBy& seen_by,
+                                             float (&acc)[D / 16][4]) {
+    const int t = b.lane() & 3;
+    std::uint32_t high[2], low[2];
+    columns(b, p, high, low);
+    KVPARE_DEVICE_ROLL for (int column = 0; column < 8; ++column) {
+      const std::uint32_t seen = seen_by(column);
+      std::uint32_t keep[4];
+      KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) keep[i] = (seen >> token(t, i) & 1u) != 0 ? ~0u : 0u;
+      KVPARE_DEVICE_UNROLL for (int m = 0; m < D / 16; ++m) {
+        const int j = m / words, w = m % words;
+        const std::uint32_t x[4] = {v.row[0][j].w[w] & keep[0], v.row[1][j].w[w] & keep[1], v.row[2][j].w[w] & keep[2],
+                                    v.row[3][j].w[w] & keep[3]};
+        const std::uint32_t a[4] = {Block::permute(x[0], x[1], 0x5410), Block::permute(x[0], x[1], 0x7632),
+                                    Block::permute(x[2], x[3], 0x5410), Block::permute(x[2], x[3], 0x7632)};
+        float c[4] = {acc[m][0], acc[m][1], acc[m][2], acc[m][3]};
+        b.mma(c, a, high, Kind{});
+        b.mma(c, a, low, Kind{});
+        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) acc[m][i] = column == 2 * t + (i & 1) ? c[i] : acc[m][i];
+      }
     }
   }
 };
@@ -470,7 +534,7 @@ struct CodedValues : CodedSide<C, Side::values, D> {
   using typename Base::Numbers;
   using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::has_zero,
       Base::load_bytes;
-  static constexpr bool coded = true;
+  static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
 
   struct Registers {
     LaneWords<load_bytes> row[2][loads];  // tokens 2t, 2t + 1; 2t + 8, 2t + 9
@@ -480,7 +544,16 @@ struct CodedValues : CodedSide<C, Side::values, D> {
     const int word = r / per_word;
     return ((word / words * 8 + g) * words + word % words) * per_word + r % per_word;
   }
-  static constexpr KVPARE_HD int group_of(int r) { return channel(0, r) / group; }
+  /// What zeros add to register r of a lane.
+  static KVPARE_DEVICE float zero_of(const float (&zeros)[has_zero ? groups : 1][2], int g, int r, int j) {
+    float x = 0;
+    if constexpr (has_zero)
+      KVPARE_DEVICE_UNROLL for (int lanes = 0; lanes < Base::span; ++lanes) {
+        const float zero = zeros[channel(0, r) / group + lanes][j];
+        x = Base::span == 1 || g * Base::span / 8 == lanes ? zero : x;
+      }
+    return x;
+  }
   static constexpr KVPARE_HD float output_factor(int r) {
     return power_of_two(Numbers::gain(r % per_word)) * Numbers::factor;
   }
@@ -501,6 +574,14 @@ struct CodedValues : CodedSide<C, Side::values, D> {
     }
     Base::load_scales(b, at, v.scales);
   }
+  static KVPARE_DEVICE void clear(int t, std::uint32_t seen, Registers& v) {
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
+      const std::uint32_t two = seen >> (2 * t + 8 * i);
+      const std::uint32_t keep = ((two & 1u) != 0 ? 0xffffu : 0u) | ((two & 2u) != 0 ? 0xffff0000u : 0u);
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
+        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) v.row[i][j].w[w] &= keep;
+    }
+  }
   /// A power of two above the largest scale of token g + 8h, as an exponent.
   static KVPARE_DEVICE float exponent(const Registers& v, int h, const float* state) {
     std::uint32_t most = 0;
@@ -515,6 +596,7 @@ struct CodedValues : CodedSide<C, Side::values, D> {
   template <class Block>
   static KVPARE_DEVICE void accumulate(Block& b, const Registers& v, const float (&p)[2][2], const float* state,
                                        float (&acc)[D / 16][4], float (&zeros)[has_zero ? groups : 1][2]) {
+    const int g = b.lane() >> 2;
     KVPARE_DEVICE_UNROLL for (int part = 0; part < groups; ++part) {
       std::uint32_t columns[2];
       KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
@@ -528,13 +610,10 @@ struct CodedValues : CodedSide<C, Side::values, D> {
           KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) zeros[part][j] += p[h][j] == 0 ? 0.0f : p[h][j] * zero;
         }
       }
-      constexpr int tiles = D / 16 / groups;
-      KVPARE_DEVICE_UNROLL for (int x = 0; x < tiles; ++x) {
-        const int m = part * tiles + x, r = 2 * m, w0 = r / per_word, w1 = (r + 1) / per_word;
-        const std::uint32_t a[4] = {Numbers::pair(v.row[0][w0 / words].w[w0 % words], r % per_word),
-                                    Numbers::pair(v.row[0][w1 / words].w[w1 % words], (r + 1) % per_word),
-                                    Numbers::pair(v.row[1][w0 / words].w[w0 % words], r % per_word),
-                                    Numbers::pair(v.row[1][w1 / words].w[w1 % words], (r + 1) % per_word)};
+      KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
+        const int r = Base::first_register(part) + x, m = r / 2;
+        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g, 8), Base::operand(v.row[0], r + 1, part, g, 8),
+                                    Base::operand(v.row[1], r, part, g, 8), Base::operand(v.row[1], r + 1, part, g, 8)};
         b.mma(acc[m], a, columns, Kind{});
       }
     }
@@ -563,6 +642,10 @@ template <GroupCodec C, int D>
 struct ValuesOf<C, D> {
   using type = std::conditional_t<has_fragment_order<C>() && C::form.along == Along::channels, CodedValues<C, D>, NoFragments>;
 };
+template <FoldedCodec C, int D>
+struct KeysOf<C, D> : KeysOf<typename DeviceTiles<C, Side::keys>::Stored, D> {};
+template <FoldedCodec C, int D>
+struct ValuesOf<C, D> : ValuesOf<typename DeviceTiles<C, Side::values>::Stored, D> {};
 template <Element T, int D>
   requires(sizeof(T) == 2)
 struct KeysOf<Raw<T>, D> {

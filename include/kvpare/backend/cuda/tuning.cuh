@@ -53,10 +53,34 @@ inline constexpr MassTuning mass_tuning;
 
 /// `attend`: how pages are cut into tasks, a block each. Costs are in units of one page of one task.
 struct AttendTuning {
-  Index blocks = 4;      // of 128 threads on a multiprocessor: registers allow four with widths of 128
-  double task = 1.5;     // to start a block: its rows, its first loads
-  double partial = 0.15; // to join the partial of one more task
+  double task = 1.5;      // to start a block: its rows, its first loads
+  double partial = 0.15;  // to join the partial of one more task
+
+  int registers = 36;     // of a thread beside accumulators and the tile that is under way
+  /// Blocks of 128 threads on a multiprocessor, which bounds registers so that nothing spills.
+  constexpr int blocks(int held) const {
+    const int of_thread = (registers + held + 7) / 8 * 8;
+    return of_thread >= 256 ? 2 : 65536 / 128 / of_thread;
+  }
+  Index blocks_of_generic = 4;
 };
 inline constexpr AttendTuning attend_tuning;
+
+/// What kernels may take, checked whenever they are compiled (tests/cuda/compile.cmake), for every architecture: registers
+/// of a thread, bytes spilled, bytes of stack. The row without a name is for kernels that no other names.
+struct KernelBudget {
+  const char* kernel;
+  int registers, spilled_bytes, stack_bytes;
+};
+inline constexpr KernelBudget kernel_budgets[] = {
+    {"", 128, 0, 0},
+    {"FusedAttend", 255, 64, 32},
+    {"GenericAttend", 168, 0, 2048},     // a row of codes on the stack
+    {"MassKernel", 255, 64, 64},
+    {"CanonicalEncode", 128, 0, 4096},
+    {"CanonicalDecode", 128, 0, 4096},
+    {"FragmentEncode", 128, 0, 2048},
+    {"EachKernel", 128, 0, 4096},        // states of codecs
+};
 
 }  // namespace kvpare::cuda

@@ -1,0 +1,41 @@
+# The compile matrix, where there is an nvcc: kernels of the listed formats for sm_90, of one pair per family for the other
+# architectures, each held to its budget. Target kvpare_cuda_matrix, part of `all`; kvpare_cuda_product is the full product.
+set(tuning ${include_dir}/kvpare/backend/cuda/tuning.cuh)
+set(kernels ${CMAKE_CURRENT_SOURCE_DIR}/cuda/kernels.cu)
+file(GLOB_RECURSE kernel_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh ${include_dir}/kvpare/*.hpp)
+
+# kvpare_compile_kernels(<out> <architecture> <formats> [definition...])
+function(kvpare_compile_kernels out architecture formats)
+  set(definitions ${ARGN})
+  list(TRANSFORM definitions PREPEND -D)
+  set(file ${CMAKE_CURRENT_BINARY_DIR}/cuda/${formats}_${architecture})
+  set(command ${KVPARE_NVCC} -std=c++20 -arch=${architecture} ${kvpare_nvcc_flags} ${kvpare_include_flags}
+              -DKVPARE_FORMATS=${formats} ${definitions})
+  add_custom_command(OUTPUT ${file}
+                     COMMAND ${CMAKE_COMMAND} -D "NVCC=${command}" -D SOURCE=${kernels} -D OUT=${file} -D TUNING=${tuning}
+                             -P ${CMAKE_CURRENT_SOURCE_DIR}/cuda/compile.cmake
+                     DEPENDS ${kernels} ${kernel_headers} ${CMAKE_CURRENT_SOURCE_DIR}/cuda/compile.cmake
+                     COMMENT "Compiling kernels: ${formats} for ${architecture}" VERBATIM)
+  set(${out} ${${out}} ${file} PARENT_SCOPE)
+endfunction()
+
+set(families raw integers groups floats folded blocks)
+set(others sm_80 sm_89 sm_100 sm_120)
+set(matrix)
+kvpare_compile_kernels(matrix sm_90 one_of_each KVPARE_WITH_POLICIES)
+foreach(family IN LISTS families)
+  kvpare_compile_kernels(matrix sm_90 ${family})
+endforeach()
+foreach(architecture IN LISTS others)
+  kvpare_compile_kernels(matrix ${architecture} one_of_each)
+endforeach()
+add_custom_target(kvpare_cuda_matrix ALL DEPENDS ${matrix})
+add_dependencies(kvpare_cuda_matrix kvpare_floors)
+
+set(product ${matrix})
+foreach(architecture IN LISTS others)
+  foreach(family IN LISTS families)
+    kvpare_compile_kernels(product ${architecture} ${family})
+  endforeach()
+endforeach()
+add_custom_target(kvpare_cuda_product DEPENDS ${product})

@@ -1,0 +1,463 @@
+// Attention on the device's own kernels for forms and shapes that the shared suites do not reach: every family whose codes
+// become operands in registers, against the rows that its codec decodes, in double.
+#define KVPARE_TEST_SIMT
+#include <gtest/gtest.h>
+
+#include <kvpare/codec/block_float.hpp>
+#include <kvpare/codec/folded.hpp>
+#include <kvpare/codec/fp8.hpp>
+#include <kvpare/codec/group.hpp>
+#include <kvpare/codec/rotation.hpp>
+#include <kvpare/codec/ternary.hpp>
+#include <kvpare/codec/turbo_quant.hpp>
+
+#include "oracle/attend.hpp"
+#include "support/inputs.hpp"
+#include "support/tolerance.hpp"
+
+namespace kvpare::test {
+namespace {
+
+using Be = SimtRig::Backend;
+const double inf = std::numeric_limits<double>::infinity();
+
+struct Recipe {
+  Index kv_heads = 1, group = 4, width = 128, page_tokens = 64;
+  std::vector<Index> pages = {3};  // of every form and head; head h has h fewer
+  Index last_used = 64;            // slots of the last page
+  double dead = 0;
+  Index rows = 1;
+  bool rows_inside = false;
+  Index window = 0;
+  float softcap = 0;
+  bool sinks = false;
+  MassKind mass = MassKind::none;
+  DType query_type = DType::f32;
+  double query_size = 1, key_size = 1, value_size = 1;
+  Tolerance attended = {2e-3, 0}, logit = {4e-3, 0};
+};
+
+/// A list built by hand: pages of several forms, interleaved, with any bytes wherever nobody may look.
+class Scene {
+ public:
+  Scene(const Recipe& r, std::uint64_t seed) : r_(r), dice_{seed}, heads_(static_cast<std::size_t>(r.kv_heads)) {}
+
+  /// `count` more pages of a form for every head.
+  template <class P>
+  void add(Index count, Support wanted) {
+    const TileShape shape{r_.page_tokens, r_.width};
+    PageGeometry g;
+    g.pair = be().pair<P>(shape, shape);
+    set_codec<typename P::Key>(Side::keys, shape, g.key_codec, g.key_row_bytes, g.key_type, g.key_tile_bytes);
+    set_codec<typename P::Value>(Side::values, shape, g.value_codec, g.value_row_bytes, g.value_type, g.value_tile_bytes);
+    g.key_page_bytes = g.value_page_bytes = P::page_bytes(r_.page_tokens, r_.width, r_.width);
+    EXPECT_EQ(name_of(be().support(g)), name_of(wanted)) << P::Key::name << " " << P::Value::name;
+    const auto format = static_cast<std::uint16_t>(formats_.size());
+    std::vector<std::byte> memory;
+    const std::vector<float> key_state = state_of<typename P::Key>(r_.key_size),
+                             value_state = state_of<typename P::Value>(r_.value_size);
+    for (std::size_t h = 0; h < heads_.size(); ++h) {
+      Head& head = heads_[h];
+      for (Index i = 0; i < std::max<Index>(1, count - static_cast<Index>(h)); ++i) {
+        const auto page = static_cast<PageId>(memory.size() / static_cast<std::size_t>(g.key_page_bytes));
+        memory.resize(memory.size() + static_cast<std::size_t>(g.key_page_bytes), std::byte{0xff});
+        Entry e;
+        e.page = page, e.format = format;
+        e.used = static_cast<std::uint16_t>(i == 0 ? std::min(r_.last_used, r_.page_tokens) : r_.page_tokens);
+        e.first = head.next, e.last = head.next + e.used - 1;
+        head.next += e.used;
+        if (!key_state.empty() || !value_state.empty()) e.state = static_cast<std::uint32_t>(states_.size()) + 1;
+        for (Index t = 0; t < e.used; ++t)
+          if (!dice_.chance(r_.dead)) e.live |= std::uint64_t{1} << t;
+        std::byte* at = memory.data() + static_cast<Index>(page) * g.key_page_bytes;
+        const auto keys = fill<typename P::Key, Side::keys>(e, r_.key_size, key_state, at);
+        const auto values = fill<typename P::Value, Side::values>(e, r_.value_size, value_state,
+                                                                  at + P::key_bytes(r_.page_tokens, r_.width));
+        for_each_bit(e.live, [&](Index t) {
+          head.tokens.push_back({e.first + t, keys[static_cast<std::size_t>(t)], values[static_cast<std::size_t>(t)]});
+          head.slots.emplace_back(head.entries.size(), t);
+        });
+        head.entries.push_back(e);
+      }
+    }
+    const auto& there = pages_.emplace_back(upload(be(), memory));
+    g.keys = there.data(), g.values = there.data() + P::key_bytes(r_.page_tokens, r_.width);
+    formats_.push_back(g);
+    if (!key_state.empty() || !value_state.empty()) {
+      const float* k = key_state.empty() ? nullptr : state_memory_.emplace_back(upload(be(), key_state)).data();
+      const float* v = value_state.empty() ? nullptr : state_memory_.emplace_back(upload(be(), value_state)).data();
+      states_.push_back({k, v});
+    }
+  }
+
+  void expect_attends(const std::string& name) {
+    LayerShape shape{.q_heads = r_.kv_heads * r_.group,
+                     .kv_heads = r_.kv_heads,
+                     .key_dim = r_.width,
+                     .value_dim = r_.width,
+                     .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(r_.width))),
+                     .softcap = r_.softcap,
+                     .window = r_.window};
+    for (Index h = 0; r_.sinks && h < shape.q_heads; ++h) shape.sink_logits.push_back(0.5f * static_cast<float>(h) - 1);
+    oracle::AttendInput in;
+    in.queries = random_array(dice_, r_.rows, shape.q_heads, r_.width, r_.query_type, r_.query_size);
+    in.value_width = r_.width;
+    in.how = {.scale = static_cast<double>(shape.scale), .softcap = shape.softcap, .window = shape.window};
+    in.sink.assign(shape.sink_logits.begin(), shape.sink_logits.end());
+    std::vector<Position> positions;
+    for (Index r = 0; r < r_.rows; ++r)
+      positions.push_back(heads_[0].next - 1 - (r_.rows_inside ? static_cast<Position>((r_.rows - 1 - r) * 5) : 0));
+    in.positions.assign(positions.begin(), positions.end());
+    std::vector<HeadPages> lists;
+    for (const Head& head : heads_) {
+      in.heads.push_back(head.tokens);
+      lists.push_back({head.entries, nullptr, formats_, r_.page_tokens, states_});
+    }
+    const TensorBuffer<Be> q(be(), in.queries, r_.query_type),
+        out(be(), oracle::Array3(r_.rows, shape.q_heads, r_.width), DType::f32);
+    const Buffer<Be, float> lse(be(), r_.rows * shape.q_heads);
+    std::vector<Buffer<Be, float>> mass;
+    std::vector<float*> mass_rows;
+    for (const HeadPages& list : lists) {
+      mass.push_back(upload(be(), std::vector<float>(static_cast<std::size_t>(list.slots()), 0.5f)));
+      mass_rows.push_back(mass.back().data());
+    }
+    const AttendSequence s{.heads = lists,
+                           .queries = q.tensor(),
+                           .positions = positions,
+                           .out = out.writable(),
+                           .lse = lse.data(),
+                           .mass = r_.mass == MassKind::none ? std::span<float* const>{} : mass_rows};
+    be().attend(shape, std::span(&s, 1), r_.mass);
+
+    const oracle::AttendResult wanted = oracle::attend(in);
+    const oracle::Array3 got = out.download();
+    int printed = 0;
+    for (std::size_t i = 0; i < got.values.size() && printed < 4; ++i) {
+      const auto near = close(got.values[i], wanted.out.values[i], {r_.attended.absolute * r_.value_size, r_.attended.relative});
+      EXPECT_TRUE(near) << name << " row " << i / static_cast<std::size_t>(r_.width) << " channel "
+                        << i % static_cast<std::size_t>(r_.width);
+      printed += !near;
+    }
+    const std::vector<float> got_lse = download(be(), lse);
+    for (std::size_t i = 0; i < got_lse.size() && printed < 8; ++i) {
+      const auto near = close(static_cast<double>(got_lse[i]), wanted.lse.values[i], r_.logit);
+      EXPECT_TRUE(near) << name << " lse " << i;
+      printed += !near;
+    }
+    if (r_.mass == MassKind::none) return;
+    using oracle::Fold;
+    const Fold fold = r_.mass == MassKind::sum ? Fold::sum : r_.mass == MassKind::mean ? Fold::mean : Fold::max;
+    const auto wanted_mass = oracle::attend_mass(in, fold, Fold::sum);
+    for (std::size_t h = 0; h < heads_.size(); ++h) {
+      const std::vector<float> of_head = download(be(), mass[h]);
+      std::vector<double> all(of_head.size(), 0.5);
+      for (std::size_t t = 0; t < heads_[h].slots.size(); ++t)
+        all[heads_[h].slots[t].first * static_cast<std::size_t>(r_.page_tokens) +
+            static_cast<std::size_t>(heads_[h].slots[t].second)] += wanted_mass[h][t];
+      for (std::size_t slot = 0; slot < all.size(); ++slot)
+        ASSERT_TRUE(close(static_cast<double>(of_head[slot]), all[slot], {1e-5, 2 * r_.logit.absolute}))
+            << name << " mass of head " << h << " slot " << slot;
+    }
+  }
+
+  static Be& be() { return SimtRig::backend(); }
+
+ private:
+  struct Head {
+    std::vector<Entry> entries;
+    oracle::CachedHead tokens;                          // live ones, as decoded
+    std::vector<std::pair<std::size_t, Index>> slots;  // of these: entry, slot
+    Position next = 0;
+  };
+
+  template <class C>
+  static void set_codec(Side side, TileShape shape, const void*& codec, Index& row_bytes, DType& type, Index& tile_bytes) {
+    tile_bytes = C::tile_bytes(shape);
+    if constexpr (is_raw<C>)
+      row_bytes = C::row_bytes(shape.width), type = C::dtype;
+    else
+      codec = be().codec<C>(side, shape);
+  }
+  /// Numbers that tell one channel from another.
+  template <class C>
+  std::vector<float> state_of(double size) {
+    std::vector<float> state(static_cast<std::size_t>(state_floats<C>(r_.width)));
+    for (float& x : state)
+      x = static_cast<float>(size) * (state.size() == 1 ? 0.01f : 0.02f + 0.02f * static_cast<float>(dice_.unit()));
+    return state;
+  }
+
+  /// Tokens of one side of a page, coded: canonical bytes, then as the device has them. What lies in slots that are not live
+  /// stays as it was where tokens are coded one by one.
+  template <class C, Side side>
+  std::vector<std::vector<double>> fill(const Entry& e, double size, const std::vector<float>& state, std::byte* to) {
+    const TileShape shape{r_.page_tokens, r_.width};
+    const auto w = static_cast<std::size_t>(r_.width);
+    std::vector<float> rows(static_cast<std::size_t>(r_.page_tokens) * w);
+    for (float& x : rows) x = static_cast<float>(size * dice_.symmetric());
+    const float* state_at = state.empty() ? nullptr : state.data();
+    std::vector<std::byte> canonical(static_cast<std::size_t>(C::tile_bytes(shape)), std::byte{0xff});
+    if constexpr (C::rows_move) {
+      for_each_bit(e.live, [&](Index t) { C::encode(shape, rows.data() + t * r_.width, t, 1, state_at, canonical.data()); });
+    } else {
+      C::encode(shape, rows.data(), 0, e.used, state_at, canonical.data());
+    }
+    std::vector<std::vector<double>> read(static_cast<std::size_t>(r_.page_tokens));
+    std::vector<float> row(w);
+    for_each_bit(e.live, [&](Index t) {
+      C::decode(shape, canonical.data(), t, state_at, row.data());
+      read[static_cast<std::size_t>(t)].assign(row.begin(), row.end());
+    });
+    lay<C, side>(shape, canonical.data(), to);
+    return read;
+  }
+  template <class C, Side side>
+  static void lay(TileShape shape, const std::byte* canonical, std::byte* to) {
+    using Stored = typename cuda::DeviceTiles<C, side>::Stored;
+    if (!cuda::DeviceTiles<C, side>::in_fragments(shape)) {
+      std::memcpy(to, canonical, static_cast<std::size_t>(C::tile_bytes(shape)));
+      return;
+    }
+    if constexpr (cuda::has_fragment_order<Stored>()) {
+      using Layout = cuda::FragmentLayout<Stored, side>;
+      constexpr int bits = Stored::form.bits;
+      std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
+      const auto put_code = [&](Index t, Index c, std::uint8_t code) {
+        constexpr Index per_unit = 16 / bits;
+        const Index at = Layout::unit_at(shape, t, c / per_unit * per_unit);
+        std::uint16_t unit;
+        std::memcpy(&unit, to + at, 2);
+        unit = static_cast<std::uint16_t>(unit | code << c % per_unit * bits);
+        std::memcpy(to + at, &unit, 2);
+      };
+      const auto put_scale = [&](Index group, GroupBits b) {
+        std::memcpy(to + Layout::scales_at(shape) + group * Layout::scale_bytes, &b.scale, Layout::scale_bytes);
+        std::memcpy(to + Layout::zeros_at(shape) + group * Layout::zero_bytes, &b.zero, Layout::zero_bytes);
+      };
+      std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.width));
+      if constexpr (Stored::form.along == Along::channels) {
+        std::vector<GroupBits> scales(static_cast<std::size_t>(shape.width));
+        const Index groups = shape.width / Layout::group(shape);
+        for (Index t = 0; t < shape.tokens; ++t) {
+          Stored::read_row(shape, canonical, t, codes.data(), scales.data());
+          for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
+          for (Index g = 0; g < groups; ++g) put_scale(t * groups + g, scales[static_cast<std::size_t>(g)]);
+        }
+      } else {
+        const Index run = Layout::group(shape);
+        for (Index place = 0; place < shape.tokens / run * shape.width; ++place) {
+          put_scale(place, Stored::read_run(shape, canonical, place, codes.data()));
+          for (Index i = 0; i < run; ++i)
+            put_code(place / shape.width * run + i, place % shape.width, codes[static_cast<std::size_t>(i)]);
+        }
+      }
+    }
+  }
+
+  Recipe r_;
+  Dice dice_;
+  std::vector<Head> heads_;
+  std::vector<PageGeometry> formats_;
+  std::vector<CodecState> states_;
+  std::vector<Buffer<Be, std::byte>> pages_;
+  std::vector<Buffer<Be, float>> state_memory_;
+};
+
+/// Queries and probabilities over codes are rounded to 11 bits; over raw rows they keep at least 16.
+template <class P>
+Recipe with_tolerance(Recipe r) {
+  if (is_raw<typename P::Key> && is_raw<typename P::Value>)
+    r.attended = tolerance(Operation::attended), r.logit = tolerance(Operation::logit);
+  return r;
+}
+
+template <class K, class V = K>
+void expect_fused(Recipe r, std::uint64_t seed = 1, Support wanted = Support::fused) {
+  r = with_tolerance<Pair<K, V>>(r);
+  Scene s(r, seed);
+  for (const Index pages : r.pages) s.add<Pair<K, V>>(pages, wanted);
+  s.expect_attends(message(K::name, "/", V::name, " width ", r.width, " page ", r.page_tokens, " group ", r.group, " rows ",
+                           r.rows));
+}
+
+/// What every family must do.
+template <class K, class V = K>
+void expect_family(Index width = 128) {
+  expect_fused<K, V>({.width = width});
+  expect_fused<K, V>({.kv_heads = 2,
+                      .group = 7,
+                      .width = width,
+                      .page_tokens = 32,
+                      .pages = {3, 2},
+                      .last_used = 21,
+                      .dead = 0.4,
+                      .rows = 3,
+                      .rows_inside = true,
+                      .window = 37,
+                      .mass = MassKind::sum});
+}
+
+TEST(AttendTiles, RawRowsOfSixteenBits) {
+  for (const Index width : {64, 96, 128, 256})
+    for (const Index page_tokens : {16, 64}) {
+      expect_fused<Raw<half>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
+      expect_fused<Raw<bfloat16>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
+    }
+  expect_family<Raw<half>>();
+  expect_family<Raw<bfloat16>>();
+  for (const DType type : {DType::f16, DType::bf16}) {
+    expect_fused<Raw<half>>({.query_type = type});
+    expect_fused<Raw<bfloat16>>({.query_type = type});
+  }
+}
+
+// Keys and values know nothing of each other: a family of keys is tried with the values of the next.
+
+TEST(AttendTiles, CodesWithAScalePerToken) {
+  expect_family<Int8, Affine<4>>();
+  expect_family<Affine<4>, Int8>();
+  expect_family<Int4, Int2>();
+  expect_family<Int2, Int1>();
+  expect_family<Int1, Affine<8>>();
+  expect_family<Affine<2>, KvTunerToken<4>>();
+  using Floats = Group<GroupSpec{.bits = 4, .fit = Fit::min_max, .scale = ScaleType::f32}>;
+  expect_family<Floats, Affine<2>>();
+  expect_family<KvTunerToken<4>, Floats>();
+}
+
+TEST(AttendTiles, CodesInGroupsOfARow) {
+  expect_family<Affine<4, 32>, Symmetric<4, 64>>();
+  expect_family<Symmetric<8, 16>, Affine<8, 64>>();
+  expect_family<Affine<2, 64>, Affine<4, 32>>();
+  using Extreme = Group<GroupSpec{.bits = 4, .fit = Fit::extreme, .group = 32}>;
+  expect_family<MikvGroup<4>, Extreme>();
+  expect_family<Extreme, Symmetric<8, 16>>();
+}
+
+TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
+  expect_family<Affine<2, 32>, Affine<1, 32>>();
+  expect_family<Affine<1, 32>, Affine<2, 16>>();
+  expect_family<Affine<2, 16>, Affine<2, 32>>();
+  expect_family<NvFp4<>, Affine<4, 16>>();
+  expect_family<Affine<4, 16>, NvFp4<>>();
+}
+
+TEST(AttendTiles, Widths) {
+  for (const Index width : {64, 96, 256}) {
+    expect_family<Int8, Affine<4>>(width);
+    expect_family<Affine<4>, Int8>(width);
+  }
+  for (const Index width : {64, 256}) expect_family<Int4, Int2>(width);
+  expect_family<Affine<4, 32>, Symmetric<4, 64>>(256);
+  expect_family<Symmetric<8, 16>, Affine<8, 64>>(64);
+  expect_family<Affine<2, 16>, Affine<2, 32>>(256);
+}
+
+TEST(AttendTiles, KeysWithAScalePerChannel) {
+  expect_family<KiviKeys<4, 32>, Affine<4, 32>>();
+  expect_family<KiviKeys<2, 32>, Affine<2, 32>>();
+  expect_family<KiviKeys<8, 16>, Int8>();
+  expect_family<KiviKeys<4, 0>, Raw<half>>(64);
+  expect_family<Group<GroupSpec{.bits = 4, .along = Along::tokens}>, Raw<bfloat16>>();
+}
+
+TEST(AttendTiles, SmallFloats) {
+  expect_family<Fp8E4M3, Fp8E5M2>();
+  expect_family<Fp8E5M2, MxFp4<>>();
+  expect_family<MxFp4<>, Fp8E4M3>();
+}
+
+TEST(AttendTiles, RawOnOneSide) {
+  expect_family<Raw<half>, Int4>();
+  expect_family<Raw<bfloat16>, Int8>();
+}
+
+TEST(AttendTiles, FoldedForms) {
+  expect_family<Rotated<Int4>, ChannelAffine<Int8>>();
+  expect_family<Rotated<Int8, 7>, Rotated<Affine<4, 32>, 3>>(96);
+  expect_family<ZipVlKeys<8>, ZipVlValues<4>>();
+  expect_family<Balanced<Rotated<Int8, 1>>, Rotated<ChannelScaled<Int8>>>(64);
+  expect_family<Rotated<KiviKeys<4, 32>>, Rotated<Int4>>(256);
+}
+
+TEST(AttendTiles, GroupsOfQueryHeadsAndManyRows) {
+  for (const Index group : {1, 2, 5, 8, 9, 16}) {
+    expect_fused<Raw<half>>({.group = group, .width = 64, .page_tokens = 16, .mass = MassKind::mean});
+    expect_fused<Int4, Int2>({.group = group, .width = 64, .page_tokens = 16, .mass = MassKind::max});
+  }
+  expect_fused<Raw<half>>({.group = 2, .width = 64, .page_tokens = 16, .rows = 64, .rows_inside = true});
+  expect_fused<Int8, Affine<4>>({.group = 3, .width = 64, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
+}
+
+TEST(AttendTiles, ScalesOfAnySize) {
+  for (const double size : {1e-6, 1e-3, 1e3, 3e4}) {
+    const double q = size > 1 ? 1 / size : 1;
+    expect_fused<Int8, Affine<4>>({.query_size = q, .key_size = size, .value_size = size});
+    expect_fused<Affine<4, 32>, Symmetric<4, 64>>({.query_size = q, .key_size = size, .value_size = size});
+  }
+  for (const double size : {1e-20, 1e-3, 1e3, 1e20}) {
+    expect_fused<Raw<bfloat16>>({.query_size = 1 / size, .key_size = size, .value_size = size});
+    expect_fused<Raw<half>>({.query_size = size < 1 ? size : 1});
+  }
+}
+
+TEST(AttendTiles, SeveralFormsInOneList) {
+  Recipe r{.kv_heads = 2,
+           .group = 5,
+           .width = 64,
+           .page_tokens = 32,
+           .last_used = 30,
+           .dead = 0.2,
+           .rows = 2,
+           .rows_inside = true,
+           .sinks = true,
+           .mass = MassKind::sum};
+  Scene s(r, 3);
+  for (int again = 0; again < 2; ++again) {
+    s.add<Pair<Raw<half>, Raw<half>>>(2, Support::fused);
+    s.add<Pair<Int4, Int2>>(3, Support::fused);
+    s.add<Pair<Int3, Int3>>(1, Support::generic);
+    s.add<Pair<KiviKeys<4, 0>, Raw<half>>>(2, Support::fused);
+    s.add<Pair<Fp8E4M3, Fp8E5M2>>(1, Support::fused);
+    s.add<Pair<Int8, Affine<4>>>(2, Support::fused);
+  }
+  s.expect_attends("several forms");
+}
+
+TEST(AttendTiles, EverythingElseIsDecoded) {
+  expect_fused<Int3>({}, 1, Support::generic);
+  expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
+  expect_fused<TurboQuant<4>>({}, 1, Support::generic);
+  expect_fused<Ternary<>>({}, 1, Support::generic);
+  expect_fused<Int8, Affine<4>>({.width = 80}, 1, Support::generic);
+  expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);
+  expect_fused<Raw<float>>({}, 1, Support::generic);
+}
+
+TEST(AttendTiles, PagesPerTask) {
+  using cuda::detail::pages_per_task;
+  using cuda::detail::Stretch;
+  const cuda::AttendTuning tuning;
+  const auto size = [&](std::vector<Stretch> s, Index blocks) { return pages_per_task(s, blocks, 64, tuning); };
+  EXPECT_EQ(size({}, 528), 1);
+  EXPECT_EQ(size({{1, 1}}, 528), 1);
+  // Eight lists of 512 pages on 528 places: one wave of tasks as long as that allows.
+  const std::vector<Stretch> few(8, {512, 1});
+  EXPECT_GE(size(few, 528), 8);
+  EXPECT_LE(size(few, 528), 10);
+  // More lists than places, all alike: whole lists.
+  EXPECT_GE(size(std::vector<Stretch>(4096, {32, 1}), 528), 26);
+  // A long one among short ones is cut, however many there are.
+  std::vector<Stretch> uneven(63 * 8, {32, 1});
+  uneven.insert(uneven.end(), 8, {2048, 1});
+  EXPECT_LE(size(uneven, 528), 64);
+  for (const Index blocks : {1, 4, 528})
+    for (const Index pages : {1, 7, 64, 1000}) {
+      const Index s = size({{pages, 3}}, blocks);
+      EXPECT_TRUE(s >= 1 && s <= 64);
+    }
+}
+
+}  // namespace
+}  // namespace kvpare::test

@@ -37,7 +37,8 @@ class DecodeBatch {
   std::vector<kvpare::AttendRequest> requests_;
 };
 
-/// Seconds of a step. The cache is `Caches…`: the form that append writes, then, where it is another, the form to measure.
+/// Seconds of a step. The cache is `Caches…`: the form that append writes, then, where it is another, the form to
+/// measure.
 template <class... P>
 double attend(benchmark::State& state, const LayerShape& shape, const std::vector<Index>& tokens,
               Contents contents = {}, bool counters = true) {

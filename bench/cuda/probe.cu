@@ -1,7 +1,8 @@
 // kvpare_gpu_probe [file]: what kernels rely on, asked of the device in a few seconds; in words, and as JSON in a file.
 //
 //   read, copy        bytes per second, plain loops over 2 GiB (copies: read and written both counted)
-//   f16 subnormals    does mma keep 16-bit operands that are subnormal? Codes below 8 bits are such operands as they lie
+//   f16 subnormals    does mma keep 16-bit operands that are subnormal? Codes below 8 bits are such operands as they
+// lie
 //   mma               rate of mma 16x8x16 of f16, two floating-point operations per product
 //   e4m3              conversions of two numbers to f16 per clock and multiprocessor, lanes counted
 #include <cuda_runtime.h>

@@ -21,12 +21,11 @@ class DecodeBatch {
   void attend(Cache& cache, Index layer, std::span<const SequenceId> sequences) {
     requests_.clear();
     for (Index b = 0; b < batch_; ++b)
-      requests_.push_back({.sequence = sequences[static_cast<std::size_t>(b)],
-                           .queries = {queries_.data() + b * shape_.q_heads * shape_.key_dim, 1, shape_.q_heads,
-                                       shape_.key_dim},
-                           .positions = {&at_[static_cast<std::size_t>(b)], 1},
-                           .out = {out_.data() + b * shape_.q_heads * shape_.value_dim, 1, shape_.q_heads,
-                                   shape_.value_dim}});
+      requests_.push_back(
+          {.sequence = sequences[static_cast<std::size_t>(b)],
+           .queries = {queries_.data() + b * shape_.q_heads * shape_.key_dim, 1, shape_.q_heads, shape_.key_dim},
+           .positions = {&at_[static_cast<std::size_t>(b)], 1},
+           .out = {out_.data() + b * shape_.q_heads * shape_.value_dim, 1, shape_.q_heads, shape_.value_dim}});
     cache.attend(layer, requests_);
   }
 
@@ -38,10 +37,11 @@ class DecodeBatch {
   std::vector<kvpare::AttendRequest> requests_;
 };
 
-/// Seconds of a step. The cache is `Caches…`: the form that append writes, then, where it is another, the form to measure.
+/// Seconds of a step. The cache is `Caches…`: the form that append writes, then, where it is another, the form to
+/// measure.
 template <class... P>
-double attend(benchmark::State& state, const LayerShape& shape, const std::vector<Index>& tokens, Contents contents = {},
-              bool counters = true) {
+double attend(benchmark::State& state, const LayerShape& shape, const std::vector<Index>& tokens,
+              Contents contents = {}, bool counters = true) {
   Device device;
   FilledCache<P...> filled(device, shape, tokens, contents);
   DecodeBatch batch(device, shape, tokens);
@@ -54,7 +54,8 @@ double attend(benchmark::State& state, const LayerShape& shape, const std::vecto
 template <class Appended, class Coded>
 void attend_mixed(benchmark::State& state, const LayerShape& shape, Index batch, Index tokens) {
   const std::vector<Index> half(static_cast<std::size_t>(batch), tokens / 2);
-  const double parts = attend<Appended>(state, shape, half, {}, false) + attend<Appended, Coded>(state, shape, half, {}, false);
+  const double parts =
+      attend<Appended>(state, shape, half, {}, false) + attend<Appended, Coded>(state, shape, half, {}, false);
   const double all = attend<Appended, Coded>(state, shape, std::vector<Index>(static_cast<std::size_t>(batch), tokens),
                                              {.coded = 0.5});
   state.counters["of_parts"] = all / parts;
@@ -75,15 +76,17 @@ struct AttendCase {
   Index batch, tokens;
 };
 
-/// What every form is measured at.
-inline std::vector<AttendCase> attend_cases() {
+/// What every form is measured at; the largest, which takes seconds of bookkeeping to fill, only where it is asked for.
+enum class Largest { no, yes };
+inline std::vector<AttendCase> attend_cases(Largest largest = Largest::no) {
   std::vector<AttendCase> cases;
   const auto all = [&](const LayerShape& shape, Index batch, std::initializer_list<Index> tokens) {
     for (const Index n : tokens) cases.push_back({shape, batch, n});
   };
   all(llama_8b(), 1, {1024, 4096, 32768, 131072});
   all(llama_8b(), 8, {4096, 32768});
-  all(llama_8b(), 64, {1024, 4096, 32768, 131072});
+  all(llama_8b(), 64, {1024, 4096, 32768});
+  if (largest == Largest::yes) all(llama_8b(), 64, {131072});
   all(qwen_vl_7b(), 1, {4096, 32768});
   all(qwen_vl_7b(), 64, {4096, 32768});
   return cases;

@@ -17,7 +17,8 @@ using Ternary = Both<kvpare::Ternary<>>;
 using Int1 = Both<kvpare::Int1>;
 
 const bool added = add_attend<Half, Int2>("int2", attend_cases()) && add_attend<Half, Kivi2>("kivi2", attend_cases()) &&
-                   add_attend<Half, Ternary>("ternary", attend_cases()) && add_attend<Half, Int1>("int1", attend_cases());
+                   add_attend<Half, Ternary>("ternary", attend_cases()) &&
+                   add_attend<Half, Int1>("int1", attend_cases());
 
 }  // namespace
 }  // namespace bench

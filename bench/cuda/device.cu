@@ -42,12 +42,12 @@ double copy_rate(cudaStream_t stream) {
     for (int i = 0; i < 7; ++i) seconds.push_back(clock.seconds_of(stream, copy));
     return 2 * static_cast<double>(yardstick_bytes) / median(seconds);
   };
-  const double by_driver = rate([&] {
-    check(cudaMemcpyAsync(y.to, y.from, yardstick_bytes, cudaMemcpyDeviceToDevice, stream), "copying");
-  });
+  const double by_driver =
+      rate([&] { check(cudaMemcpyAsync(y.to, y.from, yardstick_bytes, cudaMemcpyDeviceToDevice, stream), "copying"); });
   const double by_kernel = rate([&] {
     copy_all<<<static_cast<unsigned>(y.multiprocessors * 16), 256, 0, stream>>>(
-        static_cast<const uint4*>(y.from), static_cast<uint4*>(y.to), yardstick_bytes / static_cast<Index>(sizeof(uint4)));
+        static_cast<const uint4*>(y.from), static_cast<uint4*>(y.to),
+        yardstick_bytes / static_cast<Index>(sizeof(uint4)));
     check(cudaGetLastError(), "copying");
   });
   return std::max(by_driver, by_kernel);

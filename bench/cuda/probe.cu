@@ -1,7 +1,8 @@
 // kvpare_gpu_probe [file]: what kernels rely on, asked of the device in a few seconds; in words, and as JSON in a file.
 //
 //   read, copy        bytes per second, plain loops over 2 GiB (copies: read and written both counted)
-//   f16 subnormals    does mma keep 16-bit operands that are subnormal? Codes below 8 bits are such operands as they lie
+//   f16 subnormals    does mma keep 16-bit operands that are subnormal? Codes below 8 bits are such operands as they
+// lie
 //   mma               rate of mma 16x8x16 of f16, two floating-point operations per product
 //   e4m3              conversions of two numbers to f16 per clock and multiprocessor, lanes counted
 #include <cuda_runtime.h>
@@ -44,7 +45,8 @@ __global__ void read_all(const uint4* from, std::size_t count, std::uint32_t* ne
   constexpr int unroll = 8;
   const std::size_t step = std::size_t{gridDim.x} * blockDim.x;
   std::uint32_t sum = 0;
-  for (std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x; i + (unroll - 1) * step < count; i += unroll * step) {
+  for (std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x; i + (unroll - 1) * step < count;
+       i += unroll * step) {
     uint4 v[unroll];
 #pragma unroll
     for (int u = 0; u < unroll; ++u) v[u] = __ldcs(from + i + u * step);
@@ -61,10 +63,9 @@ __global__ void copy_all(const uint4* from, uint4* to, std::size_t count) {
 }
 
 __device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /// One operand is a code of 1 to 15 in the low bits of a half, code * 2^-24; the other is 1. Gives sums of codes.
@@ -148,14 +149,13 @@ int main(int count, char** arguments) {
 
   double read = 0;
   for (const int blocks : {4, 8, 16})
-    read = std::max(read, static_cast<double>(bytes) / median_seconds([&] {
-                            read_all<<<units * blocks, 256>>>(from, numbers, never);
-                          }));
-  const double by_kernel = 2 * static_cast<double>(bytes) /
-                           median_seconds([&] { copy_all<<<units * 16, 256>>>(from, to, numbers); });
+    read = std::max(read, static_cast<double>(bytes) /
+                              median_seconds([&] { read_all<<<units * blocks, 256>>>(from, numbers, never); }));
+  const double by_kernel =
+      2 * static_cast<double>(bytes) / median_seconds([&] { copy_all<<<units * 16, 256>>>(from, to, numbers); });
   const double by_driver = 2 * static_cast<double>(bytes) / median_seconds([&] {
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice), "copying");
-  });
+                             check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice), "copying");
+                           });
   const bool kept = keeps_subnormals(reinterpret_cast<float*>(to));
   const double products = median_seconds([&] { many_mma<<<units * 4, 128>>>(reinterpret_cast<float*>(to)); });
   const double flops = 4096.0 * mma_chains * rounds * 4 * units * 4 / products;
@@ -163,8 +163,8 @@ int main(int count, char** arguments) {
   const bool converts = device.major * 10 + device.minor >= 89;
   const double lanes = converts ? 8.0 * 256 * rounds * mma_chains / converting / (khz * 1e3) : 0;
 
-  std::printf("%s, compute capability %d.%d, %d multiprocessors, L2 %d MiB, %.0f MHz, driver %d, runtime %d\n", device.name,
-              device.major, device.minor, units, device.l2CacheSize >> 20, khz / 1e3, driver, runtime);
+  std::printf("%s, compute capability %d.%d, %d multiprocessors, L2 %d MiB, %.0f MHz, driver %d, runtime %d\n",
+              device.name, device.major, device.minor, units, device.l2CacheSize >> 20, khz / 1e3, driver, runtime);
   std::printf("read %.0f GB/s, copy %.0f GB/s by a kernel, %.0f by the driver (read + written)\n", read / 1e9,
               by_kernel / 1e9, by_driver / 1e9);
   std::printf("f16 subnormals in mma: %s\n", kept ? "kept" : "NOT KEPT: attention over codes is wrong on this device");
@@ -173,13 +173,14 @@ int main(int count, char** arguments) {
   if (count > 1) {
     std::FILE* file = std::fopen(arguments[1], "w");
     if (file == nullptr) return 3;
-    std::fprintf(file,
-                 "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"l2_mib\": %d,\n"
-                 " \"clock_mhz\": %.0f, \"driver\": %d, \"runtime\": %d, \"read_bytes_per_second\": %.4e,\n"
-                 " \"copy_bytes_per_second\": %.4e, \"copy_bytes_per_second_driver\": %.4e, \"f16_subnormals_kept\": %s,\n"
-                 " \"mma_flops\": %.4e, \"e4m3_lanes_per_clock\": %.1f}\n",
-                 device.name, device.major, device.minor, units, device.l2CacheSize >> 20, khz / 1e3, driver, runtime, read,
-                 by_kernel, by_driver, kept ? "true" : "false", flops, lanes);
+    std::fprintf(
+        file,
+        "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"l2_mib\": %d,\n"
+        " \"clock_mhz\": %.0f, \"driver\": %d, \"runtime\": %d, \"read_bytes_per_second\": %.4e,\n"
+        " \"copy_bytes_per_second\": %.4e, \"copy_bytes_per_second_driver\": %.4e, \"f16_subnormals_kept\": %s,\n"
+        " \"mma_flops\": %.4e, \"e4m3_lanes_per_clock\": %.1f}\n",
+        device.name, device.major, device.minor, units, device.l2CacheSize >> 20, khz / 1e3, driver, runtime, read,
+        by_kernel, by_driver, kept ? "true" : "false", flops, lanes);
     std::fclose(file);
   }
   return kept ? 0 : 1;

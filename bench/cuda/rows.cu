@@ -10,7 +10,8 @@ namespace {
 
 // ---- compact
 
-/// The moves of all layers, after a random share of the tokens stayed, each head its own. Moving the same rows again writes
+/// The moves of all layers, after a random share of the tokens stayed, each head its own. Moving the same rows again
+/// writes
 /// what nobody reads.
 template <class... P>
 void compact(benchmark::State& state, const LayerShape& shape, Index layers, Index tokens, double keep) {
@@ -26,7 +27,8 @@ void compact(benchmark::State& state, const LayerShape& shape, Index layers, Ind
     for (const kvpare::HeadPages& list : layer) {
       kvpare::Selection stay(static_cast<Index>(list.entries.size()));
       for (Index token = 0; token < tokens; ++token)
-        if (kvpare::random_unit(4, compacted.size(), token) < keep) stay.insert(token / page_tokens, token % page_tokens);
+        if (kvpare::random_unit(4, compacted.size(), token) < keep)
+          stay.insert(token / page_tokens, token % page_tokens);
       compacted.push_back(kvpare::compact_list(list, stay.words(), [](kvpare::PageId) { return true; }));
       lists.push_back({list.formats, compacted.back().moves, shape.key_dim, shape.value_dim, page_tokens});
       for (const kvpare::Move& move : compacted.back().moves) rows += move.count;
@@ -40,7 +42,9 @@ template <class... P>
 void add_compact(std::string_view form) {
   for (const Index percent : {10, 50, 70})
     add(kvpare::message(label("compact", form, llama_8b(), 1, 8192), "/L:32/keep%:", percent),
-        [=](benchmark::State& state) { compact<P...>(state, llama_8b(), 32, 8192, static_cast<double>(percent) / 100); });
+        [=](benchmark::State& state) {
+          compact<P...>(state, llama_8b(), 32, 8192, static_cast<double>(percent) / 100);
+        });
 }
 
 // ---- encode
@@ -49,7 +53,7 @@ void add_compact(std::string_view form) {
 template <class C>
 void encode(benchmark::State& state, const LayerShape& shape, Index tokens) {
   Device device;
-  FilledCache<Half, C> filled(device, shape, {tokens}, {}, 4, 4 * tokens);
+  FilledCache<Half, C> filled(device, shape, {tokens}, {}, 4, tokens);
   const SequenceId coded = filled.sequences[0], plain = filled.cache.create();
   std::vector<std::vector<kvpare::HeadPages>> to, from;
   for (Index l = 0; l < filled.layers; ++l) {
@@ -71,8 +75,8 @@ void encode(benchmark::State& state, const LayerShape& shape, Index tokens) {
         head.pages.push_back({target.page, target.format, target.state, static_cast<Index>(head.pieces.size()), 1});
         head.pieces.push_back({source.page, source.format, source.state, 0, 0, page_tokens});
       }
-      lists[l].push_back({to[l][h].formats, to[l][h].states, head.pages, head.pieces, shape.key_dim, shape.value_dim,
-                          page_tokens});
+      lists[l].push_back(
+          {to[l][h].formats, to[l][h].states, head.pages, head.pieces, shape.key_dim, shape.value_dim, page_tokens});
     }
   }
   const double rows = static_cast<double>(tokens * shape.kv_heads);
@@ -135,18 +139,19 @@ void append_steps(benchmark::State& state, const LayerShape& shape, Index batch)
             const Position at[] = {next[static_cast<std::size_t>(layer)]++};
             for (Index b = 0; b < batch; ++b)
               kvpare::require(
-                  filled.cache.append(filled.sequences[static_cast<std::size_t>(b)], layer,
-                                      {keys.data() + b * shape.kv_heads * shape.key_dim, 1, shape.kv_heads, shape.key_dim},
-                                      {values.data() + b * shape.kv_heads * shape.value_dim, 1, shape.kv_heads,
-                                       shape.value_dim},
-                                      at) == kvpare::Outcome::done,
+                  filled.cache.append(
+                      filled.sequences[static_cast<std::size_t>(b)], layer,
+                      {keys.data() + b * shape.kv_heads * shape.key_dim, 1, shape.kv_heads, shape.key_dim},
+                      {values.data() + b * shape.kv_heads * shape.value_dim, 1, shape.kv_heads, shape.value_dim},
+                      at) == kvpare::Outcome::done,
                   "bench: the pool is full");
           });
 }
 
 template <class P>
 void add_append(std::string_view form) {
-  add(label("append", form, llama_8b(), 64, 1), [](benchmark::State& state) { append_batch<P>(state, llama_8b(), 64); });
+  add(label("append", form, llama_8b(), 64, 1),
+      [](benchmark::State& state) { append_batch<P>(state, llama_8b(), 64); });
   add(label("append_steps", form, llama_8b(), 64, 1),
       [](benchmark::State& state) { append_steps<P>(state, llama_8b(), 64); });
 }

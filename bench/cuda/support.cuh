@@ -34,11 +34,13 @@ inline void check(cudaError_t code, const char* what) {
 
 // ---- the device (device.cu)
 
-/// Bytes per second of a device copy over 1 GiB, those read and those written both counted: the faster of cudaMemcpyAsync
+/// Bytes per second of a device copy over 1 GiB, those read and those written both counted: the faster of
+/// cudaMemcpyAsync
 /// and a kernel, each by its median.
 double copy_rate(cudaStream_t stream);
 
-/// Throws unless the device has room for so many bytes, and they are no more than `most_bytes`. The yardstick's own memory is
+/// Throws unless the device has room for so many bytes, and they are no more than `most_bytes`. The yardstick's own
+/// memory is
 /// set aside first.
 void require_room(double bytes);
 
@@ -170,9 +172,11 @@ inline void set_counters(benchmark::State& state, const Cost& cost, double secon
   if (cost.tokens > 0) state.counters["tokens_per_second"] = cost.tokens / seconds;
 }
 
-/// Times step(0), step(1), …, which queue one step each; inputs repeat after `inputs` steps. Gives the median seconds of a step
-/// on the device. Steps run as one graph; where they cannot be captured they are queued one by one, and `captured` is 0.
-/// With `clock` false (parts of another benchmark) no counters are set and the state is left alone.
+/// Times step(0), step(1), …, which queue one step each; inputs repeat after `inputs` steps. Gives the median seconds
+/// of a step
+/// on the device. Steps run as one graph; where they cannot be captured they are queued one by one, and `captured` is
+/// 0.
+/// Without `counters`, as part of another benchmark, the state is left alone.
 template <class Step>
 double measure(benchmark::State& state, Device& device, const Cost& cost, Index inputs, const Step& step,
                bool counters = true) {
@@ -233,9 +237,10 @@ double measure(benchmark::State& state, Device& device, const Cost& cost, Index 
     graph->send_nothing();
     run();
     std::vector<double> alone;
-    for (int i = 0; i < runs; ++i)
-      alone.push_back(clock.seconds_of(device.stream(), run) / static_cast<double>(steps));
-    state.counters["us_nothing_sent"] = median(alone) * 1e6;
+    for (int i = 0; i < runs; ++i) alone.push_back(clock.seconds_of(device.stream(), run) / static_cast<double>(steps));
+    const double without = median(alone);
+    state.counters["us_nothing_sent"] = without * 1e6;
+    state.counters["of_copy_nothing_sent"] = cost.bytes / without / copying;
   }
   return seconds;
 }
@@ -271,7 +276,8 @@ inline LayerShape llama_8b() { return shape_of(32, 8, 128); }    // Llama-3.1-8B
 inline LayerShape qwen_vl_7b() { return shape_of(28, 4, 128); }  // Qwen2.5-VL-7B
 
 /// "attend/cuda/int4/Q:32/H:8/D:128/B:64/N:4096"
-inline std::string label(std::string_view verb, std::string_view form, const LayerShape& shape, Index batch, Index tokens) {
+inline std::string label(std::string_view verb, std::string_view form, const LayerShape& shape, Index batch,
+                         Index tokens) {
   return kvpare::message(verb, "/cuda/", form, "/Q:", shape.q_heads, "/H:", shape.kv_heads, "/D:", shape.key_dim,
                          "/B:", batch, "/N:", tokens);
 }
@@ -326,9 +332,11 @@ class FilledCache {
   using Coded = std::tuple_element_t<sizeof...(P) - 1, std::tuple<P...>>;
   static constexpr int form = static_cast<int>(sizeof...(P)) - 1;
 
-  /// As many layers as the rotation takes, `layers` where that is given.
-  FilledCache(Device& on, const LayerShape& layer, std::vector<Index> lengths, Contents contents = {}, Index layers_ = 0,
-              Index room = 0)
+  /// As many layers as the rotation takes, where no number of them is given; `room` for so many more tokens of every
+  /// sequence
+  /// as they are appended.
+  FilledCache(Device& on, const LayerShape& layer, std::vector<Index> lengths, Contents contents = {},
+              Index layers_ = 0, Index room = 0)
       : device(on), shape(layer), tokens(std::move(lengths)), layers(layers_ > 0 ? layers_ : enough_layers()),
         source_keys_(random_array<kvpare::half>(on, source_size(), 1)),
         source_values_(random_array<kvpare::half>(on, source_size(), 2)),
@@ -387,9 +395,11 @@ class FilledCache {
   Index checked_room(Contents contents, Index room) const {
     const double longest = static_cast<double>(*std::max_element(tokens.begin(), tokens.end()) * shape.kv_heads);
     const double raw = form > 0 ? longest * token_bytes<Appended>(shape) : 0;  // of one layer, until it is coded
-    const double more = static_cast<double>(room * std::ssize(tokens) * layers * shape.kv_heads) * token_bytes<Coded>(shape);
-    const double all = (static_cast<double>(layers) * bytes(contents) * (contents.ragged ? 1.7 : 1) + raw + more) * 1.06 +
-                       static_cast<double>(Index{64} << 20);
+    const double more =
+        static_cast<double>(room * std::ssize(tokens) * layers * shape.kv_heads) * token_bytes<Appended>(shape);
+    const double all =
+        (static_cast<double>(layers) * bytes(contents) * (contents.ragged ? 1.7 : 1) + raw + more) * 1.06 +
+        static_cast<double>(Index{64} << 20);
     require_room(all);
     return static_cast<Index>(all);
   }
@@ -417,7 +427,8 @@ class FilledCache {
     for (const kvpare::HeadPages& list : cache.pages(id, layer)) {
       kvpare::Selection words = kvpare::Selection::live(list.entries);
       const Index entries = words.entries();
-      for (Index e = static_cast<Index>(std::llround(share * static_cast<double>(entries))); e < entries; ++e) words.word(e) = 0;
+      for (Index e = static_cast<Index>(std::llround(share * static_cast<double>(entries))); e < entries; ++e)
+        words.word(e) = 0;
       tier.tokens.push_back(words);
     }
     plan.layers[static_cast<std::size_t>(layer)].tiers.push_back(std::move(tier));

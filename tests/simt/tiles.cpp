@@ -1,5 +1,5 @@
-// Every codec's kernels on the host's fibers against its own encode and decode: codes, scales and zeros to the last bit,
-// whatever part of a tile is touched, and nothing beside it.
+// Every codec's kernels on the host's fibers against its own encode and decode: codes, scales and zeros to the last
+// bit, whatever part of a tile is touched, and nothing beside it.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -64,7 +64,9 @@ struct OddRows {
   }
   static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
     const std::byte* from = tile + slot * (s.width + 1);
-    for (Index c = 0; c < s.width; ++c) row[c] = static_cast<float>(std::to_integer<int>(from[c + 1])) + static_cast<float>(std::to_integer<int>(from[0]));
+    for (Index c = 0; c < s.width; ++c)
+      row[c] =
+          static_cast<float>(std::to_integer<int>(from[c + 1])) + static_cast<float>(std::to_integer<int>(from[0]));
   }
 };
 
@@ -124,7 +126,8 @@ struct Tiles {
     Bytes all(static_cast<std::size_t>(1 + count * (bytes + 2)), std::byte{0xa5});
     const auto at = [&](Index n) { return 1 + n * (bytes + 2); };
     for (Index n = 0; n < count && into_tiles; ++n)
-      std::copy(canonical[static_cast<std::size_t>(n)].begin(), canonical[static_cast<std::size_t>(n)].end(), all.begin() + at(n));
+      std::copy(canonical[static_cast<std::size_t>(n)].begin(), canonical[static_cast<std::size_t>(n)].end(),
+                all.begin() + at(n));
     const There<std::byte> there(runtime, all);
     std::vector<cuda::RepackJob> jobs;
     for (Index n = 0; n < count; ++n) jobs.push_back({tile(n), there.data + at(n)});
@@ -134,7 +137,8 @@ struct Tiles {
     std::vector<Bytes> out;
     for (Index n = 0; n < count; ++n) {
       out.emplace_back(now.begin() + at(n), now.begin() + at(n) + bytes);
-      if (now[static_cast<std::size_t>(at(n) - 1)] != std::byte{0xa5} || now[static_cast<std::size_t>(at(n) + bytes)] != std::byte{0xa5})
+      if (now[static_cast<std::size_t>(at(n) - 1)] != std::byte{0xa5} ||
+          now[static_cast<std::size_t>(at(n) + bytes)] != std::byte{0xa5})
         ADD_FAILURE() << C::name << ": repack writes beside the canonical bytes";
     }
     return out;
@@ -146,15 +150,15 @@ struct Tiles {
       const auto [got, wanted] = std::mismatch(now[n].begin(), now[n].end(), canonical[n].begin());
       ASSERT_TRUE(got == now[n].end()) << C::name << (side == Side::keys ? " keys " : " values ") << shape.tokens << "x"
                                        << shape.width << " after " << after << ": tile " << n << " byte "
-                                       << got - now[n].begin() << " of " << bytes << " is " << std::to_integer<int>(*got)
-                                       << ", must be " << std::to_integer<int>(*wanted);
+                                       << got - now[n].begin() << " of " << bytes << " is "
+                                       << std::to_integer<int>(*got) << ", must be " << std::to_integer<int>(*wanted);
     }
     const Bytes all = memory.now();
     for (Index i = 0; i < std::ssize(all); ++i) {
       const Index in = (i - guard) % stride;
       if (i >= guard && in >= 0 && in < bytes) continue;
-      ASSERT_EQ(all[static_cast<std::size_t>(i)], std::byte{0xa5}) << C::name << " after " << after << ": a guard byte, "
-                                                                   << in - bytes << " behind a tile";
+      ASSERT_EQ(all[static_cast<std::size_t>(i)], std::byte{0xa5})
+          << C::name << " after " << after << ": a guard byte, " << in - bytes << " behind a tile";
     }
   }
 };
@@ -165,7 +169,8 @@ struct SourceRows {
   std::vector<float> floats;
   Index stride;
 
-  SourceRows(std::uint64_t seed, Index rows, Index width, DType type, Index gap) : stride((width + gap) * size_of(type)) {
+  SourceRows(std::uint64_t seed, Index rows, Index width, DType type, Index gap)
+      : stride((width + gap) * size_of(type)) {
     floats = outliers(seed, rows, width);
     for (std::size_t i = 0; i < floats.size(); ++i)
       if (random_bits(seed + 5, static_cast<Index>(i)) % 97 == 0) floats[i] = i % 2 == 0 ? 0.0f : -0.0f;
@@ -190,10 +195,11 @@ template <Codec C>
 void check_encode(simt::Runtime& runtime, Work& work, TileShape shape, Side side, DType type, Index gap, bool neutral) {
   Tiles<C> tiles(runtime, work, shape, side, 11);
   const Index t = shape.tokens;
-  // Rows that move: a whole tile; odd places and single rows; a last row. Else whole tiles, the last group partly filled.
-  const std::vector<Part> parts = C::rows_move
-                                      ? std::vector<Part>{{0, 0, t}, {1, 0, 1}, {1, 3, 4}, {1, 9, t - 10}, {2, t - 1, 1}}
-                                      : std::vector<Part>{{0, 0, t}, {1, 0, t - 5}, {2, 0, 1}};
+  // Rows that move: a whole tile; odd places and single rows; a last row. Else whole tiles, the last group partly
+  // filled.
+  const std::vector<Part> parts =
+      C::rows_move ? std::vector<Part>{{0, 0, t}, {1, 0, 1}, {1, 3, 4}, {1, 9, t - 10}, {2, t - 1, 1}}
+                   : std::vector<Part>{{0, 0, t}, {1, 0, t - 5}, {2, 0, 1}};
   Index rows = 0;
   for (const Part& p : parts) rows += p.count;
   const SourceRows source(21, rows, shape.width, type, gap);
@@ -241,7 +247,8 @@ void check_decode(simt::Runtime& runtime, Work& work, TileShape shape, Side side
   for (std::size_t i = 0; i < got.size(); ++i)
     ASSERT_TRUE(std::bit_cast<std::uint32_t>(got[i]) == std::bit_cast<std::uint32_t>(wanted[i]) ||
                 (got[i] != got[i] && wanted[i] != wanted[i]))
-        << C::name << " " << shape.tokens << "x" << shape.width << " float " << i << " is " << got[i] << ", must be " << wanted[i];
+        << C::name << " " << shape.tokens << "x" << shape.width << " float " << i << " is " << got[i] << ", must be "
+        << wanted[i];
   ASSERT_NO_FATAL_FAILURE(tiles.expect_same("decode"));
 }
 
@@ -250,11 +257,15 @@ void check_moves(simt::Runtime& runtime, Work& work, TileShape shape, Side side)
   if constexpr (C::rows_move) {
     Tiles<C> tiles(runtime, work, shape, side, 51);
     const auto last = static_cast<std::uint8_t>(shape.tokens - 1);
-    // Down over itself, up over itself, to the other parity, and what an earlier move has left: no one writes what a later reads.
-    const std::vector<std::vector<cuda::RowMove>> lists = {
-        {{0, 0, 0, 1, 0, last, 0}},
-        {{1, 1, 0, 2, 5, 7, 0}, {1, 1, 0, 1, 3, 1, 0}, {1, 2, 0, last, 1, 1, 0}, {1, 2, 0, 14, 4, 2, 0}, {2, 2, 0, 9, 8, 3, 0}},
-        {{3, 3, 0, 3, 2, 1, 0}, {3, 3, 0, 5, 3, 3, 0}}};
+    // Down over itself, up over itself, to the other parity, and what an earlier move has left: no one writes what a
+    // later reads.
+    const std::vector<std::vector<cuda::RowMove>> lists = {{{0, 0, 0, 1, 0, last, 0}},
+                                                           {{1, 1, 0, 2, 5, 7, 0},
+                                                            {1, 1, 0, 1, 3, 1, 0},
+                                                            {1, 2, 0, last, 1, 1, 0},
+                                                            {1, 2, 0, 14, 4, 2, 0},
+                                                            {2, 2, 0, 9, 8, 3, 0}},
+                                                           {{3, 3, 0, 3, 2, 1, 0}, {3, 3, 0, 5, 3, 3, 0}}};
     std::vector<cuda::RowMove> all;
     std::vector<std::pair<std::size_t, int>> where;
     const Index row = C::tile_bytes({1, shape.width});
@@ -278,8 +289,8 @@ void check_moves(simt::Runtime& runtime, Work& work, TileShape shape, Side side)
     cuda::detail::Moves<Work> moves(work);
     for (std::size_t i = 0; i < lists.size(); ++i)
       for (const cuda::RowPart& part : tiles.ops->row_parts(shape))
-        moves.add({tiles.tile(0) + part.at, tiles.tile(0) + part.at, tiles.stride, tiles.stride, part.stride, part.stride,
-                   part.bytes, there + where[i].first, where[i].second, counts[i]},
+        moves.add({tiles.tile(0) + part.at, tiles.tile(0) + part.at, tiles.stride, tiles.stride, part.stride,
+                   part.stride, part.bytes, there + where[i].first, where[i].second, counts[i]},
                   part.paired);
     moves.launch();
     ASSERT_NO_FATAL_FAILURE(tiles.expect_same("moves"));
@@ -308,8 +319,8 @@ void check_layout(simt::Runtime& runtime, Work& work, TileShape shape, Side side
         for (Index k = 0; k < 2 && bit / 8 + k < tiles.bytes; ++k)
           two |= std::to_integer<unsigned>(tile[bit / 8 + k]) << 8 * k;
         const auto code = static_cast<std::uint8_t>(two >> bit % 8 & ((1u << bits) - 1u));
-        const Index g = C::form.along == Along::channels ? t * (shape.width / group) + c / group
-                                                         : t / group * shape.width + c;
+        const Index g =
+            C::form.along == Along::channels ? t * (shape.width / group) + c / group : t / group * shape.width + c;
         const std::byte* scales = tile + shape.tokens * shape.width * bits / 8;
         const std::byte* zeros = scales + C::form.groups(shape) * detail::scale_size(C::form.scale);
         GroupBits x;
@@ -349,28 +360,29 @@ struct Names {
 
 using FloatScales = Group<GroupSpec{.bits = 4, .fit = Fit::min_max, .group = 16, .scale = ScaleType::f32}>;
 using SmallGroups = Symmetric<1, 8>;  // two to 16 bits
-using Codecs = ::testing::Types<
-    Int8, Symmetric<8, 32>, Int4, Affine<4, 32>, Affine<2, 32>, Int1, SmallGroups, Affine<1, 8>, KvTunerToken<4>,
-    MikvGroup<4>, FloatScales, KiviKeys<4, 16>, KiviKeys<2, 0>, KiviKeys<8, 16>, Symmetric<3, 8>, KiviKeys<3, 16>,
-    Symmetric<5, 16>, Q8_0, Q4_0, Q4_1, Q5_1, Q2_0, Q1_0, Iq4Nl, Fp8E4M3, Fp8E5M2, MxFp4<>, NvFp4<>, Ternary<>,
-    Ternary<TernaryFit::nonzero, Along::tokens, 16>, Fixed<4>, Lloyd<4, true>, TurboQuant<4>, TurboQuant<3>, TurboProduct<3, 5>,
-    Rotated<Int4>, Rotated<KiviKeys<4, 16>, 1>, MikvKeys<4>, ZipVlKeys<8>, ZipVlValues<2>, Balanced<Rotated<Int4, 1>>,
-    ChannelScaled<NvFp4<>>, ChannelScaled<Ternary<>>, ChannelMeans, OddRows, Balanced<ChannelMeans>>;
+using Codecs =
+    ::testing::Types<Int8, Symmetric<8, 32>, Int4, Affine<4, 32>, Affine<2, 32>, Int1, SmallGroups, Affine<1, 8>,
+                     KvTunerToken<4>, MikvGroup<4>, FloatScales, KiviKeys<4, 16>, KiviKeys<2, 0>, KiviKeys<8, 16>,
+                     Symmetric<3, 8>, KiviKeys<3, 16>, Symmetric<5, 16>, Q8_0, Q4_0, Q4_1, Q5_1, Q2_0, Q1_0, Iq4Nl,
+                     Fp8E4M3, Fp8E5M2, MxFp4<>, NvFp4<>, Ternary<>, Ternary<TernaryFit::nonzero, Along::tokens, 16>,
+                     Fixed<4>, Lloyd<4, true>, TurboQuant<4>, TurboQuant<3>, TurboProduct<3, 5>, Rotated<Int4>,
+                     Rotated<KiviKeys<4, 16>, 1>, MikvKeys<4>, ZipVlKeys<8>, ZipVlValues<2>, Balanced<Rotated<Int4, 1>>,
+                     ChannelScaled<NvFp4<>>, ChannelScaled<Ternary<>>, ChannelMeans, OddRows, Balanced<ChannelMeans>>;
 TYPED_TEST_SUITE(DeviceTiles, Codecs, Names);
 
 TYPED_TEST(DeviceTiles, LieAsTheLayoutSays) {
   this->for_each_shape([&](TileShape s, Side side) { check_layout<TypeParam>(this->runtime, this->work, s, side); });
 }
 TYPED_TEST(DeviceTiles, CanonicalBytesComeBack) {
-  this->for_each_shape([&](TileShape s, Side side) {
-    Tiles<TypeParam>(this->runtime, this->work, s, side, 41).expect_same("repack");
-  });
+  this->for_each_shape(
+      [&](TileShape s, Side side) { Tiles<TypeParam>(this->runtime, this->work, s, side, 41).expect_same("repack"); });
 }
 TYPED_TEST(DeviceTiles, CodeAsTheCodecDoes) {
   this->for_each_shape([&](TileShape s, Side side) {
     for (const DType type : {DType::f32, DType::f16, DType::bf16})
       if (type == DType::f32 || s.width == 64)
-        check_encode<TypeParam>(this->runtime, this->work, s, side, type, side == Side::keys ? 0 : 5, type == DType::f16);
+        check_encode<TypeParam>(this->runtime, this->work, s, side, type, side == Side::keys ? 0 : 5,
+                                type == DType::f16);
   });
 }
 TYPED_TEST(DeviceTiles, DecodeAsTheCodecDoes) {

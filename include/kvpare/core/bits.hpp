@@ -1,5 +1,5 @@
-// Counting bits, where kernels do it too: <bit> compiles in device code without a word and gives 0 there, since its builtins
-// are the host's.
+// Counting bits, where kernels do it too: <bit> compiles in device code without a word and gives 0 there, since its
+// builtins are the host's.
 #pragma once
 
 #include <bit>

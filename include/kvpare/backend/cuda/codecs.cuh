@@ -36,8 +36,8 @@ struct RepackJob {
   std::byte* canonical = nullptr;
 };
 
-/// Where a part of each row lies in a tile: `bytes` at `at` + slot * stride; or, paired, two bytes at a time as values in
-/// fragment order have it, unit u of slot t at `at` + t / 2 * 2 * stride + t % 2 * 2 + u * 4.
+/// Where a part of each row lies in a tile: `bytes` at `at` + slot * stride; or, paired, two bytes at a time as values
+/// in fragment order have it, unit u of slot t at `at` + t / 2 * 2 * stride + t % 2 * 2 + u * 4.
 struct RowPart {
   Index at = 0, stride = 0, bytes = 0;
   bool paired = false;

@@ -1,5 +1,5 @@
-// Kernels over rows as they are: element types converted, rows moved, bytes copied. What they move is all they must move,
-// each byte read and written once:
+// Kernels over rows as they are: element types converted, rows moved, bytes copied. What they move is all they must
+// move, each byte read and written once:
 //
 //   ConvertKernel   rows * width * (element read + element written)
 //   MoveKernel      2 * rows * bytes of a row part, and 16 bytes per run of rows that moves
@@ -135,9 +135,10 @@ struct ConvertKernel {
     } else {
       for (int i = b.thread(); i < rows * width; i += threads) {
         const int row = i / width, c = i % width;
-        detail::put_number(job.to + row * job.to_row_bytes + c * to_size,
-                           detail::number_at(b, job.from + slots[row] * job.from_row_bytes + c * from_size, job.from_type),
-                           job.to_type);
+        detail::put_number(
+            job.to + row * job.to_row_bytes + c * to_size,
+            detail::number_at(b, job.from + slots[row] * job.from_row_bytes + c * from_size, job.from_type),
+            job.to_type);
       }
     }
   }
@@ -186,7 +187,8 @@ struct CopyKernel {
   }
 };
 
-/// `count` rows from one page to another. A sequence's moves are carried out in order: none writes what a later one reads.
+/// `count` rows from one page to another. A sequence's moves are carried out in order: none writes what a later one
+/// reads.
 struct RowMove {
   PageId from = 0, to = 0;
   std::uint32_t row = 0;  // rows of the sequence before it
@@ -204,9 +206,9 @@ struct MoveSequence {
   int move_count = 0, rows = 0;
 };
 
-/// Blocks [sequence][columns]: 64 bytes of all rows of a sequence each, since no column of a row knows of another. A block
-/// takes rows by the batch: all are read before any is written. Later batches read nothing that earlier ones have written, so a
-/// batch needs no barrier behind it.
+/// Blocks [sequence][columns]: 64 bytes of all rows of a sequence each, since no column of a row knows of another. A
+/// block takes rows by the batch: all are read before any is written. Later batches read nothing that earlier ones have
+/// written, so a batch needs no barrier behind it.
 template <class Unit, bool paired>
 struct MoveKernel {
   static_assert(!paired || sizeof(Unit) == 2);
@@ -219,7 +221,8 @@ struct MoveKernel {
   template <class Block>
   KVPARE_DEVICE void operator()(Block& b) const {
     const MoveSequence s = sequences[b.block() / parts];
-    const int part = static_cast<int>(b.block() % parts), units = static_cast<int>(s.bytes / static_cast<Index>(sizeof(Unit)));
+    const int part = static_cast<int>(b.block() % parts),
+              units = static_cast<int>(s.bytes / static_cast<Index>(sizeof(Unit)));
     const int first = part * columns, mine = units - first < columns ? units - first : columns;
     if (mine <= 0) return;
     const int batch = threads * held / mine < most_rows ? threads * held / mine : most_rows;

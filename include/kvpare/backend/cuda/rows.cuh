@@ -1,14 +1,16 @@
 // Rows of keys and values on the device: `append`, `compact`, `encode`, `repack`, `gather`, `statistics`, raw or coded.
 //
-// Each verb sorts its work by the form of the pages it touches and launches once per form, whatever the number of heads and
-// pages. Bytes that must be moved, each once; what a codec's kernels move is said in tiles.cuh:
+// Each verb sorts its work by the form of the pages it touches and launches once per form, whatever the number of heads
+// and pages. Bytes that must be moved, each once; what a codec's kernels move is said in tiles.cuh:
 //
-//   append      rows read in their type + written in the form of their page; nothing in between but for folded and canonical
-//               codecs, whose rows pass through scratch as floats
+//   append      rows read in their type + written in the form of their page; nothing in between but for folded and
+//               canonical codecs, whose rows pass through scratch as floats
 //   compact     2 * bytes of the rows that move, codes as they are
-//   encode      rows read in their old form + written in the new one; what is coded before goes through scratch as floats
+//   encode      rows read in their old form + written in the new one; what is coded before goes through scratch as
+//               floats
 //   gather      rows read + 4 bytes per number
-//   statistics  rows read (coded ones decoded to scratch: 8 bytes per number more) + 16 bytes per entry and channel, twice
+//   statistics  rows read (coded ones decoded to scratch: 8 bytes per number more) + 16 bytes per entry and channel,
+//               twice
 #pragma once
 
 #include <algorithm>
@@ -93,8 +95,8 @@ class Reads {
     if (from.ops != nullptr)
       decodes_.add(from.ops, shape, {from.base, job.state, job.slots, job.out, job.out_stride});
     else
-      converts_.push_back({from.base, reinterpret_cast<std::byte*>(job.out), from.row_bytes, job.out_stride * 4, job.slots,
-                           shape.width, from.type, DType::f32});
+      converts_.push_back({from.base, reinterpret_cast<std::byte*>(job.out), from.row_bytes, job.out_stride * 4,
+                           job.slots, shape.width, from.type, DType::f32});
   }
   void launch() {
     convert(*work_, converts_);
@@ -129,10 +131,11 @@ void append(Work& work, const AppendArguments& a) {
       const detail::SideOf<Work> to(a.formats[run.format], run.page, side);
       const auto* rows = static_cast<const std::byte*>(from.at(run.row, run.head));
       if (to.ops != nullptr)
-        coded.add(to.ops, {a.page_tokens, from.width}, {rows, row_bytes, from.dtype, nullptr, to.base, run.slot, run.count});
+        coded.add(to.ops, {a.page_tokens, from.width},
+                  {rows, row_bytes, from.dtype, nullptr, to.base, run.slot, run.count});
       else
-        raw.push_back({rows, to.base + run.slot * to.row_bytes, row_bytes, to.row_bytes, low_bits(run.count), from.width,
-                       from.dtype, to.type});
+        raw.push_back({rows, to.base + run.slot * to.row_bytes, row_bytes, to.row_bytes, low_bits(run.count),
+                       from.width, from.dtype, to.type});
     }
   }
   detail::convert(work, raw);
@@ -150,13 +153,13 @@ RowParts parts_of(const SideOf<Work>& tile, TileShape shape) {
 
 /// Moves of one list and format, as sequences: one for each part of its keys and its values.
 template <class Work>
-void add_sequences(Moves<Work>& moves, const PageGeometry& g, Side side, TileShape shape, const RowMove* list, int count,
-                   int rows) {
+void add_sequences(Moves<Work>& moves, const PageGeometry& g, Side side, TileShape shape, const RowMove* list,
+                   int count, int rows) {
   const SideOf<Work> page(g, 0, side);
   const Index page_bytes = side == Side::keys ? g.key_page_bytes : g.value_page_bytes;
   for (const RowPart& part : parts_of(page, shape))
-    moves.add({page.base + part.at, page.base + part.at, page_bytes, page_bytes, part.stride, part.stride, part.bytes, list,
-               count, rows},
+    moves.add({page.base + part.at, page.base + part.at, page_bytes, page_bytes, part.stride, part.stride, part.bytes,
+               list, count, rows},
               part.paired);
 }
 
@@ -176,9 +179,10 @@ void compact(Work& work, std::span<const CompactList> lists) {
     std::uint64_t seen = 0;  // formats below 64; the others one by one
     for (std::size_t i = 0; i < list.moves.size(); ++i) {
       const std::uint16_t format = list.moves[i].format;
-      const bool again = format < 64 ? (seen >> format & 1) != 0
-                                     : std::any_of(list.moves.begin(), list.moves.begin() + static_cast<std::ptrdiff_t>(i),
-                                                   [&](const Move& m) { return m.format == format; });
+      const bool again = format < 64
+                             ? (seen >> format & 1) != 0
+                             : std::any_of(list.moves.begin(), list.moves.begin() + static_cast<std::ptrdiff_t>(i),
+                                           [&](const Move& m) { return m.format == format; });
       if (again) continue;
       if (format < 64) seen |= std::uint64_t{1} << format;
       Stretch s{&list, format, all.size(), all.size(), 0};
@@ -197,26 +201,30 @@ void compact(Work& work, std::span<const CompactList> lists) {
   for (const Stretch& s : stretches)
     for (const Side side : {Side::keys, Side::values})
       detail::add_sequences(moves, s.list->formats[s.format], side,
-                            {s.list->page_tokens, side == Side::keys ? s.list->key_dim : s.list->value_dim}, there + s.begin,
-                            static_cast<int>(s.end - s.begin), s.rows);
+                            {s.list->page_tokens, side == Side::keys ? s.list->key_dim : s.list->value_dim},
+                            there + s.begin, static_cast<int>(s.end - s.begin), s.rows);
   moves.launch();
 }
 
 namespace detail {
 
-/// What `encode` does, gathered into few launches. Rows that must be decoded first share one scratch memory: when it is full,
-/// what has been gathered is launched.
+/// What `encode` does, gathered into few launches. Rows that must be decoded first share one scratch memory: when it is
+/// full, what has been gathered is launched.
 template <class Work>
 class Recoding {
  public:
-  Recoding(Work& work, Index most_floats)
-      : work_(&work), reads_(work), floats_(std::min(most_floats, work.lot_floats)) {}
+  /// `floats` of all pages, the largest of which has `of_page`.
+  Recoding(Work& work, Index floats, Index of_page)
+      : work_(&work), reads_(work), floats_(std::min(floats, std::max(work.lot_floats, of_page))) {}
 
   void add(const EncodeList& list, const EncodePage& page, Side side) {
     const auto pieces =
         list.pieces.subspan(static_cast<std::size_t>(page.first_piece), static_cast<std::size_t>(page.pieces));
     if (pieces.empty()) return;
-    const Target to{list, page, side, {list.page_tokens, side == Side::keys ? list.key_dim : list.value_dim},
+    const Target to{list,
+                    page,
+                    side,
+                    {list.page_tokens, side == Side::keys ? list.key_dim : list.value_dim},
                     SideOf<Work>(list.formats[page.format], page.page, side)};
     if (to.ops() != nullptr && !to.ops()->rows_move)
       add_tile(to, pieces);
@@ -314,13 +322,15 @@ class Recoding {
     const std::size_t move = moves_.size();
     moves_.push_back({0, 0, 0, p.slot, p.to_slot, p.count, 0});
     for (const RowPart& part : parts_of(to.tile, to.shape))
-      carried_.push_back({{from.base + part.at, to.tile.base + part.at, 0, 0, part.stride, part.stride, part.bytes, nullptr, 1,
-                           p.count},
-                          part.paired, move});
+      carried_.push_back({{from.base + part.at, to.tile.base + part.at, 0, 0, part.stride, part.stride, part.bytes,
+                           nullptr, 1, p.count},
+                          part.paired,
+                          move});
   }
 
   void read(const Target& to, const EncodePiece& p, Index slot, Index count, float* out) {
-    reads_.add(to.shape, {&to.geometry(p), to.side, p.page, to.state(p.state), low_bits(count) << slot, out, to.shape.width});
+    reads_.add(to.shape,
+               {&to.geometry(p), to.side, p.page, to.state(p.state), low_bits(count) << slot, out, to.shape.width});
   }
 
   float* room(Index floats) {
@@ -352,9 +362,12 @@ class Recoding {
 
 template <class Work>
 void encode(Work& work, std::span<const EncodeList> lists) {
-  Index floats = 0;
-  for (const EncodeList& list : lists) floats += std::ssize(list.pages) * list.page_tokens * (list.key_dim + list.value_dim);
-  detail::Recoding<Work> recoding(work, floats);
+  Index floats = 0, most = 0;
+  for (const EncodeList& list : lists) {
+    const Index of_page = list.page_tokens * (list.key_dim + list.value_dim);
+    floats += std::ssize(list.pages) * of_page, most = std::max(most, of_page);
+  }
+  detail::Recoding<Work> recoding(work, floats, most);
   for (const EncodeList& list : lists)
     for (const EncodePage& page : list.pages)
       for (const Side side : {Side::keys, Side::values}) recoding.add(list, page, side);
@@ -381,8 +394,8 @@ void repack(Work& work, std::span<const RepackTile> tiles, RepackTo to) {
 
 namespace detail {
 
-/// An entry whose live tokens are in a mask or not, and the job that reads it: which slots, and where they go, is known on the
-/// device only.
+/// An entry whose live tokens are in a mask or not, and the job that reads it: which slots, and where they go, is known
+/// on the device only.
 struct MaskedEntry {
   std::uint64_t live = 0;
   std::uint64_t* slots = nullptr;  // of its job
@@ -452,11 +465,12 @@ void gather(Work& work, std::span<const GatherRow> rows) {
       const detail::SideOf<Work> from(g.pages.formats[e.format], e.page, g.side);
       std::size_t job = 0;
       if (from.ops != nullptr) {
-        job = coded.add(from.ops, shape, {from.base, detail::state_of(g.pages.state_of(e), g.side), e.live, out, g.width});
+        job = coded.add(from.ops, shape,
+                        {from.base, detail::state_of(g.pages.state_of(e), g.side), e.live, out, g.width});
       } else {
         job = raw.size();
-        raw.push_back({from.base, reinterpret_cast<std::byte*>(out), from.row_bytes, g.width * 4, e.live, g.width, from.type,
-                       DType::f32});
+        raw.push_back({from.base, reinterpret_cast<std::byte*>(out), from.row_bytes, g.width * 4, e.live, g.width,
+                       from.type, DType::f32});
       }
       if (g.mask != nullptr) places.push_back({from.ops, shape, job}), entries.push_back({.live = e.live});
       out += count_bits(e.live) * g.width;
@@ -495,12 +509,14 @@ struct StatisticsEntry {
   std::uint64_t live = 0;
   const std::uint64_t* mask = nullptr;  // the entry's word, or null
   Index width = 0, first_slot = 0, page_tokens = 0;
-  float *min = nullptr, *max = nullptr, *sum = nullptr, *sum_squares = nullptr;  // of its list, per slot; or of the entry
+  float *min = nullptr, *max = nullptr, *sum = nullptr,
+        *sum_squares = nullptr;  // of its list, per slot; or of the entry
 };
 
 /// NaN are left out of minima and maxima, as std::min(so far, x) has it, and not of sums.
 struct Spread {
-  float min = std::numeric_limits<float>::infinity(), max = -std::numeric_limits<float>::infinity(), sum = 0, sum_squares = 0;
+  float min = std::numeric_limits<float>::infinity(), max = -std::numeric_limits<float>::infinity(), sum = 0,
+        sum_squares = 0;
 
   KVPARE_DEVICE void add(float x) {
     min = x < min ? x : min, max = x > max ? x : max;
@@ -581,23 +597,33 @@ struct JoinStatistics {
   }
 };
 
-/// Entries of lists, rows that are coded on their way to scratch. When that is full, what has been gathered is launched.
+/// Entries of lists, rows that are coded on their way to scratch. When that is full, what has been gathered is
+/// launched.
 template <class Work>
 class Measuring {
  public:
-  Measuring(Work& work, Index most_floats)
-      : work_(&work), reads_(work), floats_(std::min(most_floats, work.lot_floats)) {}
+  /// `floats` of all entries, the largest of which has `of_entry`.
+  Measuring(Work& work, Index floats, Index of_entry)
+      : work_(&work), reads_(work), floats_(std::min(floats, std::max(work.lot_floats, of_entry))) {}
 
   void add(const StatisticsRow& s, std::size_t index, float* spread) {
     const Entry& entry = s.pages.entries[index];
     const Index rows = count_bits(entry.live), e = static_cast<Index>(index);
     const SideOf<Work> from(s.pages.formats[entry.format], entry.page, s.side);
-    StatisticsEntry one{from.base, from.row_bytes, from.type, false, entry.live, s.mask != nullptr ? s.mask + e : nullptr,
-                        s.width, e * s.pages.page_tokens, s.pages.page_tokens};
+    StatisticsEntry one{from.base,
+                        from.row_bytes,
+                        from.type,
+                        false,
+                        entry.live,
+                        s.mask != nullptr ? s.mask + e : nullptr,
+                        s.width,
+                        e * s.pages.page_tokens,
+                        s.pages.page_tokens};
     if (s.per_slot)
       one.min = s.min, one.max = s.max, one.sum = s.sum, one.sum_squares = s.sum_squares;
     else
-      one.min = spread, one.max = spread + s.width, one.sum = spread + 2 * s.width, one.sum_squares = spread + 3 * s.width;
+      one.min = spread, one.max = spread + s.width, one.sum = spread + 2 * s.width,
+      one.sum_squares = spread + 3 * s.width;
     if (from.ops != nullptr) {
       float* out = room(rows * s.width);
       reads_.add({s.pages.page_tokens, s.width}, {&s.pages.formats[entry.format], s.side, entry.page,
@@ -635,9 +661,10 @@ class Measuring {
 
 template <class Work>
 void statistics(Work& work, std::span<const StatisticsRow> rows) {
-  Index floats = 0;
-  for (const StatisticsRow& s : rows) floats += s.pages.live_tokens() * s.width;
-  detail::Measuring<Work> measuring(work, floats);
+  Index floats = 0, most = 0;
+  for (const StatisticsRow& s : rows)
+    floats += s.pages.live_tokens() * s.width, most = std::max(most, s.pages.page_tokens * s.width);
+  detail::Measuring<Work> measuring(work, floats, most);
   std::vector<detail::JoinStatistics::List> lists;
   Index widest = 0;
   for (const StatisticsRow& s : rows) {

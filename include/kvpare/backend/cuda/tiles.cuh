@@ -1,13 +1,13 @@
 // The kernels over a codec's tiles, and the tables of them. Bytes that must be moved, by what is asked for:
 //
-//   encode     rows * width * (element read) + codes, scales and zeros of these rows; folded codecs: and 8 bytes per number,
-//              the transformed rows as floats
+//   encode     rows * width * (element read) + codes, scales and zeros of these rows; folded codecs: and 8 bytes per
+//              number, the transformed rows as floats
 //   decode     codes, scales and zeros of these rows + rows * width * 4; folded codecs: and 8 bytes per number
 //   repack     2 * tile_bytes
 //   row moves  see RowPart and row_kernels.cuh: codes, scales and zeros are carried as they are
 //
-// Codecs in fragment order (FragmentTiles) are coded a group per thread from numbers staged in shared memory. All others
-// (CanonicalTiles) run C::encode and C::decode, a row or a tile per thread: right, and slow.
+// Codecs in fragment order (FragmentTiles) are coded a group per thread from numbers staged in shared memory. All
+// others (CanonicalTiles) run C::encode and C::decode, a row or a tile per thread: right, and slow.
 #pragma once
 
 #include <type_traits>
@@ -19,8 +19,8 @@ namespace kvpare::cuda {
 
 namespace detail {
 
-/// Calls `f(jobs, memory)` for stretches of jobs whose floats fit one lot of scratch memory, or that are one job. The next
-/// stretch gets the same memory: its kernels run after those of this one.
+/// Calls `f(jobs, memory)` for stretches of jobs whose floats fit one lot of scratch memory, or that are one job. The
+/// next stretch gets the same memory: its kernels run after those of this one.
 template <class Work, class Job, class Floats, class F>
 void in_lots(Work& work, std::span<const Job> jobs, const Floats& floats_of, const F& f) {
   const auto end_of = [&](std::size_t begin, Index& floats) {
@@ -38,7 +38,7 @@ void in_lots(Work& work, std::span<const Job> jobs, const Floats& floats_of, con
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------------
+// ----------------------------------------------------------------------------------------------------
 // Fragment order.
 
 /// Codes, scales and zeros of a tile in fragment order, aligned to 16 bytes.
@@ -91,8 +91,8 @@ struct FragmentAccess {
     *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
   }
 
-  static KVPARE_DEVICE GroupBits quantize(const float* x, Index stride, Index n, const float* state, std::uint8_t* codes,
-                                          Index code_stride) {
+  static KVPARE_DEVICE GroupBits quantize(const float* x, Index stride, Index n, const float* state,
+                                          std::uint8_t* codes, Index code_stride) {
     if constexpr (requires { C::quantize_in_place(x, stride, n, state, codes, code_stride); })
       return C::quantize_in_place(x, stride, n, state, codes, code_stride);
     else
@@ -159,7 +159,8 @@ struct FragmentEncode {
     if (left <= 0) return;
     const int rows = left < static_cast<int>(span) ? left : static_cast<int>(span);
     const int group = static_cast<int>(Layout::group(shape)), groups = width / group;
-    const int number_stride = static_cast<int>(this->number_stride()), code_stride = static_cast<int>(this->code_stride());
+    const int number_stride = static_cast<int>(this->number_stride()),
+              code_stride = static_cast<int>(this->code_stride());
     for_each_number(b, job.rows + begin * job.row_bytes, job.row_bytes, job.type, rows, width,
                     [&](int r, int c, float x) { numbers[(r * groups + c / group) * number_stride + c % group] = x; });
     b.sync();
@@ -184,7 +185,8 @@ struct FragmentEncode {
   }
 
   template <class Block>
-  KVPARE_DEVICE void code_channels(Block& b, const EncodeJob& job, int begin, float* numbers, std::uint8_t* codes) const {
+  KVPARE_DEVICE void code_channels(Block& b, const EncodeJob& job, int begin, float* numbers,
+                                   std::uint8_t* codes) const {
     const int left = static_cast<int>(shape.width) - begin, count = static_cast<int>(job.count);
     if (left <= 0) return;
     const int width = left < static_cast<int>(span) ? left : static_cast<int>(span);
@@ -247,8 +249,8 @@ struct FragmentDecode {
   }
 };
 
-/// A block per tile; a thread takes a row (groups along channels) or a channel's group of tokens at a time, its codes and
-/// bits in shared memory. Canonical bytes may lie at any address.
+/// A block per tile; a thread takes a row (groups along channels) or a channel's group of tokens at a time, its codes
+/// and bits in shared memory. Canonical bytes may lie at any address.
 template <class C, Side side, bool to_canonical>
 struct FragmentRepack {
   using At = FragmentAccess<C, side>;
@@ -284,10 +286,12 @@ struct FragmentRepack {
     return round_up(groups_of_thread() * 8 + (At::along_channels ? shape.width : Layout::group(shape)), 4);
   }
 
-  KVPARE_DEVICE void repack_row(const RepackJob& job, Index t, Index groups, GroupBits* bits, std::uint8_t* codes) const {
+  KVPARE_DEVICE void repack_row(const RepackJob& job, Index t, Index groups, GroupBits* bits,
+                                std::uint8_t* codes) const {
     if constexpr (to_canonical) {
       for (Index c = 0; c < shape.width; ++c)
-        codes[c] = At::code(At::unit(shape, job.tile, t, c / At::per_unit * At::per_unit), static_cast<int>(c % At::per_unit));
+        codes[c] =
+            At::code(At::unit(shape, job.tile, t, c / At::per_unit * At::per_unit), static_cast<int>(c % At::per_unit));
       for (Index g = 0; g < groups; ++g) bits[g] = At::group(shape, job.tile, t * groups + g);
       C::write_row(shape, job.canonical, t, codes, bits);
     } else {
@@ -296,8 +300,8 @@ struct FragmentRepack {
       for (Index g = 0; g < groups; ++g) At::put_group(shape, job.tile, t * groups + g, bits[g]);
     }
   }
-  /// A run is a channel's group of tokens, so units of fragment order hold codes of several: here runs of one unit's channels
-  /// go together, or threads would write parts of the same bytes.
+  /// A run is a channel's group of tokens, so units of fragment order hold codes of several: here runs of one unit's
+  /// channels go together, or threads would write parts of the same bytes.
   KVPARE_DEVICE void repack_run(const RepackJob& job, Index place, Index group, std::uint8_t* codes) const {
     const Index first = place / shape.width * group, c = place % shape.width;
     if constexpr (to_canonical) {
@@ -351,7 +355,7 @@ struct FragmentTiles {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------------------------
+// ----------------------------------------------------------------------------------------------------
 // Canonical order.
 
 /// Rows of floats. A block per job and a thread per row where rows move, else a thread per job.
@@ -368,7 +372,8 @@ struct CanonicalEncode {
     if constexpr (C::rows_move) {
       const EncodeJob job = jobs[b.block()];
       for (Index r = b.thread(); r < job.count; r += threads)
-        C::encode(shape, reinterpret_cast<const float*>(job.rows + r * job.row_bytes), job.first + r, 1, job.state, job.tile);
+        C::encode(shape, reinterpret_cast<const float*>(job.rows + r * job.row_bytes), job.first + r, 1, job.state,
+                  job.tile);
     } else {
       const Index i = b.block() * threads + b.thread();
       if (i >= count) return;
@@ -411,8 +416,9 @@ struct CanonicalTiles {
       for (EncodeJob& job : dense) {
         if (floats(job) == 0) continue;
         for (Index r = 0; r < job.count; r += 64)
-          converts.push_back({job.rows + r * job.row_bytes, reinterpret_cast<std::byte*>(memory + r * s.width), job.row_bytes,
-                              s.width * 4, low_bits(std::min<Index>(job.count - r, 64)), s.width, job.type, DType::f32});
+          converts.push_back({job.rows + r * job.row_bytes, reinterpret_cast<std::byte*>(memory + r * s.width),
+                              job.row_bytes, s.width * 4, low_bits(std::min<Index>(job.count - r, 64)), s.width,
+                              job.type, DType::f32});
         job.rows = reinterpret_cast<const std::byte*>(memory), job.row_bytes = s.width * 4, job.type = DType::f32;
         memory += job.count * s.width;
       }
@@ -445,7 +451,7 @@ struct CanonicalTiles {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------------------------
+// ----------------------------------------------------------------------------------------------------
 // Folded codecs: rows transformed in shared memory, a thread per row; the codec within does the rest.
 
 /// What both transforms have in common: rows at an odd stride, as many as fit 48 KiB.
@@ -480,7 +486,8 @@ struct FoldForward : FoldRows<C> {
     const EncodeJob job = jobs[b.block()];
     float* out = outs[b.block()];
     auto* x = b.template shared<float>(0);
-    const int all = static_cast<int>(job.count), most = static_cast<int>(this->rows()), width = static_cast<int>(this->shape.width);
+    const int all = static_cast<int>(job.count), most = static_cast<int>(this->rows()),
+              width = static_cast<int>(this->shape.width);
     for (int begin = 0; begin < all; begin += most) {
       const int count = all - begin < most ? all - begin : most;
       for_each_number(b, job.rows + begin * job.row_bytes, job.row_bytes, job.type, count, width,
@@ -503,7 +510,8 @@ struct FoldBackward : FoldRows<C> {
   KVPARE_DEVICE void operator()(Block& b) const {
     const DecodeJob job = jobs[b.block()];
     auto* x = b.template shared<float>(0);
-    const int all = count_bits(job.slots), most = static_cast<int>(this->rows()), width = static_cast<int>(this->shape.width);
+    const int all = count_bits(job.slots), most = static_cast<int>(this->rows()),
+              width = static_cast<int>(this->shape.width);
     for (int begin = 0; begin < all; begin += most) {
       const int count = all - begin < most ? all - begin : most;
       float* rows = job.out + begin * job.out_stride;
@@ -542,32 +550,35 @@ struct InnerStates {
 template <FoldedCodec C, class Tiles>
 struct FoldedTiles {
   static KVPARE_HD const float* inner(Index width, const float* state) {
-    return state != nullptr && state_floats<typename C::Inner>(width) > 0 ? state + C::own_state_floats(width) : nullptr;
+    return state != nullptr && state_floats<typename C::Inner>(width) > 0 ? state + C::own_state_floats(width)
+                                                                          : nullptr;
   }
 
   static Index tile_bytes(TileShape s) { return Tiles::tile_bytes(s); }
   template <class Work>
   static void encode(Work& work, TileShape s, std::span<const EncodeJob> jobs) {
-    in_lots(work, jobs, [&](const EncodeJob& job) { return job.count * s.width; },
-               [&](std::span<const EncodeJob> some, float* memory) {
-                 std::vector<EncodeJob> turned(some.begin(), some.end());
-                 std::vector<float*> outs;
-                 for (EncodeJob& job : turned) {
-                   outs.push_back(memory);
-                   job.rows = reinterpret_cast<const std::byte*>(memory), job.row_bytes = s.width * 4, job.type = DType::f32;
-                   job.state = inner(s.width, job.state);
-                   memory += job.count * s.width;
-                 }
-                 work.launch(std::ssize(turned), FoldForward<C>{{s}, work.put(some), work.put(outs)});
-                 Tiles::encode(work, s, std::span<const EncodeJob>(turned));
-               });
+    in_lots(
+        work, jobs, [&](const EncodeJob& job) { return job.count * s.width; },
+        [&](std::span<const EncodeJob> some, float* memory) {
+          std::vector<EncodeJob> turned(some.begin(), some.end());
+          std::vector<float*> outs;
+          for (EncodeJob& job : turned) {
+            outs.push_back(memory);
+            job.rows = reinterpret_cast<const std::byte*>(memory), job.row_bytes = s.width * 4, job.type = DType::f32;
+            job.state = inner(s.width, job.state);
+            memory += job.count * s.width;
+          }
+          work.launch(std::ssize(turned), FoldForward<C>{{s}, work.put(some), work.put(outs)});
+          Tiles::encode(work, s, std::span<const EncodeJob>(turned));
+        });
   }
   template <class Work>
   static void decode(Work& work, TileShape s, const DecodeJob* jobs, Index count) {
     const DecodeJob* stored = jobs;
     if (state_floats<typename C::Inner>(s.width) > 0) {
       auto* copies = work.template scratch<DecodeJob>(count);
-      work.launch(ceil_div(count, InnerStates<FoldedTiles>::threads), InnerStates<FoldedTiles>{s.width, jobs, copies, count});
+      work.launch(ceil_div(count, InnerStates<FoldedTiles>::threads),
+                  InnerStates<FoldedTiles>{s.width, jobs, copies, count});
       stored = copies;
     }
     Tiles::decode(work, s, stored, count);
@@ -624,7 +635,8 @@ const TileOps<Work>* side_ops(TileShape shape) {
 template <class Work, Codec C>
 const TileOps<Work>* tile_ops(Side side, TileShape shape) {
   if (!C::fits(shape)) return nullptr;
-  return side == Side::keys ? detail::side_ops<Work, C, Side::keys>(shape) : detail::side_ops<Work, C, Side::values>(shape);
+  return side == Side::keys ? detail::side_ops<Work, C, Side::keys>(shape)
+                            : detail::side_ops<Work, C, Side::values>(shape);
 }
 
 }  // namespace kvpare::cuda

@@ -1,5 +1,5 @@
-// Attention on the device's own kernels for forms and shapes that the shared suites do not reach: every family whose codes
-// become operands in registers, against the rows that its codec decodes, in double.
+// Attention on the device's own kernels for forms and shapes that the shared suites do not reach: every family whose
+// codes become operands in registers, against the rows that its codec decodes, in double.
 #define KVPARE_TEST_SIMT
 #include <gtest/gtest.h>
 
@@ -50,7 +50,8 @@ class Scene {
     PageGeometry g;
     g.pair = be().pair<P>(shape, shape);
     set_codec<typename P::Key>(Side::keys, shape, g.key_codec, g.key_row_bytes, g.key_type, g.key_tile_bytes);
-    set_codec<typename P::Value>(Side::values, shape, g.value_codec, g.value_row_bytes, g.value_type, g.value_tile_bytes);
+    set_codec<typename P::Value>(Side::values, shape, g.value_codec, g.value_row_bytes, g.value_type,
+                                 g.value_tile_bytes);
     g.key_page_bytes = g.value_page_bytes = P::page_bytes(r_.page_tokens, r_.width, r_.width);
     EXPECT_EQ(name_of(be().support(g)), name_of(wanted)) << P::Key::name << " " << P::Value::name;
     const auto format = static_cast<std::uint16_t>(formats_.size());
@@ -136,7 +137,8 @@ class Scene {
     const oracle::Array3 got = out.download();
     int printed = 0;
     for (std::size_t i = 0; i < got.values.size() && printed < 4; ++i) {
-      const auto near = close(got.values[i], wanted.out.values[i], {r_.attended.absolute * r_.value_size, r_.attended.relative});
+      const auto near =
+          close(got.values[i], wanted.out.values[i], {r_.attended.absolute * r_.value_size, r_.attended.relative});
       EXPECT_TRUE(near) << name << " row " << i / static_cast<std::size_t>(r_.width) << " channel "
                         << i % static_cast<std::size_t>(r_.width);
       printed += !near;
@@ -168,13 +170,14 @@ class Scene {
  private:
   struct Head {
     std::vector<Entry> entries;
-    oracle::CachedHead tokens;                          // live ones, as decoded
+    oracle::CachedHead tokens;                         // live ones, as decoded
     std::vector<std::pair<std::size_t, Index>> slots;  // of these: entry, slot
     Position next = 0;
   };
 
   template <class C>
-  static void set_codec(Side side, TileShape shape, const void*& codec, Index& row_bytes, DType& type, Index& tile_bytes) {
+  static void set_codec(Side side, TileShape shape, const void*& codec, Index& row_bytes, DType& type,
+                        Index& tile_bytes) {
     tile_bytes = C::tile_bytes(shape);
     if constexpr (is_raw<C>)
       row_bytes = C::row_bytes(shape.width), type = C::dtype;
@@ -190,8 +193,8 @@ class Scene {
     return state;
   }
 
-  /// Tokens of one side of a page, coded: canonical bytes, then as the device has them. What lies in slots that are not live
-  /// stays as it was where tokens are coded one by one.
+  /// Tokens of one side of a page, coded: canonical bytes, then as the device has them. What lies in slots that are not
+  /// live stays as it was where tokens are coded one by one.
   template <class C, Side side>
   std::vector<std::vector<double>> fill(const Entry& e, double size, const std::vector<float>& state, std::byte* to) {
     const TileShape shape{r_.page_tokens, r_.width};
@@ -201,7 +204,8 @@ class Scene {
     const float* state_at = state.empty() ? nullptr : state.data();
     std::vector<std::byte> canonical(static_cast<std::size_t>(C::tile_bytes(shape)), std::byte{0xff});
     if constexpr (C::rows_move) {
-      for_each_bit(e.live, [&](Index t) { C::encode(shape, rows.data() + t * r_.width, t, 1, state_at, canonical.data()); });
+      for_each_bit(e.live,
+                   [&](Index t) { C::encode(shape, rows.data() + t * r_.width, t, 1, state_at, canonical.data()); });
     } else {
       C::encode(shape, rows.data(), 0, e.used, state_at, canonical.data());
     }
@@ -286,8 +290,8 @@ void expect_fused(Recipe r, std::uint64_t seed = 1, Support wanted = Support::fu
   r = with_tolerance<Pair<K, V>>(r);
   Scene s(r, seed);
   for (const Index pages : r.pages) s.add<Pair<K, V>>(pages, wanted);
-  s.expect_attends(message(K::name, "/", V::name, " width ", r.width, " page ", r.page_tokens, " group ", r.group, " rows ",
-                           r.rows));
+  s.expect_attends(message(K::name, "/", V::name, " width ", r.width, " page ", r.page_tokens, " group ", r.group,
+                           " rows ", r.rows));
 }
 
 /// What every family must do.
@@ -396,7 +400,8 @@ TEST(AttendTiles, GroupsOfQueryHeadsAndManyRows) {
     expect_fused<Int4, Int2>({.group = group, .width = 64, .page_tokens = 16, .mass = MassKind::max});
   }
   expect_fused<Raw<half>>({.group = 2, .width = 64, .page_tokens = 16, .rows = 64, .rows_inside = true});
-  expect_fused<Int8, Affine<4>>({.group = 3, .width = 64, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
+  expect_fused<Int8, Affine<4>>(
+      {.group = 3, .width = 64, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
 }
 
 TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
@@ -417,7 +422,8 @@ TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
     }
 }
 
-TEST(AttendTiles, LogitsThatGrow) {  // by more than an f16 holds, so that what was summed up is scaled down again and again
+TEST(AttendTiles,
+     LogitsThatGrow) {  // by more than an f16 holds, so that what was summed up is scaled down again and again
   const Recipe coded{.pages = {24}, .query_size = 8, .key_size = 4, .attended = {3e-2, 0}, .logit = {5e-2, 0}};
   expect_fused<Int8, Affine<4>>(coded);
   expect_fused<Affine<4, 32>, Symmetric<4, 64>>(coded);

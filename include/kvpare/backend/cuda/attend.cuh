@@ -1,4 +1,5 @@
-// `attend` on the device: lists are cut into tasks on the host, every form has its kernel, one more joins what they leave.
+// `attend` on the device: lists are cut into tasks on the host, every form has its kernel, one more joins what they
+// leave.
 #pragma once
 
 #include <bit>
@@ -35,11 +36,11 @@ inline constexpr PairOps<Work> generic_pair{
 
 template <class Work>
 inline constexpr PairOps<Work> generic_rows{Support::generic, attend_tuning.blocks_of_generic,
-                                                  launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
+                                            launch_attend<GenericAttend<ReadRaw, ReadRaw>, Work>};
 
 template <class Work, class K, class V, int D>
 inline constexpr PairOps<Work> fused_pair{Support::fused, FusedAttend<K, V, D>::least_blocks,
-                                                launch_attend<FusedAttend<K, V, D>, Work>};
+                                          launch_attend<FusedAttend<K, V, D>, Work>};
 
 /// Keys and values as operands at one width, or null.
 template <class Work, class K, class V, int D>
@@ -56,25 +57,29 @@ template <class Work, class K, class V>
 const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim) {
   if (key_dim != value_dim || (page_tokens != 16 && page_tokens != 32 && page_tokens != 64)) return nullptr;
   switch (key_dim) {
-    case 64: return fused_ops<Work, K, V, 64>(page_tokens);
-    case 96: return fused_ops<Work, K, V, 96>(page_tokens);
-    case 128: return fused_ops<Work, K, V, 128>(page_tokens);
-    case 256: return fused_ops<Work, K, V, 256>(page_tokens);
-    default: return nullptr;
+    case 64:
+      return fused_ops<Work, K, V, 64>(page_tokens);
+    case 96:
+      return fused_ops<Work, K, V, 96>(page_tokens);
+    case 128:
+      return fused_ops<Work, K, V, 128>(page_tokens);
+    case 256:
+      return fused_ops<Work, K, V, 256>(page_tokens);
+    default:
+      return nullptr;
   }
 }
 
 /// Raw rows: chosen by their types, widths and alignment.
 template <class Work>
 const PairOps<Work>* rows_ops(const PageGeometry& g, Index page_tokens, Index key_dim, Index value_dim) {
-  const auto all = reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
-                   static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
+  const auto all =
+      reinterpret_cast<std::uintptr_t>(g.keys) | reinterpret_cast<std::uintptr_t>(g.values) |
+      static_cast<std::uintptr_t>(g.key_page_bytes | g.value_page_bytes | g.key_row_bytes | g.value_row_bytes);
   const PairOps<Work>* ops = nullptr;
   if (all % 16 == 0 && g.key_type == g.value_type) {
-    if (g.key_type == DType::f16)
-      ops = fused_ops<Work, Raw<half>, Raw<half>>(page_tokens, key_dim, value_dim);
-    if (g.key_type == DType::bf16)
-      ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(page_tokens, key_dim, value_dim);
+    if (g.key_type == DType::f16) ops = fused_ops<Work, Raw<half>, Raw<half>>(page_tokens, key_dim, value_dim);
+    if (g.key_type == DType::bf16) ops = fused_ops<Work, Raw<bfloat16>, Raw<bfloat16>>(page_tokens, key_dim, value_dim);
   }
   return ops != nullptr ? ops : &generic_rows<Work>;
 }
@@ -119,7 +124,7 @@ class AttendCall {
     const PairOps<Work>* ops;
     std::uint16_t format;
     std::uint32_t state;
-    Index head;  // among the call's
+    Index head;                             // among the call's
     std::vector<std::uint32_t> pages = {};  // entries, ascending
   };
 
@@ -129,13 +134,15 @@ class AttendCall {
     const Index group = shape_.group(), rows = s.queries.rows * group;
     const Sights sights = sights_of(s.positions, shape_.window);
     const Position* positions = work_.put(s.positions);
-    const float* sinks = shape_.sink_logits.empty() || sinks_ != nullptr ? sinks_ : sinks_ = work_.put(shape_.sink_logits);
+    const float* sinks =
+        shape_.sink_logits.empty() || sinks_ != nullptr ? sinks_ : sinks_ = work_.put(shape_.sink_logits);
     for (Index h = 0; h < shape_.kv_heads; ++h) {
       const HeadPages& list = s.heads[static_cast<std::size_t>(h)];
       FinishedHead& head = heads_.emplace_back();
       head.rows = static_cast<int>(rows);
       head.out = static_cast<std::byte*>(s.out.at(0, h * group));
-      head.row_bytes = s.out.row_stride * size_of(s.out.dtype), head.head_bytes = s.out.head_stride * size_of(s.out.dtype);
+      head.row_bytes = s.out.row_stride * size_of(s.out.dtype),
+      head.head_bytes = s.out.head_stride * size_of(s.out.dtype);
       head.out_type = s.out.dtype;
       head.lse = s.lse == nullptr ? nullptr : s.lse + h * group;
       head.sinks = sinks == nullptr ? nullptr : sinks + h * group;
@@ -188,8 +195,8 @@ class AttendCall {
     const PageGeometry& g = list.formats[entry.format];
     const auto* pair = static_cast<const PairOps<Work>*>(g.pair);
     const bool raw = g.key_codec == nullptr && g.value_codec == nullptr;
-    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair, entry.format, entry.state,
-                                  std::ssize(heads_) - 1);
+    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair,
+                                  entry.format, entry.state, std::ssize(heads_) - 1);
     AttendRun& there = sent_runs_.emplace_back(common);
     const CodecState state = list.state_of(entry);
     there.keys = g.keys, there.values = g.values;
@@ -206,7 +213,8 @@ class AttendCall {
     Index blocks = 8;
     for (const Run& run : runs_) blocks = std::min(blocks, run.ops->blocks);
     for (const Run& run : runs_)
-      stretches.push_back({std::ssize(run.pages), ceil_div(heads_[static_cast<std::size_t>(run.head)].rows, rows_of_task)});
+      stretches.push_back(
+          {std::ssize(run.pages), ceil_div(heads_[static_cast<std::size_t>(run.head)].rows, rows_of_task)});
     const Index size = pages_per_task(stretches, work_.multiprocessors() * blocks, pages_of_task, attend_tuning);
     for (const Run& run : runs_)
       heads_[static_cast<std::size_t>(run.head)].partials += static_cast<int>(ceil_div(std::ssize(run.pages), size));
@@ -223,8 +231,9 @@ class AttendCall {
       const Index count = std::ssize(run.pages);
       for (Index first = 0; first < count; first += size, ++before)
         for (Index chunk = 0; chunk * rows_of_task < head.rows; ++chunk)
-          tasks.push_back({head.first_partial + chunk * head.partials + before, static_cast<int>(r), static_cast<int>(first),
-                           static_cast<int>(std::min(size, count - first)), static_cast<int>(chunk * rows_of_task)});
+          tasks.push_back({head.first_partial + chunk * head.partials + before, static_cast<int>(r),
+                           static_cast<int>(first), static_cast<int>(std::min(size, count - first)),
+                           static_cast<int>(chunk * rows_of_task)});
     }
   }
   std::vector<AttendTask>& tasks_of(const PairOps<Work>* ops) {
@@ -283,7 +292,8 @@ const void* pair_ops(TileShape keys, TileShape values) {
     return nullptr;
   } else {
     if (!P::fits(keys.tokens, keys.width, values.width)) return nullptr;
-    const auto* fused = detail::fused_ops<Work, typename P::Key, typename P::Value>(keys.tokens, keys.width, values.width);
+    const auto* fused =
+        detail::fused_ops<Work, typename P::Key, typename P::Value>(keys.tokens, keys.width, values.width);
     return fused != nullptr ? fused : &detail::generic_pair<Work, P>;
   }
 }

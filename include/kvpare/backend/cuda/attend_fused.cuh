@@ -1,11 +1,11 @@
 // The kernel of `attend` for forms whose numbers become operands of mma in registers (fragments.cuh).
 //
-// A block does one task; its warps take the 16-token tiles in turn, each with a softmax of its own, joined at the end. While
-// a warp multiplies keys, its values are on their way; while it multiplies values, its next keys are.
+// A block does one task; its warps take the 16-token tiles in turn, each with a softmax of its own, joined at the end.
+// While a warp multiplies keys, its values are on their way; while it multiplies values, its next keys are.
 //
-// Exponents: p = 2^(s - reference). The reference follows the largest s (plus the exponent of the token's value scale) only
-// when it has grown by 2^6 or more, and lies 8 below it: probabilities times scales stay below 2^14, which an f16 holds, and
-// accumulators are seldom rescaled.
+// Exponents: p = 2^(s - reference). The reference follows the largest s (plus the exponent of the token's value scale)
+// only when it has grown by 2^6 or more, and lies 8 below it: probabilities times scales stay below 2^14, which an f16
+// holds, and accumulators are seldom rescaled.
 #pragma once
 
 #include "fragments.cuh"
@@ -60,8 +60,10 @@ struct FusedAttend {
     const auto* pages = b.template shared<Page>(0);
     const auto* factors = b.template shared<float>(factors_at);
     const auto* sights = b.template shared<RowSight>(sights_at);
-    const QueryFragments q{b.template shared<std::uint32_t>(queries_at), b.template shared<std::uint32_t>(low_at),
-                           Keys::may_split && splits(run), {factors[2 * t], factors[2 * t + 1]},
+    const QueryFragments q{b.template shared<std::uint32_t>(queries_at),
+                           b.template shared<std::uint32_t>(low_at),
+                           Keys::may_split && splits(run),
+                           {factors[2 * t], factors[2 * t + 1]},
                            b.template shared<float>(sums_at),
                            b.template shared<float>(sums_at) + Keys::groups * rows_of_task};
     const float* key_state = innermost_state<K>(D, run.key_state);
@@ -71,7 +73,8 @@ struct FusedAttend {
     const int tiles_of_page = static_cast<int>(layer.page_tokens) / per_tile;
     const int shift = tiles_of_page == 1 ? 0 : tiles_of_page == 2 ? 1 : 2, tiles = task.page_count << shift;
     const auto seen_of = [&](int tile) {
-      return static_cast<std::uint32_t>(pages[tile >> shift].seen >> ((tile & (tiles_of_page - 1)) * per_tile)) & 0xffffu;
+      return static_cast<std::uint32_t>(pages[tile >> shift].seen >> ((tile & (tiles_of_page - 1)) * per_tile)) &
+             0xffffu;
     };
     const auto seek = [&](int tile) {
       while (tile < tiles && seen_of(tile) == 0) tile += warps;
@@ -138,7 +141,8 @@ struct FusedAttend {
         bool moved = false;
         KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) {
           float most = std::fmax(s[j] + exponent[0], s[2 + j] + exponent[1]);
-          KVPARE_DEVICE_UNROLL for (int mask = 4; mask < 32; mask *= 2) most = std::fmax(most, b.shuffle_xor(most, mask));
+          KVPARE_DEVICE_UNROLL for (int mask = 4; mask < 32; mask *= 2)
+            most = std::fmax(most, b.shuffle_xor(most, mask));
           const bool moves = most > reference[j] + 14;
           const float now = moves ? most - 8 : reference[j];
           alpha[j] = moves ? Block::exp2(reference[j] - now) : 1.0f;
@@ -233,8 +237,8 @@ struct FusedAttend {
     const bool split = splits(run);
     for (int x = b.thread(); x < D / 16 * 32 * 2; x += threads) {
       const int r = x / 64 * 2 + x % 2, lane = x / 2 % 32, i = lane >> 2;
-      const float scale = power_of_two(Keys::norm - static_cast<int>(factors[i])) *
-                          power_of_two(Keys::gain(r) - Keys::most_gain);
+      const float scale =
+          power_of_two(Keys::norm - static_cast<int>(factors[i])) * power_of_two(Keys::gain(r) - Keys::most_gain);
       const float numbers[2] = {staged[i * D + Keys::channel(lane & 3, r, 0)] * scale,
                                 staged[i * D + Keys::channel(lane & 3, r, 1)] * scale};
       const std::uint32_t rounded = Block::pack(numbers[0], numbers[1], typename Keys::Kind{});
@@ -264,7 +268,8 @@ struct FusedAttend {
     }
     b.sync();
     if (b.thread() < rows_of_task)
-      factors[b.thread()] = layer.factor * Keys::code_factor * Keys::state_factor(innermost_state<K>(D, run.key_state)) *
+      factors[b.thread()] = layer.factor * Keys::code_factor *
+                            Keys::state_factor(innermost_state<K>(D, run.key_state)) *
                             power_of_two(Keys::most_gain + static_cast<int>(factors[b.thread()]) - Keys::norm);
     b.sync();
   }

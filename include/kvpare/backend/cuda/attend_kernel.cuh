@@ -1,9 +1,9 @@
-// Kernels of `attend` that serve every form of pages: what they take, the one that decodes rows to floats, and the two that
-// join what others left.
+// Kernels of `attend` that serve every form of pages: what they take, the one that decodes rows to floats, and the two
+// that join what others left.
 //
-// A list of one kv head is cut into runs of one form and codec state, runs into tasks of some pages and up to 8 query rows.
-// A block does one task and leaves a partial softmax per query row: max, sum and accumulator in units of log2. Partials of a
-// query row are joined in the order of the tasks, which depends on the lists alone.
+// A list of one kv head is cut into runs of one form and codec state, runs into tasks of some pages and up to 8 query
+// rows. A block does one task and leaves a partial softmax per query row: max, sum and accumulator in units of log2.
+// Partials of a query row are joined in the order of the tasks, which depends on the lists alone.
 //
 //   partial p of the call   states + p * partial_floats(value_dim):  max [8] | sum [8] | acc [8][value_dim]
 //   query row i of a head   row i / group of the sequence, member i % group of the head's group
@@ -79,8 +79,8 @@ KVPARE_DEVICE RowSight row_sight(const AttendRun& run, const AttendLayer& layer,
   constexpr Index least = std::numeric_limits<Position>::min();
   return {static_cast<Position>(low < least ? least : low), high};
 }
-KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, Position first, std::uint32_t offsets,
-                                   int slot) {
+KVPARE_DEVICE Position position_of(const AttendRun& run, const AttendLayer& layer, Position first,
+                                   std::uint32_t offsets, int slot) {
   return first + (offsets == 0 ? slot : run.offsets[(offsets - 1) * layer.page_tokens + slot]);
 }
 
@@ -98,7 +98,8 @@ KVPARE_DEVICE SeenPage page_of(const AttendRun& run, const AttendLayer& layer, i
       run.order != nullptr ? run.order[place] : static_cast<std::uint32_t>(run.first_entry + place);
   const Entry e = run.entries[static_cast<Index>(index) - run.first_entry];
   const Sights& sights = run.sights;
-  SeenPage page{e.live, e.last <= sights.high_of_common && e.first > sights.low_of_common, e.page, index, e.first, e.offsets};
+  SeenPage page{e.live,   e.last <= sights.high_of_common && e.first > sights.low_of_common, e.page, index, e.first,
+                e.offsets};
   if (e.last > sights.high_of_all || e.first <= sights.low_of_all)
     for (int slot = 0; slot < layer.page_tokens; ++slot) {
       const Index at = slot < e.used ? position_of(run, layer, e.first, e.offsets, slot) : sights.low_of_all;
@@ -123,7 +124,9 @@ KVPARE_DEVICE void put_element(std::byte* row, DType type, Index i, float x) {
 KVPARE_DEVICE const std::byte* query_row(const AttendRun& run, const AttendLayer& layer, int i) {
   return run.queries + i / layer.group * run.row_bytes + i % layer.group * run.head_bytes;
 }
-KVPARE_DEVICE float capped(float logit, float softcap) { return softcap > 0 ? softcap * std::tanh(logit / softcap) : logit; }
+KVPARE_DEVICE float capped(float logit, float softcap) {
+  return softcap > 0 ? softcap * std::tanh(logit / softcap) : logit;
+}
 
 template <class Block>
 KVPARE_DEVICE float warp_sum(Block& b, float x) {
@@ -141,8 +144,8 @@ struct ReadRaw {
   template <Side side, class Block>
   static KVPARE_DEVICE void read(Block& b, const AttendRun& run, const AttendLayer&, const SeenPage& page, int first,
                                  int count, Index width, float* to) {
-    const std::byte* tile = side == Side::keys ? run.keys + page.page * run.key_page_bytes
-                                               : run.values + page.page * run.value_page_bytes;
+    const std::byte* tile =
+        side == Side::keys ? run.keys + page.page * run.key_page_bytes : run.values + page.page * run.value_page_bytes;
     const Index row_bytes = side == Side::keys ? run.key_row_bytes : run.value_row_bytes;
     const DType type = side == Side::keys ? run.key_type : run.value_type;
     for (int t = 0; t < count; ++t) {
@@ -181,8 +184,8 @@ KVPARE_DEVICE float fragment_number(const std::byte* tile, TileShape shape, Inde
   const Index group = Layout::group_of(shape, t, c);
   GroupBits bits;
   if constexpr (Layout::scale_bytes > 0)
-    bits.scale = kvpare::detail::get_bytes(tile + Layout::scales_at(shape) + group * Layout::scale_bytes,
-                                           Layout::scale_bytes);
+    bits.scale =
+        kvpare::detail::get_bytes(tile + Layout::scales_at(shape) + group * Layout::scale_bytes, Layout::scale_bytes);
   if constexpr (Layout::zero_bytes > 0)
     bits.zero =
         kvpare::detail::get_bytes(tile + Layout::zeros_at(shape) + group * Layout::zero_bytes, Layout::zero_bytes);
@@ -197,8 +200,8 @@ struct ReadCoded {
                                  int first, int count, Index width, float* to) {
     using Stored = typename DeviceTiles<C, side>::Stored;
     const TileShape shape{layer.page_tokens, width};
-    const std::byte* tile = side == Side::keys ? run.keys + page.page * run.key_page_bytes
-                                               : run.values + page.page * run.value_page_bytes;
+    const std::byte* tile =
+        side == Side::keys ? run.keys + page.page * run.key_page_bytes : run.values + page.page * run.value_page_bytes;
     const float* state = side == Side::keys ? run.key_state : run.value_state;
     const float* inner = innermost_state<C>(width, state);
     const bool in_fragments = DeviceTiles<C, side>::in_fragments(shape);
@@ -292,7 +295,8 @@ struct GenericAttend {
           const int i = x / count, t = x % count, row = task.first_row + first_row + i;
           float logit = no_logit;
           if ((page.seen >> (first + t) & 1) != 0 &&
-              (page.by_all || row_sight(run, layer, row).sees(position_of(run, layer, page.first, page.offsets, first + t)))) {
+              (page.by_all ||
+               row_sight(run, layer, row).sees(position_of(run, layer, page.first, page.offsets, first + t)))) {
             float dot = 0;
             for (Index c = b.lane(); c < key_dim; c += 32) dot += q[i * key_dim + c] * numbers[t * key_dim + c];
             dot = warp_sum(b, dot);
@@ -300,8 +304,7 @@ struct GenericAttend {
           }
           if (b.lane() == 0) {
             scores[i * tokens + t] = logit;
-            if (run.logits != nullptr)
-              run.logits[row * run.slots + page.index * layer.page_tokens + first + t] = logit;
+            if (run.logits != nullptr) run.logits[row * run.slots + page.index * layer.page_tokens + first + t] = logit;
           }
         }
         b.sync();
@@ -424,7 +427,8 @@ struct FinishAttend {
         for (int p = 0; p < count; ++p) {
           total += sums[p];
           if (c < layer.value_dim && weights[p] != 0)
-            acc += partial[(p0 + p) * floats + 2 * rows_of_task - lane_row + lane_row * layer.value_dim + c] * weights[p];
+            acc +=
+                partial[(p0 + p) * floats + 2 * rows_of_task - lane_row + lane_row * layer.value_dim + c] * weights[p];
         }
       }
       if (first == 0) {
@@ -442,8 +446,7 @@ struct FinishAttend {
                     sum != 0 ? acc * (scale / sum) : 0.0f);
     }
     if (b.thread() == 0) {
-      if (head.lse != nullptr)
-        head.lse[row * q_heads + member] = sum == 0 ? no_logit : (peak + std::log2(sum)) * ln_2;
+      if (head.lse != nullptr) head.lse[row * q_heads + member] = sum == 0 ? no_logit : (peak + std::log2(sum)) * ln_2;
       if (head.max_sum != nullptr) head.max_sum[2 * i] = peak, head.max_sum[2 * i + 1] = sum;
     }
   }

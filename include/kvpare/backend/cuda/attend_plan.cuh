@@ -13,8 +13,8 @@ struct Stretch {
   Index pages = 0, times = 1;
 };
 
-/// Pages per task, within [1, most], so that the call ends soonest: blocks of a machine run in waves, the longest task of a
-/// wave decides when it ends, and every list is joined from as many partials as it has tasks.
+/// Pages per task, within [1, most], so that the call ends soonest: blocks of a machine run in waves, the longest task
+/// of a wave decides when it ends, and every list is joined from as many partials as it has tasks.
 ///
 ///   waves * (pages of a task + tuning.task) + partials of the longest list * tuning.partial,  waves a fraction above 1
 inline Index pages_per_task(std::span<const Stretch> stretches, Index blocks, Index most, const AttendTuning& tuning) {

@@ -1,21 +1,25 @@
 // Keys and values as operands of mma, straight from memory into registers: a tile is 16 tokens of one page.
 //
-// Scores are S^T [16 tokens, 8 query rows] = K [16, D] Q^T, outputs O^T [D, 8] += V^T [D, 16] P^T: tokens or channels are the
-// rows of the first operand, so that up to 8 query rows of a group share every key and value that is loaded. Neither sum
-// minds the order of what it adds, and no output channel minds its place: a thread takes 16 bytes where they lie and calls
-// the numbers in them what the fragment wants. Queries are laid out to match; output channels are named when written.
+// Scores are S^T [16 tokens, 8 query rows] = K [16, D] Q^T, outputs O^T [D, 8] += V^T [D, 16] P^T: tokens or channels
+// are the rows of the first operand, so that up to 8 query rows of a group share every key and value that is loaded.
+// Neither sum minds the order of what it adds, and no output channel minds its place: a thread takes 16 bytes where
+// they lie and calls the numbers in them what the fragment wants. Queries are laid out to match; output channels are
+// named when written.
 //
 //   g = lane / 4, t = lane % 4
 //   keys     lane holds tokens g and g + 8, of each D / 4 channels; 4 lanes load 64 bytes of a row
 //   values   lane holds tokens 2t, 2t + 1, 2t + 8, 2t + 9, of each D / 8 channels
 //   register r of a lane's row or pair of tokens: two numbers of 16 bits
 //
-// A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below bit 10:
-// an AND makes two operands. Small floats move their bits into those of an f16, again a power of two off. `gain(r)` is the
-// power of two that mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the
-// sum of the query, a sum of zeros by probabilities on the output.
+// A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
+// bit 10: an AND makes two operands. Small floats move their bits into those of an f16, again a power of two off.
+// `gain(r)` is the power of two that mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a
+// token's zero times the sum of the query, a sum of zeros by probabilities on the output.
 //
-// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 2 bits 68.
+// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 2 bits
+// 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a lane and
+// number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them, and 460 at 4
+// bits.
 #pragma once
 
 #include <bit>
@@ -80,10 +84,13 @@ struct CodeNumbers {
   /// level = factor * (the number, mended) + offset
   static constexpr float factor = kind == CodeKind::linear ? level(1) - level(0) : 1.0f;
   static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
-  /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that count from
-  /// here, not from 0: else all tokens or channels would shift together.
+  /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that
+  /// count from here, not from 0: else all tokens or channels would shift together.
   static constexpr float middle = 0.5f * static_cast<float>(1 << bits);
-  static constexpr int most_gain = kind == CodeKind::linear ? 24 : kind == CodeKind::e4m3 ? 8 : kind == CodeKind::e2m1 ? 14 : 0;
+  static constexpr int most_gain = kind == CodeKind::linear ? 24
+                                   : kind == CodeKind::e4m3 ? 8
+                                   : kind == CodeKind::e2m1 ? 14
+                                                            : 0;
 
   /// Codes i and i + 16 / bits of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
   template <bool in_place = true>
@@ -135,8 +142,8 @@ struct QueryFragments {
   const std::uint32_t* high;  // [D / 16][lane][2]
   const std::uint32_t* low;   // what f16 or bf16 lack; with `split`
   bool split;
-  float factor[2];     // of columns 2t, 2t + 1: from sums of products to units of log2
-  const float* sums;   // [groups][8] of the rows, in units of log2
+  float factor[2];      // of columns 2t, 2t + 1: from sums of products to units of log2
+  const float* sums;    // [groups][8] of the rows, in units of log2
   const float* starts;  // [groups][8] what sums of products start with
 };
 
@@ -159,7 +166,9 @@ struct RawKeys {
     LaneWords<load_bytes> row[2][loads];
   };
 
-  static constexpr KVPARE_HD int channel(int t, int r, int half) { return ((r / words * 4 + t) * words + r % words) * 2 + half; }
+  static constexpr KVPARE_HD int channel(int t, int r, int half) {
+    return ((r / words * 4 + t) * words + r % words) * 2 + half;
+  }
   static constexpr KVPARE_HD int gain(int) { return 0; }
 
   template <class Block>
@@ -176,7 +185,8 @@ struct RawKeys {
     float c[4] = {};
     KVPARE_DEVICE_UNROLL for (int r = 0; r < D / 8; r += 2) {
       const std::uint32_t a[4] = {k.row[0][r / words].w[r % words], k.row[1][r / words].w[r % words],
-                                  k.row[0][(r + 1) / words].w[(r + 1) % words], k.row[1][(r + 1) / words].w[(r + 1) % words]};
+                                  k.row[0][(r + 1) / words].w[(r + 1) % words],
+                                  k.row[1][(r + 1) / words].w[(r + 1) % words]};
       const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
       b.mma(c, a, high.w, Kind{});
       if (q.split) {
@@ -229,19 +239,21 @@ struct CodedSide {
   using Kind = F16;
   static constexpr GroupForm form = C::form;
   static constexpr int bits = form.bits;
-  static constexpr int group = static_cast<int>(form.along == Along::tokens ? D : form.group > 0 ? form.group : D / form.parts);
+  static constexpr int group = static_cast<int>(form.along == Along::tokens ? D
+                                                : form.group > 0            ? form.group
+                                                                            : D / form.parts);
   static constexpr int groups = D / group;
-  /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then every
-  /// group has its lanes, and products of its own in which the others' codes are zeros.
+  /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then
+  /// every group has its lanes, and products of its own in which the others' codes are zeros.
   static constexpr int span = group * bits >= 128 ? 1 : 128 / (group * bits);
   static constexpr int load_bytes =
       D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, span > 1 ? 4 : group * bits / 32);
   static constexpr bool scaled = form.scale != ScaleType::one;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
-                               (scaled || !has_zero) && groups <= 16 &&
-                               (span == 1 || span == 2 || span == 4);
-  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
+                               (scaled || !has_zero) && groups <= 16 && (span == 1 || span == 2 || span == 4);
+  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
+                       loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
   static constexpr int per_word = 16 / bits;
 
   static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
@@ -249,14 +261,16 @@ struct CodedSide {
   static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
   static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
   /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
-  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane, int lanes) {
+  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane,
+                                             int lanes) {
     const int at = r / per_word;
     std::uint32_t word = row[at / words].w[at % words];
     if constexpr (span > 1) word = lane * span / lanes == part % span ? word : 0u;
     return Numbers::pair(word, r % per_word);
   }
 
-  static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes), zero_bytes = static_cast<int>(Layout::zero_bytes);
+  static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes),
+                       zero_bytes = static_cast<int>(Layout::zero_bytes);
   struct Scales {  // of tokens g and g + 8
     PackedNumbers<scale_bytes * groups> scale[2];
     PackedNumbers<zero_bytes * groups> zero[2];
@@ -282,9 +296,9 @@ struct CodedSide {
 template <GroupCodec C, int D>
 struct CodedKeys : CodedSide<C, Side::keys, D> {
   using Base = CodedSide<C, Side::keys, D>;
+  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
   using typename Base::Kind;
   using typename Base::Numbers;
-  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
   static constexpr bool may_split = false, has_sums = Base::has_zero;
   static constexpr float middle = Numbers::middle;
   static constexpr int most_gain = Numbers::most_gain, norm = 12;
@@ -330,7 +344,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x;
         const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
-                                    Base::operand(k.row[0], r + 1, part, t, 4), Base::operand(k.row[1], r + 1, part, t, 4)};
+                                    Base::operand(k.row[0], r + 1, part, t, 4),
+                                    Base::operand(k.row[1], r + 1, part, t, 4)};
         const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
         b.mma(c, a, high.w, Kind{});
       }
@@ -347,8 +362,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   }
 };
 
-/// Coded keys with scales per channel over groups of tokens (KIVI): scales go into the query, zeros times the query are one
-/// more product whose rows are all alike. D * 4 bytes more per group of tokens.
+/// Coded keys with scales per channel over groups of tokens (KIVI): scales go into the query, zeros times the query are
+/// one more product whose rows are all alike. D * 4 bytes more per group of tokens.
 template <GroupCodec C, int D>
 struct ChannelKeys {
   using Numbers = CodeNumbers<C>;
@@ -357,12 +372,14 @@ struct ChannelKeys {
   static constexpr GroupForm form = C::form;
   static constexpr int bits = form.bits, per_word = 16 / bits;
   static constexpr int load_bytes = D * bits % 128 != 0 ? 0 : lane_load(D * bits / 32, 16);
-  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, loads = load_bytes > 0 ? D * bits / 32 / load_bytes : 1;
+  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
+                       loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
   static constexpr int numbers = words * 32 / bits;  // channels of a load
   static constexpr int scale_loads = numbers < 8 ? 1 : numbers / 8;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
-  static constexpr bool fits = Numbers::kind == CodeKind::linear && load_bytes > 0 && numbers % 8 == 0 && form.along == Along::tokens &&
-                               form.scale == ScaleType::f16 && form.zero != ZeroType::integer && Numbers::factor == 1;
+  static constexpr bool fits = Numbers::kind == CodeKind::linear && load_bytes > 0 && numbers % 8 == 0 &&
+                               form.along == Along::tokens&& form.scale == ScaleType::f16&& form.zero !=
+                                   ZeroType::integer&& Numbers::factor == 1;
   static constexpr bool may_split = false, has_sums = false;
   static constexpr int temporaries = 16;
   static constexpr int groups = 1, group = D, most_gain = 24, norm = 2;
@@ -453,7 +470,9 @@ struct RawValues {
   struct Registers {
     LaneWords<load_bytes> row[4][loads];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9
   };
-  static constexpr KVPARE_HD int channel(int g, int r) { return ((r / 2 / words * 8 + g) * words + r / 2 % words) * 2 + r % 2; }
+  static constexpr KVPARE_HD int channel(int g, int r) {
+    return ((r / 2 / words * 8 + g) * words + r / 2 % words) * 2 + r % 2;
+  }
   static constexpr KVPARE_HD float output_factor(int) { return 1; }
   static KVPARE_DEVICE float state_factor(const float*) { return 1; }
   static KVPARE_DEVICE int token(int t, int i) { return 2 * t + (i & 1) + (i & 2) * 4; }
@@ -462,7 +481,8 @@ struct RawValues {
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& v) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
     KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) {
-      const auto* row = reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + token(t, i)) * at.row_bytes);
+      const auto* row =
+          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + token(t, i)) * at.row_bytes);
       KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) v.row[i][j] = b.load(row + j * 8 + g);
     }
   }
@@ -483,7 +503,8 @@ struct RawValues {
   }
   /// Probabilities as the second operand: what 16 bits hold, and the rest.
   template <class Block>
-  static KVPARE_DEVICE void columns(Block& b, const float (&p)[2][2], std::uint32_t (&high)[2], std::uint32_t (&low)[2]) {
+  static KVPARE_DEVICE void columns(Block& b, const float (&p)[2][2], std::uint32_t (&high)[2],
+                                    std::uint32_t (&low)[2]) {
     KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
       const std::uint32_t rounded = Block::pack(p[h][0], p[h][1], Kind{});
       low[h] = b.transpose(Block::pack(p[h][0] - Block::unpack_low(rounded, Kind{}),
@@ -506,11 +527,11 @@ struct RawValues {
       b.mma(acc[m], a, low, Kind{});
     }
   }
-  /// The same for one query row at a time, whose tokens are bits of `seen_by(row)`: what it does not see is zeros, and what
-  /// becomes of the other rows is dropped. The same sums in the same order.
+  /// The same for one query row at a time, whose tokens are bits of `seen_by(row)`: what it does not see is zeros, and
+  /// what becomes of the other rows is dropped. The same sums in the same order.
   template <class Block, class SeenBy>
-  static KVPARE_DEVICE void accumulate_apart(Block& b, const Registers& v, const float (&p)[2][2], const SeenBy& seen_by,
-                                             float (&acc)[D / 16][4]) {
+  static KVPARE_DEVICE void accumulate_apart(Block& b, const Registers& v, const float (&p)[2][2],
+                                             const SeenBy& seen_by, float (&acc)[D / 16][4]) {
     const int t = b.lane() & 3;
     std::uint32_t high[2], low[2];
     columns(b, p, high, low);
@@ -537,10 +558,10 @@ struct RawValues {
 template <GroupCodec C, int D>
 struct CodedValues : CodedSide<C, Side::values, D> {
   using Base = CodedSide<C, Side::values, D>;
-  using typename Base::Kind;
-  using typename Base::Numbers;
   using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::has_zero,
       Base::load_bytes;
+  using typename Base::Kind;
+  using typename Base::Numbers;
   static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
 
   struct Registers {
@@ -648,12 +669,14 @@ struct ValuesOf {
 };
 template <GroupCodec C, int D>
 struct KeysOf<C, D> {
-  using type = std::conditional_t<!has_fragment_order<C>(), NoFragments,
-                                  std::conditional_t<C::form.along == Along::tokens, ChannelKeys<C, D>, CodedKeys<C, D>>>;
+  using type =
+      std::conditional_t<!has_fragment_order<C>(), NoFragments,
+                         std::conditional_t<C::form.along == Along::tokens, ChannelKeys<C, D>, CodedKeys<C, D>>>;
 };
 template <GroupCodec C, int D>
 struct ValuesOf<C, D> {
-  using type = std::conditional_t<has_fragment_order<C>() && C::form.along == Along::channels, CodedValues<C, D>, NoFragments>;
+  using type =
+      std::conditional_t<has_fragment_order<C>() && C::form.along == Along::channels, CodedValues<C, D>, NoFragments>;
 };
 template <FoldedCodec C, int D>
 struct KeysOf<C, D> : KeysOf<typename DeviceTiles<C, Side::keys>::Stored, D> {};

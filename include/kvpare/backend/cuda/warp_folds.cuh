@@ -102,7 +102,8 @@ struct WarpFold<Rotated<Inner, seed>, D> {
   template <class Block>
   static KVPARE_DEVICE void turn(Block& b, float (&x)[D / 32]) {
     if constexpr (seed != 0)
-      KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) x[e] *= kvpare::detail::channel_sign<seed>(e * 32 + b.lane());
+      KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e)
+        x[e] *= kvpare::detail::channel_sign<seed>(e * 32 + b.lane());
   }
 };
 

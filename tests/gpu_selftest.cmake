@@ -1,5 +1,5 @@
-# Runs cmake/gpu.cmake without a GPU: a stub in place of nvidia-smi, of compute-sanitizer and of the programs that it runs.
-# Expects it to tell right from wrong, to go on after a failure, and to write its table.
+# Runs cmake/gpu.cmake without a GPU: a stub in place of nvidia-smi, of compute-sanitizer and of the programs that it
+# runs. Expects it to tell right from wrong, to go on after a failure, and to write its table.
 cmake_minimum_required(VERSION 3.25)
 
 function(stub file text)

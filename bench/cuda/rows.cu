@@ -11,8 +11,7 @@ namespace {
 // ---- compact
 
 /// The moves of all layers, after a random share of the tokens stayed, each head its own. Moving the same rows again
-/// writes
-/// what nobody reads.
+/// writes what nobody reads.
 template <class... P>
 void compact(benchmark::State& state, const LayerShape& shape, Index layers, Index tokens, double keep) {
   Device device;

@@ -47,6 +47,7 @@ cat > $out <<'END'
     },
     {
       \"name\": \"attend/cuda/half/Q:32/H:8/D:128/B:1/N:4096/iterations:9/manual_time\",
+      \"label\": \"generic\",
       \"us\": 8.7500000000000000e+00, \"of_copy\": 4.0e-01, \"queue_us\": 3.5
     },
     {
@@ -104,7 +105,7 @@ check(${rest} 60)
 expect_success()
 expect_in(gpu.md "Some GPU, driver 580.1")
 expect_in(gpu.md "| attend | bfloat16/Q:32/H:8/D:128/B:32/N:4096 | 123.45 | 0.920 | 3.50 | of_copy ≥ 0.90 | met (0.920) |")
-expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:1/N:4096 | 8.75 | 0.400 | 3.50 | us ≤ 8 | missed (8.750) |")
+expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:1/N:4096 generic | 8.75 | 0.400 | 3.50 | us ≤ 8 | missed (8.750) |")
 expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:64/N:131072 | | | | | skipped: needs 1 MiB |")
 expect_in(gpu.md "| quantise and pack | | | | | of_copy ≥ 0.90 | not measured |")
 expect_in(gpu.md "| tests | attend | passed | 2 cases")

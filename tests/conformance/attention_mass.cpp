@@ -444,6 +444,21 @@ TYPED_TEST(AttentionMass, ManyRowsAndKeys) {
                         .weighted = true});
 }
 
+TYPED_TEST(AttentionMass, MoreKeysThanOneStepOfABlock) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const bool classes : {false, true})
+      conforms(this->be(), {.name = message("long ", name_of(type), " classes ", classes),
+                            .group = 4,
+                            .width = 8,
+                            .tokens = 1300,
+                            .rows = 120,
+                            .type = type,
+                            .page_tokens = 64,
+                            .dead = classes ? 0.1 : 0.0,
+                            .weighted = true,
+                            .classes = classes});
+}
+
 TYPED_TEST(AttentionMass, HolesAndRaggedHeads) {
   for (const double dead : {0.0, 0.4, 1.0})
     for (const bool ragged : {false, true})
@@ -531,6 +546,34 @@ TYPED_TEST(AttentionMass, SharesOfThePeak) {
 TYPED_TEST(AttentionMass, RowsThatSeeNothingAddNothing) {
   conforms(this->be(), {.name = "blind rows", .rows = 10, .rows_before_all = 4});
   conforms(this->be(), {.name = "blind rows, all", .rows = 5, .rows_before_all = 5});
+}
+
+TYPED_TEST(AttentionMass, AGivenLseOfMinusInfinityAddsNothing) {  // what `row_lse` says of a row that saw nothing
+  for (const bool classes : {false, true}) {
+    Problem p = problem_of({.name = "given nothing",
+                            .tokens = 64,
+                            .rows = 16,
+                            .rows_inside = false,
+                            .given_lse = true,
+                            .classes = classes},
+                           17);
+    const Index row = 3;
+    p.input.rows.emplace();
+    for (Index r = 0; r < p.recipe.rows; ++r)
+      if (r != row) p.input.rows->push_back(r);
+    for (Index h = 0; h < p.shape.q_heads; ++h)
+      p.lse[static_cast<std::size_t>(row * p.shape.q_heads + h)] = -std::numeric_limits<float>::infinity();
+    const auto wanted = oracle::attention_mass(p.input);
+    const Answer got = run(this->be(), p);
+    for (Index part = 0; part < (classes ? 2 : 1); ++part)
+      for (Index h = 0; h < p.shape.kv_heads; ++h)
+        for (Index t = 0; t < p.recipe.tokens; ++t)
+          ASSERT_TRUE(close(
+              static_cast<double>(got.out[static_cast<std::size_t>((part * p.shape.kv_heads + h) * p.columns + t)]),
+              static_cast<double>(out_before) + wanted.out.at(classes ? part + 1 : oracle::part_all, h, t),
+              tolerance(Operation::mass)))
+              << "part " << part << " head " << h << " token " << t;
+  }
 }
 
 TYPED_TEST(AttentionMass, SumsAddUpOverChunks) {

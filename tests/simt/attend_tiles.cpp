@@ -33,6 +33,7 @@ struct Recipe {
   bool sinks = false;
   MassKind mass = MassKind::none;
   DType query_type = DType::f32;
+  bool bad_key = false, bad_value = false;  // a NaN in the last page that only some rows see; of raw rows
   double query_size = 1, key_size = 1, value_size = 1;
   Tolerance attended = {2e-3, 0}, logit = {4e-3, 0};
 };
@@ -128,6 +129,7 @@ class Scene {
                            .out = out.writable(),
                            .lse = lse.data(),
                            .mass = r_.mass == MassKind::none ? std::span<float* const>{} : mass_rows};
+    be().runtime().multiprocessors(1);  // so that tasks are of several pages
     be().attend(shape, std::span(&s, 1), r_.mass);
 
     const oracle::AttendResult wanted = oracle::attend(in);
@@ -210,6 +212,13 @@ class Scene {
       read[static_cast<std::size_t>(t)].assign(row.begin(), row.end());
     });
     lay<C, side>(shape, canonical.data(), to);
+    if constexpr (is_raw<C>)
+      if (side == Side::keys ? r_.bad_key : r_.bad_value) {
+        const Index slot = e.used - 4, channel = 3;
+        write_element(std::numeric_limits<double>::quiet_NaN(), C::dtype,
+                      to + slot * C::row_bytes(r_.width) + channel * size_of(C::dtype));
+        read[static_cast<std::size_t>(slot)][channel] = std::numeric_limits<double>::quiet_NaN();
+      }
     return read;
   }
   template <class C, Side side>
@@ -284,7 +293,7 @@ void expect_fused(Recipe r, std::uint64_t seed = 1, Support wanted = Support::fu
 /// What every family must do.
 template <class K, class V = K>
 void expect_family(Index width = 128) {
-  expect_fused<K, V>({.width = width});
+  expect_fused<K, V>({.width = width, .pages = {14}});  // three pages to a task
   expect_fused<K, V>({.kv_heads = 2,
                       .group = 7,
                       .width = width,
@@ -388,6 +397,32 @@ TEST(AttendTiles, GroupsOfQueryHeadsAndManyRows) {
   }
   expect_fused<Raw<half>>({.group = 2, .width = 64, .page_tokens = 16, .rows = 64, .rows_inside = true});
   expect_fused<Int8, Affine<4>>({.group = 3, .width = 64, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
+}
+
+TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
+  // The last row stands at the last token, the others 5 before the next: the last alone sees what is 4 before the end.
+  for (const bool in_key : {false, true})
+    for (const Index group : {2, 3}) {
+      const Recipe r{.group = group,
+                     .width = 64,
+                     .page_tokens = 16,
+                     .pages = {1},
+                     .last_used = 16,
+                     .rows = 3,
+                     .rows_inside = true,
+                     .bad_key = in_key,
+                     .bad_value = !in_key};
+      expect_fused<Raw<half>>(r);
+      expect_fused<Raw<bfloat16>>(r);
+    }
+}
+
+TEST(AttendTiles, LogitsThatGrow) {  // by more than an f16 holds, so that what was summed up is scaled down again and again
+  const Recipe coded{.pages = {24}, .query_size = 8, .key_size = 4, .attended = {3e-2, 0}, .logit = {5e-2, 0}};
+  expect_fused<Int8, Affine<4>>(coded);
+  expect_fused<Affine<4, 32>, Symmetric<4, 64>>(coded);
+  expect_fused<Raw<half>>({.pages = {24}, .query_size = 8, .key_size = 4});
+  expect_fused<Raw<bfloat16>>({.pages = {24}, .query_type = DType::bf16, .query_size = 8, .key_size = 4});
 }
 
 TEST(AttendTiles, ScalesOfAnySize) {

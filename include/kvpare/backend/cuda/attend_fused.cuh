@@ -40,7 +40,7 @@ struct FusedAttend {
   static constexpr Index query_bytes = D / 16 * 32 * 8;
   static constexpr Index queries_at = pages_bytes, low_at = queries_at + query_bytes,
                          sums_at = low_at + (Keys::may_split ? query_bytes : 0),
-                         factors_at = sums_at + (Keys::has_sums ? Keys::groups * 8 * 4 : 0),
+                         factors_at = sums_at + (Keys::has_sums ? 2 * Keys::groups * rows_of_task * 4 : 0),
                          biases_at = factors_at + rows_of_task * 4, sights_at = biases_at + rows_of_task * 4,
                          run_at = sights_at + rows_of_task * 8, rows_at = run_at + round_up(sizeof(AttendRun), 16),
                          loop_bytes = rows_at + rows_of_task * D * 4;
@@ -62,7 +62,8 @@ struct FusedAttend {
     const auto* sights = b.template shared<RowSight>(sights_at);
     const QueryFragments q{b.template shared<std::uint32_t>(queries_at), b.template shared<std::uint32_t>(low_at),
                            Keys::may_split && splits(run), {factors[2 * t], factors[2 * t + 1]},
-                           b.template shared<float>(sums_at)};
+                           b.template shared<float>(sums_at),
+                           b.template shared<float>(sums_at) + Keys::groups * rows_of_task};
     const float* key_state = innermost_state<K>(D, run.key_state);
     const float* value_state = innermost_state<V>(D, run.value_state);
     const auto* biases = b.template shared<float>(biases_at) + 2 * t;
@@ -247,10 +248,18 @@ struct FusedAttend {
     if constexpr (Keys::has_sums) {
       for (int x = b.warp(); x < Keys::groups * rows_of_task; x += warps) {
         const int part = x / rows_of_task, i = x % rows_of_task;
-        float sum = 0;
-        for (int c = b.lane(); c < Keys::group; c += 32) sum += staged[i * D + part * Keys::group + c];
-        sum = warp_sum(b, sum);
-        if (b.lane() == 0) sums[x] = sum * layer.factor;
+        const float norm = power_of_two(Keys::norm - static_cast<int>(factors[i]));
+        float sum = 0, lost = 0;
+        for (int c = b.lane(); c < Keys::group; c += 32) {
+          const float number = staged[i * D + part * Keys::group + c], scaled = number * norm;
+          sum += number;
+          lost += scaled - Block::unpack_low(Block::pack(scaled, 0, F16{}), F16{});
+        }
+        sum = warp_sum(b, sum), lost = warp_sum(b, lost);
+        if (b.lane() == 0) {
+          sums[x] = sum * layer.factor;
+          sums[Keys::groups * rows_of_task + x] = lost * (Keys::middle * power_of_two(-Keys::most_gain));
+        }
       }
     }
     b.sync();

@@ -27,7 +27,8 @@ template <class Work>
 class MassLists {
  public:
   MassLists(Work& work, std::span<const HeadPages> keys, std::span<const std::uint64_t* const> masks,
-            std::span<const std::int32_t* const> columns, Index width) {
+            std::span<const std::int32_t* const> columns, Index width, Index most_mma_width)
+      : most_mma_width_(most_mma_width) {
     decode(work, keys, width);
     std::vector<MassList> lists;
     std::size_t decoded = 0;
@@ -88,10 +89,10 @@ class MassLists {
   }
 
  private:
-  static TileKind kind_of(const PageGeometry& g, Index width) {
-    const bool fits = g.key_codec == nullptr && g.key_type != DType::f32 && width % 8 == 0 && width <= 256 &&
-                      reinterpret_cast<std::uintptr_t>(g.keys) % 16 == 0 && g.key_page_bytes % 16 == 0 &&
-                      g.key_row_bytes % 16 == 0;
+  TileKind kind_of(const PageGeometry& g, Index width) const {
+    const bool fits = g.key_codec == nullptr && g.key_type != DType::f32 && width % 8 == 0 &&
+                      width <= most_mma_width_ && reinterpret_cast<std::uintptr_t>(g.keys) % 16 == 0 &&
+                      g.key_page_bytes % 16 == 0 && g.key_row_bytes % 16 == 0;
     return !fits ? TileKind::floats : g.key_type == DType::f16 ? TileKind::f16 : TileKind::bf16;
   }
 
@@ -119,12 +120,24 @@ class MassLists {
     read_rows(work, TileShape{page_tokens, width}, std::span<const ReadJob>(jobs));
   }
 
+  Index most_mma_width_;
   const MassList* lists_ = nullptr;
   float* decoded_ = nullptr;
   std::vector<int> tiles_;
   Index all_tiles_ = 0;
   bool kinds_[3] = {};
 };
+
+template <class Logit, class EntryOf>
+inline constexpr bool plain_functors = requires {
+  Logit::plain;
+}
+&&requires { EntryOf::plain; };
+
+/// The widest keys that go through the tensor cores. Functors of the caller's own get one kernel per type and pass, which
+/// keeps what a program with many of them has to compile in bounds.
+template <class Logit, class EntryOf>
+inline constexpr Index most_mma_width = plain_functors<Logit, EntryOf> ? 256 : 128;
 
 /// One pass: a launch per kind of key tile that there is.
 template <MassPass pass, class Work, class Logit, class EntryOf>
@@ -144,7 +157,9 @@ struct MassLaunches {
 
   template <class T, class F>
   void for_width(F&& f) const {
-    if (problem.width <= 64)
+    if constexpr (!plain_functors<Logit, EntryOf>)
+      f(static_cast<MmaDot<T, 8>*>(nullptr));
+    else if (problem.width <= 64)
       f(static_cast<MmaDot<T, 4>*>(nullptr));
     else if (problem.width <= 128)
       f(static_cast<MmaDot<T, 8>*>(nullptr));
@@ -230,7 +245,7 @@ void attention_mass(Work& work, const MassArguments<Logit, EntryOf>& a) {
   p.heads = a.heads, p.take_max = a.take_max;
   p.logit = a.logit, p.entry = a.entry;
 
-  const MassLists<Work> lists(work, a.keys, a.key_mask, a.column_of, shape.key_dim);
+  const MassLists<Work> lists(work, a.keys, a.key_mask, a.column_of, shape.key_dim, most_mma_width<Logit, EntryOf>);
   p.lists = lists.data();
   if (a.row_weights != nullptr) {
     Index* used = work.template scratch<Index>(rows);

@@ -80,6 +80,9 @@ struct CodeNumbers {
   /// level = factor * (the number, mended) + offset
   static constexpr float factor = kind == CodeKind::linear ? level(1) - level(0) : 1.0f;
   static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
+  /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that count from
+  /// here, not from 0: else all tokens or channels would shift together.
+  static constexpr float middle = 0.5f * static_cast<float>(1 << bits);
   static constexpr int most_gain = kind == CodeKind::linear ? 24 : kind == CodeKind::e4m3 ? 8 : kind == CodeKind::e2m1 ? 14 : 0;
 
   /// Codes i and i + 16 / bits of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
@@ -134,6 +137,7 @@ struct QueryFragments {
   bool split;
   float factor[2];     // of columns 2t, 2t + 1: from sums of products to units of log2
   const float* sums;   // [groups][8] of the rows, in units of log2
+  const float* starts;  // [groups][8] what sums of products start with
 };
 
 // Keys: what `score` leaves in s[2h + j] is the logit of token g + 8h and query row 2t + j.
@@ -282,6 +286,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   using typename Base::Numbers;
   using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
   static constexpr bool may_split = false, has_sums = Base::has_zero;
+  static constexpr float middle = Numbers::middle;
   static constexpr int most_gain = Numbers::most_gain, norm = 12;
   static constexpr float code_factor = Numbers::factor;
   static bool fits_tokens(Index) { return true; }
@@ -320,6 +325,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
     const int t = b.lane() & 3;
     KVPARE_DEVICE_UNROLL for (int part = 0; part < groups; ++part) {
       float c[4] = {};
+      if constexpr (has_sums)
+        KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) c[i] = q.starts[part * 8 + t * 2 + (i & 1)];
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x;
         const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
@@ -333,7 +340,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
         KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) {
           s[2 * h + j] += scale * (c[2 * h + j] * q.factor[j]);
           if constexpr (has_sums)
-            s[2 * h + j] += (scale * Numbers::offset + C::zero_of(stored, state)) * q.sums[part * 8 + (b.lane() & 3) * 2 + j];
+            s[2 * h + j] += (scale * Numbers::offset + C::zero_of(stored, state)) * q.sums[part * 8 + t * 2 + j];
         }
       }
     }
@@ -604,10 +611,16 @@ struct CodedValues : CodedSide<C, Side::values, D> {
         const float scale = scaled ? C::scale_of(stored, state) : 1.0f;
         // What nobody sees may have any bytes for a scale.
         const float weight[2] = {p[h][0] == 0 ? 0.0f : p[h][0] * scale, p[h][1] == 0 ? 0.0f : p[h][1] * scale};
-        columns[h] = b.transpose(Block::pack(weight[0], weight[1], Kind{}));
+        const std::uint32_t rounded = Block::pack(weight[0], weight[1], Kind{});
+        columns[h] = b.transpose(rounded);
         if constexpr (has_zero) {
-          const float zero = scale * Numbers::offset + C::zero_of(stored, state);
-          KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) zeros[part][j] += p[h][j] == 0 ? 0.0f : p[h][j] * zero;
+          constexpr float middle = Numbers::middle * Numbers::factor;
+          zeros[part][0] -= Block::unpack_low(rounded, Kind{}) * middle;
+          zeros[part][1] -= Block::unpack_high(rounded, Kind{}) * middle;
+          if constexpr (Base::form.zero != ZeroType::none || Numbers::offset + middle != 0) {
+            const float zero = scale * (Numbers::offset + middle) + C::zero_of(stored, state);
+            KVPARE_DEVICE_UNROLL for (int j = 0; j < 2; ++j) zeros[part][j] += p[h][j] == 0 ? 0.0f : p[h][j] * zero;
+          }
         }
       }
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {

@@ -23,9 +23,9 @@
 
 namespace kvpare::cuda {
 
+/// A backend is of the device that is current when it is made, and wants it current whenever it is called.
 struct Options {
   cudaStream_t stream = nullptr;     // the caller's; outlives the backend. Null is CUDA's default stream
-  int device = -1;                   // -1 = the current one
   Index pinned_bytes = 32 << 20;     // of the ring
   cudaMemPool_t pool = nullptr;      // where `allocate` takes memory from; null = a pool of the backend's own
 };
@@ -61,8 +61,7 @@ class Stream {
   };
 
   explicit Stream(Options options = {}) : stream_(options.stream), pool_(options.pool) {
-    device_ = options.device;
-    if (device_ < 0) detail::check(cudaGetDevice(&device_), "which device is current");
+    detail::check(cudaGetDevice(&device_), "which device is current");
     const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
       detail::check(cudaDeviceGetAttribute(&value, which, device_), "asking for an attribute of the device");
@@ -167,11 +166,10 @@ class Stream {
     const Index shared = kernel.shared_bytes();
     require(shared <= shared_limit_, "cuda backend: a kernel wants ", shared, " bytes of shared memory, the device has ",
             shared_limit_);
-    if (shared > 48 * 1024) {
-      static const cudaError_t allowed = cudaFuncSetAttribute(
-          detail::run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_limit_));
-      detail::check(allowed, "asking for shared memory");
-    }
+    if (shared > 48 * 1024)
+      detail::check(cudaFuncSetAttribute(detail::run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared)),
+                    "asking for shared memory");
     detail::run<Kernel><<<static_cast<unsigned>(blocks), Kernel::threads, static_cast<std::size_t>(shared), stream_>>>(
         kernel);
     detail::check(cudaGetLastError(), "launching a kernel");

@@ -75,7 +75,7 @@ struct KernelBudget {
 inline constexpr KernelBudget kernel_budgets[] = {
     {"", 128, 0, 0},
     {"FusedAttend", 255, 64, 32},
-    {"GenericAttend", 168, 0, 2048},     // a row of codes on the stack
+    {"GenericAttend", 192, 0, 2048},     // a row of codes on the stack
     {"MassKernel", 255, 64, 64},
     {"CanonicalEncode", 128, 0, 4096},
     {"CanonicalDecode", 128, 0, 4096},

@@ -158,6 +158,13 @@ find_program(NVIDIA_SMI nvidia-smi)
 find_program(COMPUTE_SANITIZER compute-sanitizer HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin
              /usr/local/cuda/compute-sanitizer)
 
+if(NVCC)  # programs find the runtime of the toolkit that built them
+  file(REAL_PATH ${NVCC} toolkit)
+  cmake_path(GET toolkit PARENT_PATH toolkit)
+  cmake_path(GET toolkit PARENT_PATH toolkit)
+  set(ENV{LD_LIBRARY_PATH} "${toolkit}/lib64:${toolkit}/lib:$ENV{LD_LIBRARY_PATH}")
+endif()
+
 set(gpu_name)
 if(NVIDIA_SMI)
   execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
@@ -207,8 +214,6 @@ if(build IN_LIST stages)
   if(NOT NVCC)
     kvpare_fail("while looking for nvcc: not on the PATH, nor in CUDACXX, CUDA_HOME or /usr/local/cuda")
   endif()
-  cmake_path(GET NVCC PARENT_PATH toolkit)
-  cmake_path(GET toolkit PARENT_PATH toolkit)
   set(settings -DCMAKE_CUDA_COMPILER=${NVCC} -DCUDAToolkit_ROOT=${toolkit} -DCMAKE_CUDA_ARCHITECTURES=${gpu_arch}
       -DKVPARE_BUILD_TESTS=ON -DKVPARE_BUILD_BENCH=ON -DKVPARE_BUILD_EXAMPLES=OFF)
   set(folder "$ENV{KVPARE_SOURCES}")

@@ -141,6 +141,15 @@ check(tests 60)
 expect_success()
 expect_in(gpu.md "| tests | attend | passed | 1 cases in")
 
+reset()  # what needs no device has run
+stub_test(attend COMPLETED SKIPPED 0)
+file(READ ${SCRATCH}/bin/test_cuda_attend whole)
+string(REPLACE "echo ran" "echo 'Cuda: this machine lacks the instruction set, or the device'\necho ran" whole "${whole}")
+file(WRITE ${SCRATCH}/bin/test_cuda_attend "${whole}")
+check(tests 60)
+expect_failure("tests attend (failed)")
+expect_in(gpu.md "1 of 2 cases found no device")
+
 reset()
 stub_test(attend COMPLETED COMPLETED 1)
 check(tests 60)

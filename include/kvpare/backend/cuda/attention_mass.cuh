@@ -1,16 +1,21 @@
 // Attention probabilities of chosen rows, summed per key, on the device.
 //
-// Up to three passes over the keys (attention_mass_kernels.cuh), each followed by a join in a fixed order:
+// Up to three passes over the keys (attention_mass_kernels.cuh), the first two followed by a join in a fixed order:
 //
-//   peaks    largest logit and sum of every row and query head; left out when lse is given and nothing asks for the largest
+//   peaks    largest logit and sum of every row and query head; left out when lse is given and nothing asks for them
 //   shares   row_near_peak and row_part_mass, where wanted
 //   mass     `out` and `seen`
 //
-// Cost      keys are read once per pass for all query heads of a group and all rows of a chunk: 2 key_dim bytes per key in 16
-//           bits; per row, query head and key of 128 channels a fourth of an mma 16x8x16 of a warp's 32 x 8 logits × 16 channel
-//           steps / 8 … see MassTuning
-// Scratch   sums per row, query head and range of keys, 16 bytes each; for HeadGroups::layer a row per kv head; coded keys as
-//           floats
+// Bytes         a key's row once per pass for all rows and query heads of a chunk (128 query vectors of 128 channels in
+//               16 bits, or more: MassTuning), 2 key_dim of them in 16 bits; queries once per block from the
+//               second-level cache, or once per 256 keys where they are more than a chunk
+// Instructions  per 32 keys and 8 query vectors of 128 channels: 16 mma, 7 loads from shared memory and some 70 others
+//               where all of the 8 see all of the 32 in sums of plain probabilities, 12 of a lane per (row, query head,
+//               key); in floats a fused product per channel and 12 loads of 16 bytes per 128 of them
+// Launches      one with lse given and 16-bit keys of one type; one more for the join of each pass, for weights of rows
+//               and per further kind of keys; two more for HeadGroups::layer
+// Scratch       16 bytes per row, query head and range of keys (about two ranges per multiprocessor, shared by chunks);
+//               for HeadGroups::layer a row per kv head; coded keys as floats
 #pragma once
 
 #include <vector>
@@ -31,33 +36,28 @@ class MassLists {
       : most_mma_width_(most_mma_width) {
     decode(work, keys, width);
     std::vector<MassList> lists;
-    std::size_t decoded = 0;
+    std::int32_t decoded = 0;
     std::span<const PageGeometry> formats;
     const MassFormat* there = nullptr;
     for (std::size_t h = 0; h < keys.size(); ++h) {
       const HeadPages& list = keys[h];
-      std::vector<Entry> entries;
-      std::uint32_t blocks = 0;
-      bool coded = false;
-      for (const Entry& e : list.entries) {
-        blocks = std::max(blocks, e.offsets);
-        if (e.live == 0) continue;
-        coded = coded || list.formats[e.format].key_codec != nullptr;
-        kinds_[static_cast<std::size_t>(kind_of(list.formats[e.format], width))] = true;
-      }
-      if (coded) {
-        entries.assign(list.entries.begin(), list.entries.end());
-        for (Entry& e : entries)
-          if (e.live != 0 && list.formats[e.format].key_codec != nullptr) e.page = static_cast<PageId>(decoded++);
+      std::vector<std::int32_t> pages;  // of the entries: which decoded page
+      for (std::size_t e = 0; e < list.entries.size(); ++e) {
+        if (list.entries[e].live == 0) continue;
+        const PageGeometry& g = list.formats[list.entries[e].format];
+        kinds_[static_cast<std::size_t>(kind_of(g, width))] = true;
+        if (g.key_codec == nullptr) continue;
+        pages.resize(list.entries.size(), 0);
+        pages[e] = decoded++;
       }
       if (formats.data() != list.formats.data() || formats.size() != list.formats.size() || there == nullptr) {
         formats = list.formats;
         there = put_formats(work, list, width);
       }
+      const HeadPages on_device = work.put(list);
       MassList to;
-      to.entries = coded ? work.put(entries) : work.put(list.entries);
-      to.offsets =
-          work.put(std::span(list.offsets, static_cast<std::size_t>(static_cast<Index>(blocks) * list.page_tokens)));
+      to.entries = on_device.entries.data(), to.offsets = on_device.offsets;
+      to.decoded = pages.empty() ? nullptr : work.put(pages);
       to.formats = there;
       to.mask = masks.empty() ? nullptr : masks[h];
       to.columns = columns.empty() ? nullptr : columns[h];
@@ -101,9 +101,9 @@ class MassLists {
     for (const PageGeometry& g : list.formats)
       if (g.key_codec != nullptr)
         formats.push_back({reinterpret_cast<const std::byte*>(decoded_), list.page_tokens * width * 4, width * 4,
-                           DType::f32, TileKind::floats});
+                           DType::f32, TileKind::floats, true});
       else
-        formats.push_back({g.keys, g.key_page_bytes, g.key_row_bytes, g.key_type, kind_of(g, width)});
+        formats.push_back({g.keys, g.key_page_bytes, g.key_row_bytes, g.key_type, kind_of(g, width), false});
     return work.put(formats);
   }
 
@@ -134,8 +134,8 @@ inline constexpr bool plain_functors = requires {
 }
 &&requires { EntryOf::plain; };
 
-/// The widest keys that go through the tensor cores. Functors of the caller's own get one kernel per type and pass, which
-/// keeps what a program with many of them has to compile in bounds.
+/// The widest keys that go through the tensor cores. Functors of the caller's own get one kernel per type and pass,
+/// which keeps what a program with many of them has to compile in bounds.
 template <class Logit, class EntryOf>
 inline constexpr Index most_mma_width = plain_functors<Logit, EntryOf> ? 256 : 128;
 

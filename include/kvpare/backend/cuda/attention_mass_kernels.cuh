@@ -1,25 +1,26 @@
 // The kernels of `attention_mass`.
 //
-// A *vector* is one row with one query head. Vectors of a kv head are numbered member by member of its group, rows padded to
-// eight: eight vectors in a row belong to one member and make a *vector tile*. Keys of a head are numbered by their slots: 32
-// slots in a row are a *key tile*, a warp's own. Lane 4 g + t of a warp holds logits of keys g, g + 8, g + 16, g + 24 of its
-// tile and of vectors 2 t, 2 t + 1 of a vector tile, however they were computed:
+// A *vector* is one row with one query head. Vectors of a kv head are numbered member by member of its group, rows
+// padded to eight: eight vectors in a row belong to one member and make a *vector tile*. Keys of a head are numbered by
+// their slots: 32 slots in a row are a *key tile*, a warp's own. Lane 4 g + t of a warp holds logits of keys g, g + 8,
+// g + 16, g + 24 of its tile and of vectors 2 t, 2 t + 1 of a vector tile, however they were computed:
 //
 //   logits[m][2 u + v]      key g + 16 m + 8 u, vector 2 t + v
 //
-// A block takes a *job*, key tiles in a row of one kv head, with the vectors' queries in shared memory, as many at once as fit
-// (a chunk). Two orders of the same loops:
+// A block takes a *job*, key tiles in a row of one kv head, with the vectors' queries in shared memory, as many at once
+// as fit (a chunk). Two orders of the same loops:
 //
-//   sums per key (`mass`)          key tiles outside, chunks inside: what a key adds up stays in registers until all vectors
-//                                  have passed, then it is added to the output once, by the only thread that ever does
-//   sums per vector (`peaks`,      a block per job and chunk; warps add up in shared memory, a partial sum per job goes to
-//   `shares`)                      scratch and is joined over the jobs in order
+//   sums per key (`mass`, `plain`)       key tiles outside, chunks inside: what a key adds up stays in registers until
+//                                        all vectors have passed, then it is added to the output once, by the only
+//                                        thread that ever does
+//   sums per vector (`peaks`, `shares`)  a block per job and chunk; warps add up in shared memory, a partial sum per
+//                                        job goes to scratch and is joined over the jobs in order
 //
-// Keys of one 16-bit type with aligned rows go through the tensor cores: a key tile lies in registers as the A operand, 16
-// bytes of a row per load, and is read from memory once for all vectors of a chunk; the order of channels within 32 is that of
-// the load, the same for the queries. Queries of another type are split into up to three parts of that type, with which
-// products are as exact as in float. All other keys (float, odd widths, several types in one key tile) are multiplied as floats.
-// A launch serves the key tiles of one kind and passes over the others.
+// Keys of one 16-bit type with aligned rows go through the tensor cores: a key tile lies in registers as the A operand,
+// 16 bytes of a row per load, and is read from memory once for all vectors of a chunk; the order of channels within 32
+// is that of the load, the same for the queries. Queries of another type are split into up to three parts of that type,
+// with which products are as exact as in float. All other keys (float, odd widths, several types in one key tile) are
+// multiplied as floats. A launch serves the key tiles of one kind and passes over the others.
 #pragma once
 
 #include <cmath>
@@ -42,12 +43,14 @@ struct MassFormat {
   Index page_bytes = 0, row_bytes = 0;
   DType type = DType::f32;
   TileKind kind = TileKind::floats;
+  bool coded = false;  // the rows are decoded ones, in pages of their own
 };
 
 /// One kv head.
 struct MassList {
   const Entry* entries = nullptr;
   const std::uint16_t* offsets = nullptr;
+  const std::int32_t* decoded = nullptr;  // per entry: which decoded page; null where no keys are coded
   const MassFormat* formats = nullptr;
   const std::uint64_t* mask = nullptr;    // a word per entry, or null
   const std::int32_t* columns = nullptr;  // slot -> column, or null
@@ -209,7 +212,8 @@ struct KeyTile {
       const std::uint64_t word = list.mask != nullptr ? entry.live & list.mask[e] : entry.live;
       if ((word >> s & 1u) != 0) {
         const MassFormat& f = list.formats[entry.format];
-        row = f.keys + static_cast<Index>(entry.page) * f.page_bytes + s * f.row_bytes;
+        const Index page = f.coded ? list.decoded[e] : static_cast<Index>(entry.page);
+        row = f.keys + page * f.page_bytes + s * f.row_bytes;
         type = f.type, own = f.kind;
         position =
             entry.first +
@@ -237,7 +241,7 @@ struct KeyTile {
   }
 };
 
-/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers; channels beyond the width are zeros.
+/// Logits by tensor cores: keys of type T, up to 16 * steps channels, in registers; zeros beyond the width.
 template <class T, int steps>
 struct MmaDot {
   static constexpr TileKind kind = std::is_same_v<T, F16> ? TileKind::f16 : TileKind::bf16;
@@ -372,7 +376,7 @@ struct MmaDot {
   }
 };
 
-/// Logits of any keys in floats: four vector tiles at once, so that a key's channels are loaded once for eight products.
+/// Logits of any keys in floats: four vector tiles at once, so that a key's channels are loaded once for 8 products.
 struct FloatDot {
   static constexpr TileKind kind = TileKind::floats;
   static constexpr int vector_tiles = 4;
@@ -445,15 +449,17 @@ struct FloatDot {
       KVPARE_DEVICE_UNROLL
       for (int j = 0; j < 4; ++j) k[j] = channels_of(b, j, c, p.width);
       KVPARE_DEVICE_UNROLL
-      for (int n = 0; n < vector_tiles; ++n) KVPARE_DEVICE_UNROLL
-      for (int v = 0; v < 2; ++v) {
-        const FloatQuad x =
-            *reinterpret_cast<const FloatQuad*>(q + (n * vector_tile + v) * pitch + (c - first_channel));
+      for (int n = 0; n < vector_tiles; ++n) {
         KVPARE_DEVICE_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          float& sum = logits[n][j / 2][(j % 2) * 2 + v];
+        for (int v = 0; v < 2; ++v) {
+          const FloatQuad x =
+              *reinterpret_cast<const FloatQuad*>(q + (n * vector_tile + v) * pitch + (c - first_channel));
           KVPARE_DEVICE_UNROLL
-          for (int i = 0; i < 4; ++i) sum += k[j].of[i] * x.of[i];
+          for (int j = 0; j < 4; ++j) {
+            float& sum = logits[n][j / 2][(j % 2) * 2 + v];
+            KVPARE_DEVICE_UNROLL
+            for (int i = 0; i < 4; ++i) sum += k[j].of[i] * x.of[i];
+          }
         }
       }
     }
@@ -471,7 +477,8 @@ template <MassPass pass, class Dot, class Logit, class EntryOf>
 struct MassKernel {
   static constexpr int threads = mass_tuning.threads;
   static constexpr int warps = threads / 32;
-  static constexpr int least_blocks = Dot::least_blocks;
+  // Two blocks leave 128 registers a thread: enough for the passes that most scorers ask for, not for all options.
+  static constexpr int least_blocks = pass == MassPass::peaks || pass == MassPass::plain ? Dot::least_blocks : 1;
   static constexpr bool per_vector = pass == MassPass::peaks || pass == MassPass::shares;
   static constexpr bool plain_logit = requires { Logit::plain; };
   static constexpr bool plain_entry = requires { EntryOf::plain; };
@@ -537,8 +544,10 @@ struct MassKernel {
             if (!any) continue;
             if (!Dot::whole_rows ? channel == 0 : true) {
               KVPARE_DEVICE_UNROLL
-              for (int i = 0; i < tiles_at_once; ++i) KVPARE_DEVICE_UNROLL
-              for (int m = 0; m < 2; ++m) logits[i][m][0] = logits[i][m][1] = logits[i][m][2] = logits[i][m][3] = 0;
+              for (int i = 0; i < tiles_at_once; ++i) {
+                KVPARE_DEVICE_UNROLL
+                for (int m = 0; m < 2; ++m) logits[i][m][0] = logits[i][m][1] = logits[i][m][2] = logits[i][m][3] = 0;
+              }
             }
             dot.add(b, p, shared, n, channel, logits);
             if (!Dot::whole_rows && channel + shared.channels < p.width) continue;
@@ -763,10 +772,12 @@ struct MassKernel {
     // Keys that take no part add up as well: nobody reads their sums.
     if (tile.last <= of.all.high && tile.first >= of.all.low) {
       KVPARE_DEVICE_UNROLL
-      for (int v = 0; v < 2; ++v) KVPARE_DEVICE_UNROLL
-      for (int j = 0; j < 4; ++j)
-        keys.sum[0][j] +=
-            weights.of[v] * Block::exp2(logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale - scales.of[v].shift);
+      for (int v = 0; v < 2; ++v) {
+        KVPARE_DEVICE_UNROLL
+        for (int j = 0; j < 4; ++j)
+          keys.sum[0][j] +=
+              weights.of[v] * Block::exp2(logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale - scales.of[v].shift);
+      }
       keys.seen_by_all += b.template shared<float>(shared.tile_weights)[n];
       return;
     }
@@ -796,18 +807,22 @@ struct MassKernel {
     const auto sights = pair_at<SightPair>(b, shared.sights, n);
     const auto rows = pair_at<IntPair>(b, shared.rows, n);
     KVPARE_DEVICE_UNROLL
-    for (int v = 0; v < 2; ++v) KVPARE_DEVICE_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      if (!tile.has(b, j) || tile.at[j] > sights.of[v].high || tile.at[j] < sights.of[v].low) continue;
-      keys.seen[j] += weights.of[v];
-      if (scales.of[v].shift == mass_infinity) continue;
-      const float s = logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
-      float x = Block::exp2(s - scales.of[v].shift);
-      if constexpr (!plain_entry) x = p.entry(x, Index{rows.of[v]}, Index{keys.column[j]});
-      x *= weights.of[v];
-      const bool other = part_of(keys, rows.of[v], j) != 0;
-      float& sum = other ? keys.sum[1][j] : keys.sum[0][j];
-      sum = p.take_max ? fmaxf(sum, x) : sum + x;
+    for (int v = 0; v < 2; ++v) {
+      KVPARE_DEVICE_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if (!tile.has(b, j) || tile.at[j] > sights.of[v].high || tile.at[j] < sights.of[v].low) continue;
+        keys.seen[j] += weights.of[v];
+        if (scales.of[v].shift == mass_infinity) continue;
+        const float s = logit_of(b, logits[j / 2][(j % 2) * 2 + v] * scales.of[v].scale, rows.of[v], keys.column[j]);
+        float x = Block::exp2(s - scales.of[v].shift);
+        if constexpr (!plain_entry) x = p.entry(x, Index{rows.of[v]}, Index{keys.column[j]});
+        x *= weights.of[v];
+        const bool other = part_of(keys, rows.of[v], j) != 0;
+        const float same = p.take_max ? fmaxf(keys.sum[0][j], x) : keys.sum[0][j] + x;
+        const float different = p.take_max ? fmaxf(keys.sum[1][j], x) : keys.sum[1][j] + x;
+        keys.sum[0][j] = other ? keys.sum[0][j] : same;
+        keys.sum[1][j] = other ? different : keys.sum[1][j];
+      }
     }
   }
 
@@ -852,8 +867,10 @@ struct MassKernel {
         keys.joined[1] += mine * p.joined;
     }
     KVPARE_DEVICE_UNROLL
-    for (int part = 0; part < 2; ++part) KVPARE_DEVICE_UNROLL
-    for (int j = 0; j < 4; ++j) keys.sum[part][j] = 0;
+    for (int part = 0; part < 2; ++part) {
+      KVPARE_DEVICE_UNROLL
+      for (int j = 0; j < 4; ++j) keys.sum[part][j] = 0;
+    }
   }
 
   /// All vectors have passed.

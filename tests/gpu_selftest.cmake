@@ -1,5 +1,5 @@
-# Runs cmake/gpu.cmake without a GPU: a stub in place of nvidia-smi, of compute-sanitizer and of the programs that it runs.
-# Expects it to tell right from wrong, to go on after a failure, and to write its table.
+# Runs cmake/gpu.cmake without a GPU: a stub in place of nvidia-smi, of compute-sanitizer and of the programs that it
+# runs. Expects it to tell right from wrong, to go on after a failure, and to write its table.
 cmake_minimum_required(VERSION 3.25)
 
 function(stub file text)
@@ -47,6 +47,7 @@ cat > $out <<'END'
     },
     {
       \"name\": \"attend/cuda/half/Q:32/H:8/D:128/B:1/N:4096/iterations:9/manual_time\",
+      \"label\": \"generic\",
       \"us\": 8.7500000000000000e+00, \"of_copy\": 4.0e-01, \"queue_us\": 3.5
     },
     {
@@ -104,7 +105,7 @@ check(${rest} 60)
 expect_success()
 expect_in(gpu.md "Some GPU, driver 580.1")
 expect_in(gpu.md "| attend | bfloat16/Q:32/H:8/D:128/B:32/N:4096 | 123.45 | 0.920 | 3.50 | of_copy ≥ 0.90 | met (0.920) |")
-expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:1/N:4096 | 8.75 | 0.400 | 3.50 | us ≤ 8 | missed (8.750) |")
+expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:1/N:4096 generic | 8.75 | 0.400 | 3.50 | us ≤ 8 | missed (8.750) |")
 expect_in(gpu.md "| attend | half/Q:32/H:8/D:128/B:64/N:131072 | | | | | skipped: needs 1 MiB |")
 expect_in(gpu.md "| quantise and pack | | | | | of_copy ≥ 0.90 | not measured |")
 expect_in(gpu.md "| tests | attend | passed | 2 cases")
@@ -139,6 +140,15 @@ stub_test(attend COMPLETED SKIPPED 0)
 check(tests 60)
 expect_success()
 expect_in(gpu.md "| tests | attend | passed | 1 cases in")
+
+reset()  # what needs no device has run
+stub_test(attend COMPLETED SKIPPED 0)
+file(READ ${SCRATCH}/bin/test_cuda_attend whole)
+string(REPLACE "echo ran" "echo 'Cuda: this machine lacks the instruction set, or the device'\necho ran" whole "${whole}")
+file(WRITE ${SCRATCH}/bin/test_cuda_attend "${whole}")
+check(tests 60)
+expect_failure("tests attend (failed)")
+expect_in(gpu.md "1 of 2 cases found no device")
 
 reset()
 stub_test(attend COMPLETED COMPLETED 1)

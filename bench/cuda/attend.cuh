@@ -45,6 +45,7 @@ double attend(benchmark::State& state, const LayerShape& shape, const std::vecto
   Device device;
   FilledCache<P...> filled(device, shape, tokens, contents);
   DecodeBatch batch(device, shape, tokens);
+  if (counters) state.SetLabel(std::string(name_of(filled.cache.support(0, filled.form))));
   return measure(
       state, device, {filled.bytes(contents), filled.all_tokens()}, filled.layers,
       [&](Index i) { batch.attend(filled.cache, i % filled.layers, filled.sequences); }, counters);

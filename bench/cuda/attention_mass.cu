@@ -1,8 +1,6 @@
 // attention_mass: how much the last rows of a prompt attend to every key, one layer. Keys are counted once, 256 bytes
-// per
-// token of a kv head; where lse is not given the verb reads them twice. Products: 2 · rows · Q · N · D, as `flops`; an
-// mma of
-// 16 x 8 x 16 does 4096.
+// per token of a kv head; where lse is not given the verb reads them twice. Products: 2 · rows · Q · N · D, as `flops`;
+// an mma of 16 x 8 x 16 does 4096.
 #include "attend.cuh"
 
 namespace bench {

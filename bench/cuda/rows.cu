@@ -1,8 +1,8 @@
-// The verbs that move rows: compact, encode, append.
+// The verbs that move rows as they are: compact, append.
 //
 //   compact   rows that move, keys and values, read and written: 1024 bytes per half token of a kv head (head_dim 128)
-//   encode    rows read as halves, 512 bytes, and the bytes of their new form written
-//   append    the same per new token, whether a batch in one call or sequence by sequence through the cache
+//   append    rows of halves read, 512 bytes per new token of a kv head, and the bytes of their form written; a batch in
+//             one call of the verb, or sequence by sequence through the cache (append_steps)
 #include "attend.cuh"
 
 namespace bench {
@@ -11,8 +11,7 @@ namespace {
 // ---- compact
 
 /// The moves of all layers, after a random share of the tokens stayed, each head its own. Moving the same rows again
-/// writes
-/// what nobody reads.
+/// writes what nobody reads.
 template <class... P>
 void compact(benchmark::State& state, const LayerShape& shape, Index layers, Index tokens, double keep) {
   Device device;
@@ -45,49 +44,6 @@ void add_compact(std::string_view form) {
         [=](benchmark::State& state) {
           compact<P...>(state, llama_8b(), 32, 8192, static_cast<double>(percent) / 100);
         });
-}
-
-// ---- encode
-
-/// All full pages of a layer from halves into a form: pages of one sequence are read, those of its twin written.
-template <class C>
-void encode(benchmark::State& state, const LayerShape& shape, Index tokens) {
-  Device device;
-  FilledCache<Half, C> filled(device, shape, {tokens}, {}, 4, tokens);
-  const SequenceId coded = filled.sequences[0], plain = filled.cache.create();
-  std::vector<std::vector<kvpare::HeadPages>> to, from;
-  for (Index l = 0; l < filled.layers; ++l) {
-    filled.append(plain, l, tokens);
-    to.push_back(filled.cache.pages(coded, l)), from.push_back(filled.cache.pages(plain, l));
-  }
-  struct Head {
-    std::vector<kvpare::EncodePage> pages;
-    std::vector<kvpare::EncodePiece> pieces;
-  };
-  std::vector<std::vector<Head>> heads(to.size());
-  std::vector<std::vector<kvpare::EncodeList>> lists(to.size());
-  for (std::size_t l = 0; l < to.size(); ++l) {
-    heads[l].resize(to[l].size());
-    for (std::size_t h = 0; h < to[l].size(); ++h) {
-      Head& head = heads[l][h];
-      for (std::size_t e = 0; e < to[l][h].entries.size(); ++e) {
-        const kvpare::Entry &target = to[l][h].entries[e], &source = from[l][h].entries[e];
-        head.pages.push_back({target.page, target.format, target.state, static_cast<Index>(head.pieces.size()), 1});
-        head.pieces.push_back({source.page, source.format, source.state, 0, 0, page_tokens});
-      }
-      lists[l].push_back(
-          {to[l][h].formats, to[l][h].states, head.pages, head.pieces, shape.key_dim, shape.value_dim, page_tokens});
-    }
-  }
-  const double rows = static_cast<double>(tokens * shape.kv_heads);
-  measure(state, device, {rows * (token_bytes<Half>(shape) + token_bytes<C>(shape)), static_cast<double>(tokens)},
-          filled.layers, [&](Index i) { device.backend.encode(lists[static_cast<std::size_t>(i % filled.layers)]); });
-}
-
-template <class C>
-void add_encode(std::string_view form) {
-  add(label("encode", form, llama_8b(), 1, 32768),
-      [](benchmark::State& state) { encode<C>(state, llama_8b(), 32768); });
 }
 
 // ---- append
@@ -162,15 +118,6 @@ using Int4 = Both<kvpare::Int4>;
 const bool added = [] {
   add_compact<Half>("half");
   add_compact<Half, Int4>("int4");
-  add_encode<Both<kvpare::Fp8E4M3>>("fp8_e4m3");
-  add_encode<Int8>("int8");
-  add_encode<Int4>("int4");
-  add_encode<Both<kvpare::Symmetric<4, 32>>>("int4_g32");
-  add_encode<Both<kvpare::NvFp4<>>>("nvfp4");
-  add_encode<Both<kvpare::Int2>>("int2");
-  add_encode<kvpare::Pair<kvpare::KiviKeys<2>, kvpare::KiviValues<2>>>("kivi2");
-  add_encode<Both<kvpare::Ternary<>>>("ternary");
-  add_encode<Both<kvpare::Int1>>("int1");
   add_append<Half>("half");
   add_append<Int8>("int8");
   add_append<Int4>("int4");

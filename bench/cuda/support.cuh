@@ -35,13 +35,11 @@ inline void check(cudaError_t code, const char* what) {
 // ---- the device (device.cu)
 
 /// Bytes per second of a device copy over 1 GiB, those read and those written both counted: the faster of
-/// cudaMemcpyAsync
-/// and a kernel, each by its median.
+/// cudaMemcpyAsync and a kernel, each by its median.
 double copy_rate(cudaStream_t stream);
 
 /// Throws unless the device has room for so many bytes, and they are no more than `most_bytes`. The yardstick's own
-/// memory is
-/// set aside first.
+/// memory is set aside first.
 void require_room(double bytes);
 
 /// Thrown by `require_room`: the case is skipped, which is no error.
@@ -173,10 +171,8 @@ inline void set_counters(benchmark::State& state, const Cost& cost, double secon
 }
 
 /// Times step(0), step(1), …, which queue one step each; inputs repeat after `inputs` steps. Gives the median seconds
-/// of a step
-/// on the device. Steps run as one graph; where they cannot be captured they are queued one by one, and `captured` is
-/// 0.
-/// Without `counters`, as part of another benchmark, the state is left alone.
+/// of a step on the device. Steps run as one graph; where they cannot be captured they are queued one by one, and
+/// `captured` is 0. Without `counters`, as part of another benchmark, the state is left alone.
 template <class Step>
 double measure(benchmark::State& state, Device& device, const Cost& cost, Index inputs, const Step& step,
                bool counters = true) {
@@ -333,8 +329,7 @@ class FilledCache {
   static constexpr int form = static_cast<int>(sizeof...(P)) - 1;
 
   /// As many layers as the rotation takes, where no number of them is given; `room` for so many more tokens of every
-  /// sequence
-  /// as they are appended.
+  /// sequence as they are appended.
   FilledCache(Device& on, const LayerShape& layer, std::vector<Index> lengths, Contents contents = {},
               Index layers_ = 0, Index room = 0)
       : device(on), shape(layer), tokens(std::move(lengths)), layers(layers_ > 0 ? layers_ : enough_layers()),

@@ -17,6 +17,13 @@ constexpr KVPARE_HD int count_bits(std::uint64_t word) {
   return std::popcount(word);
 }
 
+constexpr KVPARE_HD int count_bits(std::uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  if (!std::is_constant_evaluated()) return __popc(word);
+#endif
+  return std::popcount(word);
+}
+
 /// The place of the lowest set bit; 64 where there is none.
 constexpr KVPARE_HD int lowest_bit(std::uint64_t word) {
 #if defined(__CUDA_ARCH__)

@@ -292,10 +292,10 @@ struct TopKernel {
       for (int h = 0; h < 2; ++h) {
         const std::uint64_t lower = equal & low_bits(b.lane() + 32 * h);
         take[h] = keys.key[h] > least ||
-                  (keys.key[h] == least && rank + static_cast<std::uint32_t>(std::popcount(lower)) < limit);
+                  (keys.key[h] == least && rank + static_cast<std::uint32_t>(count_bits(lower)) < limit);
       }
       walk.write(ballot(b, take[0], take[1]), chosen, step);
-      rank += static_cast<std::uint32_t>(std::popcount(equal));
+      rank += static_cast<std::uint32_t>(count_bits(equal));
     });
   }
 };
@@ -356,12 +356,12 @@ struct SortKernel {
       const std::uint64_t in = ballot(b, pair.in[0], pair.in[1]);
       for (int h = 0; h < 2; ++h) {
         if (!pair.in[h]) continue;
-        const int to = at + std::popcount(in & low_bits(b.lane() + 32 * h));
+        const int to = at + count_bits(in & low_bits(b.lane() + 32 * h));
         const std::uint32_t key = ~rank_key(pair.x[h]);
         job.lists.keys[to] = key, job.lists.columns[to] = static_cast<std::uint32_t>(walk.column(step, h));
         for (int pass = 0; pass < passes; ++pass) b.add(&counts[pass * bins + (key >> 8 * pass & 255u)], 1u);
       }
-      at += std::popcount(in);
+      at += count_bits(in);
     });
     return place.total;
   }
@@ -395,9 +395,9 @@ struct SortKernel {
           peers &= set ? with : ~with;
         }
         const std::uint32_t lower = peers & ((1u << b.lane()) - 1), before = warp_starts[digit];
-        rank[i] = before + static_cast<std::uint32_t>(std::popcount(lower));
+        rank[i] = before + static_cast<std::uint32_t>(count_bits(lower));
         b.sync_warp();
-        if (in && lower == 0) warp_starts[digit] = before + static_cast<std::uint32_t>(std::popcount(peers));
+        if (in && lower == 0) warp_starts[digit] = before + static_cast<std::uint32_t>(count_bits(peers));
         b.sync_warp();
       }
       b.sync();

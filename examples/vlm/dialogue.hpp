@@ -7,7 +7,7 @@
 
 namespace vlm {
 
-/// What a dialogue cost. Prefill does not include what the compressor did on the way; but what it queued on a GPU, it does.
+/// What a dialogue cost. Prefill does not include what the compressor did on the way, but what it queued on a GPU.
 struct Cost {
   double prefill_us = 0;
   double compress_us = 0;  // watching the prefill, scoring, evicting, moving

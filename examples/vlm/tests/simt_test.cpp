@@ -1,4 +1,4 @@
-// A dialogue on the CUDA backend's kernels, which run on the host here, is the CPU's: same choice, same answer, same logits.
+// A dialogue on the CUDA backend's kernels, run on the host, is the CPU's: same choice, same answer, same logits.
 #include <gtest/gtest.h>
 
 #include <kvpare/backend/cuda/backend.cuh>
@@ -15,7 +15,8 @@ using namespace vlm;
 using Simt = kvpare::cuda::BasicBackend<kvpare::test::simt::Runtime>;
 
 // Few formats: most of this program's life is its compilation.
-using Few = kvpare::Formats<kvpare::Pair<kvpare::Raw<float>, kvpare::Raw<float>>, kvpare::Pair<kvpare::Int8, kvpare::Int8>>;
+using Floats = kvpare::Raw<float>;
+using Few = kvpare::Formats<kvpare::Pair<Floats, Floats>, kvpare::Pair<kvpare::Int8, kvpare::Int8>>;
 
 struct Outcome {
   std::vector<std::vector<Index>> kept;  // [layer * kv_heads + head]
@@ -53,7 +54,8 @@ TEST(SimtTest, ADialogueIsTheCpus) {
   const Scene scene = read_evaluation_set(KVPARE_VLM_DATA).scenes[2];
   kvpare::cpu::Backend cpu({.threads = 1});
   Simt simt;
-  for (const char* policy : {"full", "snap_kv(keep=0.2, rows=text, pool=1)", "air_cache(keep=0.1) + in_form(form=int8)"}) {
+  for (const char* policy :
+       {"full", "snap_kv(keep=0.2, rows=text, pool=1)", "air_cache(keep=0.1) + in_form(form=int8)"}) {
     SCOPED_TRACE(policy);
     const Outcome wanted = talk(cpu, decoder, scene, policy), got = talk(simt, decoder, scene, policy);
     EXPECT_EQ(got.kept, wanted.kept);

@@ -32,7 +32,7 @@ class TakenInTurns {
   }
 
  private:
-  static constexpr bool in_place = B::name == "cpu";
+  static constexpr bool in_place = B::name == "cpu";  // whose memory is the host's
   B& be_;
   std::span<float> host_;
   kvpare::Buffer<B, float> copy_;

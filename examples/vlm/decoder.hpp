@@ -32,7 +32,7 @@ kvpare::Model attention_shapes();
 /// What the attention of one layer is given.
 struct NewRows {
   kvpare::ConstTensor queries, keys, values;  // [host] queries and keys after RoPE
-  kvpare::ConstTensor backend_queries;          // [backend] the same queries
+  kvpare::ConstTensor backend_queries;        // [backend] the same queries
   std::span<const Position> positions;
 };
 

@@ -1,8 +1,10 @@
 #include "decoder.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <stdexcept>
+#include <utility>
+
+#include "cpu.hpp"
+#include "decoder.inl"
 
 template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;
 
@@ -10,7 +12,6 @@ namespace vlm {
 namespace {
 
 constexpr Index patch_values = patch_side * patch_side * 3;
-constexpr Index rows_per_attend = 64;  // the most that one call takes
 
 Matrix matrix(const Safetensors& file, const std::string& name, Index rows, Index columns) {
   const auto values = file.floats(name, {static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns)});
@@ -27,53 +28,16 @@ Matrix rms_norm(const Matrix& x, const Row& weight) {
   return (x.array().colwise() * scale.array()).rowwise() * weight.array();
 }
 
-/// Rotary embedding on the pairs (i, i + head_dim / 2); the angles of a pass are the same in all its layers.
-class Rope {
- public:
-  explicit Rope(std::span<const Position> positions)
-      : cos_(static_cast<Index>(positions.size()), half), sin_(cos_.rows(), half) {
-    for (Index t = 0; t < cos_.rows(); ++t) {
-      for (Index i = 0; i < half; ++i) {
-        const double angle = positions[static_cast<std::size_t>(t)] * std::pow(10000.0, -2.0 * i / head_dim);
-        cos_(t, i) = static_cast<float>(std::cos(angle));
-        sin_(t, i) = static_cast<float>(std::sin(angle));
-      }
-    }
+/// Rotary embedding on the pairs (i, i + head_dim / 2) of x [rows, heads * head_dim], in place.
+void rotate(Matrix& x, const Matrix& cos, const Matrix& sin) {
+  const Index half = head_dim / 2;
+  for (Index begin = 0; begin < x.cols(); begin += head_dim) {
+    auto a = x.middleCols(begin, half).array();
+    auto b = x.middleCols(begin + half, half).array();
+    const Matrix turned = a * cos.array() - b * sin.array();
+    b = b * cos.array() + a * sin.array();
+    a = turned.array();
   }
-
-  /// x [rows, heads * head_dim], in place.
-  void rotate(Matrix& x) const {
-    for (Index begin = 0; begin < x.cols(); begin += head_dim) {
-      auto a = x.middleCols(begin, half).array();
-      auto b = x.middleCols(begin + half, half).array();
-      const Matrix turned = a * cos_.array() - b * sin_.array();
-      b = b * cos_.array() + a * sin_.array();
-      a = turned.array();
-    }
-  }
-
- private:
-  static constexpr Index half = head_dim / 2;
-  Matrix cos_, sin_;
-};
-
-kvpare::Tensor heads_of(Matrix& x, Index heads) { return {x.data(), x.rows(), heads, head_dim}; }
-
-/// Attention of all rows over what the cache still holds of their sequence.
-Matrix attend(Cache& cache, Index layer, kvpare::SequenceId sequence, Matrix& queries,
-              std::span<const Position> positions) {
-  Matrix out(queries.rows(), queries.cols());
-  for (Index begin = 0; begin < queries.rows(); begin += rows_per_attend) {
-    const Index rows = std::min(rows_per_attend, queries.rows() - begin);
-    const kvpare::AttendRequest request{
-        .sequence = sequence,
-        .queries = heads_of(queries, q_heads).part(begin, rows),
-        .positions = positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(rows)),
-        .out = heads_of(out, q_heads).part(begin, rows),
-    };
-    cache.attend(layer, std::span(&request, 1));
-  }
-  return out;
 }
 
 }  // namespace
@@ -146,28 +110,44 @@ Matrix Decoder::embed_prompt(std::span<const std::uint8_t> rgb, std::span<const 
   return x;
 }
 
-Row Decoder::forward(Cache& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch) const {
-  std::vector<Position> positions(static_cast<std::size_t>(x.rows()));
-  for (std::size_t t = 0; t < positions.size(); ++t) positions[t] = first + static_cast<Position>(t);
-  const Rope rope(positions);
-
-  for (Index l = 0; l < layer_count; ++l) {
-    const Layer& layer = layers_[static_cast<std::size_t>(l)];
-    const Matrix h = rms_norm(x, layer.attention_norm);
-    Matrix q = h * layer.query.transpose(), k = h * layer.key.transpose(), v = h * layer.value.transpose();
-    rope.rotate(q);
-    rope.rotate(k);
-    if (cache.append(sequence, l, heads_of(k, kv_heads), heads_of(v, kv_heads), positions) != kvpare::Outcome::done)
-      throw std::runtime_error("the cache is full: give it more pool_bytes");
-    if (watch) watch(l, {heads_of(q, q_heads), heads_of(k, kv_heads), heads_of(v, kv_heads), positions});
-    x.noalias() += attend(cache, l, sequence, q, positions) * layer.output.transpose();
-
-    const Matrix m = rms_norm(x, layer.mlp_norm);
-    const Matrix gate = m * layer.gate.transpose(), up = m * layer.up.transpose();
-    const Matrix mixed = gate.array() / (1 + (-gate.array()).exp()) * up.array();
-    x.noalias() += mixed * layer.down.transpose();
+Decoder::Pass::Pass(const Decoder& decoder, Matrix x, Position first)
+    : queries(x.rows(), q_heads * head_dim), keys(x.rows(), kv_heads * head_dim), values(x.rows(), kv_heads * head_dim),
+      attended(x.rows(), q_heads * head_dim), positions(static_cast<std::size_t>(x.rows())), decoder_(decoder),
+      x_(std::move(x)), cos_(x_.rows(), head_dim / 2), sin_(x_.rows(), head_dim / 2) {
+  for (Index t = 0; t < x_.rows(); ++t) {
+    const Position position = first + static_cast<Position>(t);
+    positions[static_cast<std::size_t>(t)] = position;
+    for (Index i = 0; i < head_dim / 2; ++i) {
+      const double angle = position * std::pow(10000.0, -2.0 * i / head_dim);
+      cos_(t, i) = static_cast<float>(std::cos(angle));
+      sin_(t, i) = static_cast<float>(std::sin(angle));
+    }
   }
-  return rms_norm(x.bottomRows(1), final_norm_) * head_.transpose();
 }
+
+void Decoder::Pass::begin(Index l) {
+  const Layer& layer = decoder_.layers_[static_cast<std::size_t>(l)];
+  const Matrix h = rms_norm(x_, layer.attention_norm);
+  queries.noalias() = h * layer.query.transpose();
+  keys.noalias() = h * layer.key.transpose();
+  values.noalias() = h * layer.value.transpose();
+  rotate(queries, cos_, sin_);
+  rotate(keys, cos_, sin_);
+}
+
+void Decoder::Pass::finish(Index l) {
+  const Layer& layer = decoder_.layers_[static_cast<std::size_t>(l)];
+  x_.noalias() += attended * layer.output.transpose();
+  const Matrix m = rms_norm(x_, layer.mlp_norm);
+  const Matrix gate = m * layer.gate.transpose(), up = m * layer.up.transpose();
+  const Matrix mixed = gate.array() / (1 + (-gate.array()).exp()) * up.array();
+  x_.noalias() += mixed * layer.down.transpose();
+}
+
+Row Decoder::Pass::logits() const {
+  return rms_norm(x_.bottomRows(1), decoder_.final_norm_) * decoder_.head_.transpose();
+}
+
+template Row Decoder::forward(Cache<kvpare::cpu::Backend>&, kvpare::SequenceId, Matrix, Position, const Watch&) const;
 
 }  // namespace vlm

@@ -1,17 +1,18 @@
 // The model: its weights, and the pass through its layers. Keys and values live in kvpare's cache and nowhere else.
 //
+// Dense layers are computed on the host, attention where the cache is: `forward` is a template on its backend.
 // data/README.md describes the architecture; names of weights are those of the file.
 #pragma once
 
 #include <Eigen/Core>
 #include <cstdint>
 #include <functional>
-#include <kvpare/kvpare.hpp>
+#include <kvpare/any_backend.hpp>
 #include <span>
 #include <vector>
 
 #include "model_shape.hpp"
-#include "support/formats.hpp"
+#include "support/format_list.hpp"
 #include "support/safetensors.hpp"
 
 namespace vlm {
@@ -22,14 +23,16 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 using Row = Eigen::RowVectorXf;
 
 using Formats = example::ModelFormats<float, 32>;
-using Cache = kvpare::KvCache<kvpare::cpu::Backend, Formats>;
+template <kvpare::Backend B, class F = Formats>
+using Cache = kvpare::KvCache<B, F>;
 
 /// What the cache needs to know of the model.
 kvpare::Model attention_shapes();
 
 /// What the attention of one layer is given.
 struct NewRows {
-  kvpare::ConstTensor queries, keys, values;  // queries and keys after RoPE
+  kvpare::ConstTensor queries, keys, values;  // [host] queries and keys after RoPE
+  kvpare::ConstTensor backend_queries;        // [backend] the same queries
   std::span<const Position> positions;
 };
 
@@ -50,9 +53,31 @@ class Decoder {
 
   /// Appends the embedded tokens to a sequence, at consecutive positions from `first`, and gives the logits after the
   /// last.
-  Row forward(Cache& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch = {}) const;
+  template <kvpare::Backend B, class F>  // in decoder.inl
+  Row forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch = {}) const;
 
  private:
+  /// Everything of a pass but attention; matrices are [tokens, heads * head_dim], those of the present layer.
+  class Pass {
+   public:
+    Pass(const Decoder& decoder, Matrix x, Position first);
+
+    /// Makes queries, keys and values of a layer, rotated.
+    void begin(Index layer);
+    /// The rest of the layer, from what attention gave.
+    void finish(Index layer);
+    /// After the last token.
+    Row logits() const;
+
+    Matrix queries, keys, values, attended;
+    std::vector<Position> positions;
+
+   private:
+    const Decoder& decoder_;
+    Matrix x_;
+    Matrix cos_, sin_;  // of RoPE's angles, the same in all layers
+  };
+
   struct Layer {
     Row attention_norm, mlp_norm;
     Matrix query, key, value, output;  // [out, in]: y = x * W^T
@@ -68,5 +93,3 @@ class Decoder {
 };
 
 }  // namespace vlm
-
-extern template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;  // in decoder.cpp

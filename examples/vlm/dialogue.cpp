@@ -1,23 +1,9 @@
 #include "dialogue.hpp"
 
-#include <algorithm>
-#include <utility>
-
-#include "evaluation_set.hpp"
+#include "cpu.hpp"
+#include "dialogue.inl"
 
 namespace vlm {
-namespace {
-
-class Stopwatch {
- public:
-  double us() const { return std::chrono::duration<double, std::micro>(Clock::now() - start_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start_ = Clock::now();
-};
-
-}  // namespace
 
 void Cost::operator+=(const Cost& more) {
   prefill_us += more.prefill_us, compress_us += more.compress_us;
@@ -27,77 +13,6 @@ void Cost::operator+=(const Cost& more) {
   support = std::min(support, more.support);
 }
 
-Dialogue::Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
-                   const kvpare::AnyCompressor& compressor)
-    : Dialogue(decoder, cache, cache.create()) {
-  Matrix x = decoder.embed_prompt(rgb, prompt);
-
-  cache.tag(sequence_, {.begin = image_begin,
-                        .end = image_end,
-                        .token_class = kvpare::TokenClass::image,
-                        .image = 0,
-                        .grid_rows = patches_per_side,
-                        .grid_cols = patches_per_side});
-  length_ = static_cast<Position>(x.rows());
-
-  const Stopwatch prefill;
-  logits_ = decoder.forward(cache, sequence_, std::move(x), 0, [&](Index layer, const NewRows& rows) {
-    const Stopwatch observe;
-    cache.observe(sequence_, layer, compressor, rows.queries, rows.positions);
-    cost_.compress_us += observe.us();
-  });
-  cost_.prefill_us = prefill.us() - cost_.compress_us;
-
-  cost_.bytes_before = cache.stats(sequence_).page_bytes;
-  const Stopwatch compress;
-  cache.compress(sequence_, compressor);
-  cost_.compress_us += compress.us();
-  cost_.bytes_after = cache.stats(sequence_).page_bytes;
-}
-
-Dialogue::Dialogue(Dialogue&& other) noexcept
-    : decoder_(other.decoder_), cache_(std::exchange(other.cache_, nullptr)), sequence_(other.sequence_),
-      length_(other.length_), logits_(std::move(other.logits_)), cost_(other.cost_) {}
-
-Dialogue::~Dialogue() {
-  if (cache_ != nullptr) cache_->release(sequence_);
-}
-
-Dialogue Dialogue::fork() const {
-  Dialogue copy(*decoder_, *cache_, cache_->fork(sequence_));
-  copy.length_ = length_;
-  copy.logits_ = logits_;
-  return copy;
-}
-
-void Dialogue::read(std::span<const int> prompt) {
-  logits_ = decoder_->forward(*cache_, sequence_, decoder_->embed_words(prompt), length_);
-  length_ += static_cast<Position>(prompt.size());
-}
-
-std::vector<int> Dialogue::answer(int longest) {
-  std::vector<int> tokens;
-  const example::Footprint held = example::footprint(*cache_, sequence_);
-  ++cost_.answers;
-  cost_.answer_bytes += held.bytes, cost_.answer_tokens += held.live_tokens;
-  cost_.support = std::min(cost_.support, held.support);
-  const Stopwatch decode;
-  while (std::ssize(tokens) < longest && (tokens.empty() || tokens.back() != end_of_answer)) {
-    Index best = 0;
-    logits_.maxCoeff(&best);
-    tokens.push_back(static_cast<int>(best));
-    read(std::span(&tokens.back(), 1));
-  }
-  cost_.decode_us += decode.us();
-  cost_.decode_steps += std::ssize(tokens);
-  return tokens;
-}
-
-std::vector<Index> Dialogue::kept_patches(Index layer, Index kv_head) const {
-  std::vector<Index> patches;
-  for (const Position position : cache_->kept(sequence_, layer, kv_head))
-    if (position >= image_begin && position < image_end) patches.push_back(position - image_begin);
-  return patches;
-}
+template class Dialogue<kvpare::cpu::Backend>;
 
 }  // namespace vlm

@@ -1,14 +1,13 @@
 // A conversation about one picture: prefill, compress once, then answers and follow-up questions from what is left.
 #pragma once
 
-#include <chrono>
 #include <vector>
 
 #include "decoder.hpp"
 
 namespace vlm {
 
-/// What a dialogue cost. Prefill does not include what the compressor did on the way.
+/// What a dialogue cost. Prefill does not include what the compressor did on the way, but what it queued on a GPU.
 struct Cost {
   double prefill_us = 0;
   double compress_us = 0;  // watching the prefill, scoring, evicting, moving
@@ -22,11 +21,13 @@ struct Cost {
   void operator+=(const Cost& more);
 };
 
+/// Defined in dialogue.inl.
+template <kvpare::Backend B, class F = Formats>
 class Dialogue {
  public:
   /// Reads the picture and the first prompt, and compresses. The decoder and the cache must outlive the dialogue.
   /// Throws std::runtime_error when the cache has no pages left.
-  Dialogue(const Decoder& decoder, Cache& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
+  Dialogue(const Decoder& decoder, Cache<B, F>& cache, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
            const kvpare::AnyCompressor& compressor);
   Dialogue(Dialogue&& other) noexcept;
   Dialogue& operator=(Dialogue&&) = delete;
@@ -50,11 +51,11 @@ class Dialogue {
   std::vector<Index> kept_patches(Index layer, Index kv_head) const;
 
  private:
-  Dialogue(const Decoder& decoder, Cache& cache, kvpare::SequenceId sequence)
+  Dialogue(const Decoder& decoder, Cache<B, F>& cache, kvpare::SequenceId sequence)
       : decoder_(&decoder), cache_(&cache), sequence_(sequence) {}
 
   const Decoder* decoder_;
-  Cache* cache_;  // null once moved from
+  Cache<B, F>* cache_;  // null once moved from
   kvpare::SequenceId sequence_;
   Position length_ = 0;
   Row logits_;

@@ -60,10 +60,12 @@ struct Arguments {
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 32;  // which groups of 32 tokens fill
-  std::string data, json, plot, dump;
+  std::string device = "cpu", data, json, plot, dump;
   Index show = -1, scene = 0;
   bool list = false, verify = false, demo = false, bytes = false;
 };
+
+Device device_of(const Arguments& arguments) { return arguments.device == "cuda" ? Device::cuda : Device::cpu; }
 
 constexpr Index default_scenes = 64;  // with all policies about a minute on two cores
 
@@ -113,7 +115,7 @@ Index scenes_of(const EvaluationSet& set, Index wanted) { return std::min<Index>
 
 int run_verification(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
   const Index scenes = scenes_of(set, arguments.scenes.value_or(std::ssize(set.scenes)));
-  const Verification found = verify(decoder, set, scenes, arguments.page_tokens);
+  const Verification found = verify(decoder, set, scenes, arguments.page_tokens, device_of(arguments));
   for (const std::string& difference : found.differences) std::cout << difference << '\n';
   constexpr double tolerance = 1e-3;
   const bool good = found.identical == found.turns && found.largest_logit_difference <= tolerance;
@@ -148,7 +150,8 @@ int dump_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
   const Turn& asked = first_question(scene, arguments);
   const example::Trace trace = record_prompt(
       decoder, scene.image, asked.prompt,
-      {{"model", "kvpare_vlm"}, {"scene", std::to_string(arguments.scene)}, {"asked", words_of(set, asked)}});
+      {{"model", "kvpare_vlm"}, {"scene", std::to_string(arguments.scene)}, {"asked", words_of(set, asked)}},
+      device_of(arguments));
   example::write_trace(arguments.dump, trace);
   std::cout << "wrote " << arguments.dump << ": " << trace.layers.size() << " layers, " << trace.tokens()
             << " tokens, asked: " << words_of(set, asked) << '\n';
@@ -166,8 +169,7 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
   std::sort(keeps.begin(), keeps.end(), std::greater<>());
   if (keeps.empty()) throw CLI::ValidationError("--keep", "--show needs budgets below 1");
 
-  kvpare::cpu::Backend backend({.threads = arguments.threads});
-  Cache cache(backend, attention_shapes(), cache_options(arguments.page_tokens));
+  const auto engine = make_engine(device_of(arguments), arguments.page_tokens, arguments.threads);
   std::vector<Survival> rows;
   for (const std::string& policy : arguments.policies) {
     kvpare::AnyCompressor compressor = compressor_of(policy);
@@ -176,11 +178,10 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
     Survival row{policy, std::vector<std::vector<double>>(layer_count, std::vector<double>(visual_tokens, 0.0))};
     for (const double keep : keeps) {
       compressor.keep = kvpare::Keep::ratio(keep);
-      const Dialogue dialogue(decoder, cache, scene.image, asked.prompt, compressor);
-      for (Index l = 0; l < layer_count; ++l)
-        for (Index h = 0; h < kv_heads; ++h)
-          for (const Index patch : dialogue.kept_patches(l, h))
-            row.layers[static_cast<std::size_t>(l)][static_cast<std::size_t>(patch)] += 1.0 / kv_heads;
+      const auto kept = engine->kept_patches(decoder, scene, asked, compressor);
+      for (std::size_t l = 0; l < kept.size(); ++l)
+        for (const std::vector<Index>& of_head : kept[l])
+          for (const Index patch : of_head) row.layers[l][static_cast<std::size_t>(patch)] += 1.0 / kv_heads;
     }
     rows.push_back(std::move(row));
   }
@@ -193,7 +194,8 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
 int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
   EvaluateOptions options;
   options.scenes = scenes_of(set, arguments.scenes.value_or(default_scenes));
-  options.threads = arguments.threads, options.page_tokens = arguments.page_tokens;
+  options.device = device_of(arguments), options.threads = arguments.threads;
+  options.page_tokens = arguments.page_tokens;
   options.tasks.clear();
   for (std::size_t t = 0; t < task_count; ++t)
     if (std::find(arguments.tasks.begin(), arguments.tasks.end(), task_names[t]) != arguments.tasks.end())
@@ -232,7 +234,11 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--scenes", a.scenes,
                  "how many scenes, from the first (default: " + std::to_string(default_scenes) + "; with --verify all)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--threads", a.threads, "dialogues at the same time")
+  app.add_option("--device", a.device,
+                 "where the cache is, policies choose and attention runs; cuda needs a build with KVPARE_CUDA=ON")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--threads", a.threads, "dialogues at the same time; with --device cuda each on a stream of its own")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--page-tokens", a.page_tokens, "tokens per page of the cache")
@@ -267,10 +273,11 @@ void fill_in_demo(Arguments& arguments) {
 }
 
 int run(Arguments& arguments) {
+  check_device(device_of(arguments));
   if (arguments.list) {
-    kvpare::cpu::Backend backend({.threads = 1});
+    const auto engine = make_engine(device_of(arguments), arguments.page_tokens);
     example::print_policies(std::cout);
-    example::print_formats(std::cout, Cache(backend, attention_shapes(), cache_options(arguments.page_tokens)));
+    engine->print_formats(std::cout);
     return 0;
   }
   if (arguments.policies.empty()) arguments.policies = arguments.bytes ? policies_over_bytes() : compared_policies;

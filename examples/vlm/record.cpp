@@ -1,13 +1,12 @@
 #include "record.hpp"
 
 #include <algorithm>
-
-#include "evaluate.hpp"
+#include <utility>
 
 namespace vlm {
 
 example::Trace record_prompt(const Decoder& decoder, std::span<const std::uint8_t> rgb, std::span<const int> prompt,
-                             std::map<std::string, std::string> metadata) {
+                             std::map<std::string, std::string> metadata, Device device) {
   Matrix x = decoder.embed_prompt(rgb, prompt);
   example::Trace trace;
   trace.token_class.assign(static_cast<std::size_t>(x.rows()), static_cast<std::uint8_t>(kvpare::TokenClass::text));
@@ -18,10 +17,7 @@ example::Trace record_prompt(const Decoder& decoder, std::span<const std::uint8_
   trace.metadata["rope_theta"] = "10000";
   trace.metadata["rope_pairing"] = "halves";  // channel i with channel i + head_dim / 2
 
-  kvpare::cpu::Backend backend({.threads = 1});
-  Cache cache(backend, attention_shapes(), cache_options(16));
-  const kvpare::SequenceId sequence = cache.create();
-  decoder.forward(cache, sequence, std::move(x), 0, [&](Index layer, const NewRows& rows) {
+  make_engine(device, 16)->watch(decoder, std::move(x), [&](Index layer, const NewRows& rows) {
     trace.positions.assign(rows.positions.begin(), rows.positions.end());
     trace.append(layer, rows.queries, rows.keys, rows.values);
   });

@@ -1,6 +1,7 @@
 // From kvpare_vlm to a trace and back: a policy keeps of the recorded prompt what it keeps in the dialogue itself.
 #include <gtest/gtest.h>
 
+#include "../../vlm/cpu.hpp"
 #include "../../vlm/dialogue.hpp"
 #include "../../vlm/evaluate.hpp"
 #include "../../vlm/record.hpp"
@@ -14,7 +15,7 @@ TEST(VlmTest, TheRecordedPromptIsCompressedAsTheDialogueIs) {
   const vlm::Decoder decoder(vlm::Safetensors::open(KVPARE_VLM_DATA "/vlm.safetensors"));
   const vlm::EvaluationSet set = vlm::read_evaluation_set(KVPARE_VLM_DATA);
   kvpare::cpu::Backend backend({.threads = 1});
-  vlm::Cache cache(backend, vlm::attention_shapes(), vlm::cache_options(16));
+  vlm::Cache<kvpare::cpu::Backend> cache(backend, vlm::attention_shapes(), vlm::cache_options(16));
   for (const std::size_t number : {0, 12, 77}) {
     const vlm::Scene& scene = set.scenes[number];
     const example::Trace recorded = vlm::record_prompt(decoder, scene.image, scene.first.prompt);

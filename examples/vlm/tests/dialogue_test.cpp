@@ -4,11 +4,14 @@
 #include <memory>
 #include <numeric>
 
+#include "../cpu.hpp"
 #include "../evaluate.hpp"
 
 namespace {
 
 using namespace vlm;
+using Cache = vlm::Cache<kvpare::cpu::Backend>;
+using Dialogue = vlm::Dialogue<kvpare::cpu::Backend>;
 
 const EvaluationSet& evaluation_set() {
   static const EvaluationSet set = read_evaluation_set(KVPARE_VLM_DATA);

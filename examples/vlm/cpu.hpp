@@ -1,0 +1,7 @@
+// For files that run the model on the CPU. Templates are instantiated once, in the .cpp of their name.
+#pragma once
+
+#include "decoder.hpp"
+#include "support/formats.hpp"
+
+extern template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;  // in decoder.cpp

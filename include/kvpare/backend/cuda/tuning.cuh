@@ -74,11 +74,13 @@ struct KernelBudget {
 };
 inline constexpr KernelBudget kernel_budgets[] = {
     {"", 128, 0, 0},
-    {"FusedAttend", 255, 64, 32},
-    {"GenericAttend", 192, 0, 2048},     // a row of codes on the stack
-    {"MassKernel", 255, 64, 64},
+    {"TopKernel", 72, 32, 16},
+    {"FusedAttend", 255, 256, 64},       // widths of 256; none spills at 128 and below
+    {"GenericAttend", 208, 0, 2048},     // a row of codes on the stack
+    {"MassKernel", 255, 128, 64},
     {"CanonicalEncode", 128, 0, 4096},
     {"CanonicalDecode", 128, 0, 4096},
+    {"FragmentRepack", 144, 0, 0},
     {"FragmentEncode", 128, 0, 2048},
     {"EachKernel", 128, 0, 4096},        // states of codecs
 };

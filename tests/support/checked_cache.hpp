@@ -665,7 +665,11 @@ class CheckedCache {
       if (format != e.format) return;
       const auto verify_side = [&]<Codec C>(C*) {
         EXPECT_TRUE(C::rows_move || std::ssize(slots) == live) << C::name << ": a page was written twice";
-        const auto wanted = read_coded<C>({list.page_tokens, width}, slots, before, state_of(list, e.state, side));
+        std::vector<float> state(static_cast<std::size_t>(state_floats<C>(width)));
+        const float* there = state_of(list, e.state, side);
+        if (there != nullptr && !state.empty()) be.wait(be.to_host(state.data(), there, std::ssize(state) * 4));
+        const auto wanted =
+            read_coded<C>({list.page_tokens, width}, slots, before, there != nullptr ? state.data() : nullptr);
         for (std::size_t i = 0; i < coded.size(); ++i)
           for (Index c = 0; c < width; ++c) {
             const float got = row_of(coded[i])[static_cast<std::size_t>(c)],

@@ -54,7 +54,7 @@ struct SimtRig {
   static std::string name() { return "Simt"; }
   static bool available() { return true; }
   static Backend& backend() {
-    static Backend one;
+    static Backend one(simt::Runtime::Settings{.arena_bytes = Index{256} << 20});
     return one;
   }
 };

@@ -126,7 +126,11 @@ struct Launching {
   const void* codec(Side, TileShape) const {
     return nullptr;
   }
-  Support support(const void*) const { return Support::unsupported; }
+  template <class P>
+  const void* pair(TileShape, TileShape) const {
+    return nullptr;
+  }
+  Support support(const PageGeometry&) const { return Support::unsupported; }
   void attend(const LayerShape&, std::span<const AttendSequence>, MassKind) {}
 };
 static_assert(Backend<Launching>);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../codec/folded.hpp"
+#include "../../codec/raw.hpp"
 #include "../../codec/rotation.hpp"
 #include "tile_layout.cuh"
 

@@ -4,6 +4,7 @@
 #include "../../codec/folded.hpp"
 #include "../../codec/raw.hpp"
 #include "../../codec/rotation.hpp"
+#include "block.cuh"
 #include "tile_layout.cuh"
 
 namespace kvpare::cuda::detail {

@@ -166,16 +166,21 @@ if(NVCC)  # programs find the runtime of the toolkit that built them
   set(ENV{LD_LIBRARY_PATH} "${toolkit}/lib64:${toolkit}/lib:$ENV{LD_LIBRARY_PATH}")
 endif()
 
-set(gpu_name)
-if(NVIDIA_SMI)
-  execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
-                  RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE said TIMEOUT 60)
+# From "name, driver, major.minor, memory" in `said`.
+macro(kvpare_take_gpu)
   if(code EQUAL 0 AND said MATCHES "^([^\n,]+), *([^\n,]+), *([0-9]+)\\.([0-9]+), *([^\n,]+)")
     set(gpu_name "${CMAKE_MATCH_1}")
     set(gpu_driver "${CMAKE_MATCH_2}")
     set(gpu_arch "${CMAKE_MATCH_3}${CMAKE_MATCH_4}")
     set(gpu_memory "${CMAKE_MATCH_5}")
   endif()
+endmacro()
+
+set(gpu_name)
+if(NVIDIA_SMI)
+  execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
+                  RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE said TIMEOUT 60)
+  kvpare_take_gpu()
 endif()
 if(NOT gpu_name AND NVCC)  # a driver without its tools
   file(WRITE ${GPU}/device.cu "
@@ -192,12 +197,7 @@ int main() {
   if(code EQUAL 0)
     execute_process(COMMAND ${GPU}/device RESULT_VARIABLE code OUTPUT_VARIABLE said TIMEOUT 60)
   endif()
-  if(code EQUAL 0 AND said MATCHES "^([^\n,]+), *([^\n,]+), *([0-9]+)\\.([0-9]+), *([^\n,]+)")
-    set(gpu_name "${CMAKE_MATCH_1}")
-    set(gpu_driver "${CMAKE_MATCH_2}")
-    set(gpu_arch "${CMAKE_MATCH_3}${CMAKE_MATCH_4}")
-    set(gpu_memory "${CMAKE_MATCH_5}")
-  endif()
+  kvpare_take_gpu()
 endif()
 if(NOT "$ENV{CUDAARCHS}" STREQUAL "")
   set(gpu_arch $ENV{CUDAARCHS})

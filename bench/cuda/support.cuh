@@ -16,10 +16,10 @@
 
 #include <kvpare/cuda.cuh>
 
+#include "../support/shapes.hpp"
+
 namespace bench {
 
-using kvpare::Index;
-using kvpare::LayerShape;
 using kvpare::Position;
 using kvpare::SequenceId;
 
@@ -260,16 +260,6 @@ inline bool add(const std::string& name, const std::function<void(benchmark::Sta
 }
 
 // ---- models and names
-
-inline LayerShape shape_of(Index q_heads, Index kv_heads, Index head_dim) {
-  return {.q_heads = q_heads,
-          .kv_heads = kv_heads,
-          .key_dim = head_dim,
-          .value_dim = head_dim,
-          .scale = 1 / std::sqrt(static_cast<float>(head_dim))};
-}
-inline LayerShape llama_8b() { return shape_of(32, 8, 128); }    // Llama-3.1-8B
-inline LayerShape qwen_vl_7b() { return shape_of(28, 4, 128); }  // Qwen2.5-VL-7B
 
 /// "attend/cuda/int4/Q:32/H:8/D:128/B:64/N:4096"
 inline std::string label(std::string_view verb, std::string_view form, const LayerShape& shape, Index batch,

@@ -1,7 +1,6 @@
 // What benchmarks run on: models, names, random rows, and a cache that is full of them.
 #pragma once
 
-#include <cmath>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -14,25 +13,15 @@
 #include <benchmark/benchmark.h>
 #include <kvpare/kvpare.hpp>
 
+#include "shapes.hpp"
 #include "yardstick.hpp"
 
 namespace bench {
 
 using kvpare::DType;
 using kvpare::Element;
-using kvpare::LayerShape;
 using kvpare::Position;
 using kvpare::SequenceId;
-
-inline LayerShape shape_of(Index q_heads, Index kv_heads, Index head_dim) {
-  return {.q_heads = q_heads,
-          .kv_heads = kv_heads,
-          .key_dim = head_dim,
-          .value_dim = head_dim,
-          .scale = 1 / std::sqrt(static_cast<float>(head_dim))};
-}
-inline LayerShape llama_8b() { return shape_of(32, 8, 128); }    // Llama-3.1-8B
-inline LayerShape qwen_vl_7b() { return shape_of(28, 4, 128); }  // Qwen2.5-VL-7B
 
 using Settings = std::initializer_list<std::pair<std::string_view, Index>>;
 

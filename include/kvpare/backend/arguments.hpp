@@ -15,6 +15,11 @@
 
 namespace kvpare {
 
+namespace detail {
+/// Backends keep logits in units of log2.
+inline constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
+}  // namespace detail
+
 /// A row of floats with a bitmap: bit b of word w stands for column w * word_tokens + b. No bitmap = all columns.
 struct MaskedRow {
   const float* values = nullptr;        // [backend] [columns]

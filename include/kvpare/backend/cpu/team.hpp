@@ -56,8 +56,8 @@ class Scratch {
   std::size_t top_ = 0;
 };
 
-inline constexpr float log2_e = 1.44269504088896340736f;
-inline constexpr float ln_2 = 0.69314718055994530942f;
+using kvpare::detail::ln_2;
+using kvpare::detail::log2_e;
 
 /// Turns dot products into logits in units of log2: x = log2(e) * logit, in place. With no softcap the factor has been
 /// folded into the query; with softcap c:  c * tanh(x / c), by tanh(y) = (1 - t) / (1 + t), t = exp(-2|y|).

@@ -5,11 +5,11 @@
 #include <bit>
 #include <vector>
 
+#include "../backend.hpp"
 #include "attend_fused.cuh"
 #include "attend_kernel.cuh"
 #include "attend_plan.cuh"
-#include "codecs.cuh"
-#include "tiles.cuh"
+#include "each.cuh"
 
 namespace kvpare::cuda {
 
@@ -108,8 +108,8 @@ class AttendCall {
     layer_.key_dim = shape.key_dim, layer_.value_dim = shape.value_dim;
     layer_.group = static_cast<int>(shape.group());
     layer_.window = shape.window;
-    layer_.factor = shape.scale * FinishAttend::log2_e;
-    layer_.softcap = shape.softcap * FinishAttend::log2_e;
+    layer_.factor = shape.scale * log2_e;
+    layer_.softcap = shape.softcap * log2_e;
   }
 
   void run() {
@@ -248,7 +248,7 @@ class AttendCall {
       for (const FinishedHead& head : heads_) floats += head.rows * head.slots, rows += head.rows;
       float* logits = work_.template scratch<float>(floats);
       float* max_sum = work_.template scratch<float>(2 * rows);
-      work_.launch(ceil_div(floats, FillLogits::threads), FillLogits{logits, floats});
+      each(work_, floats, kvpare::detail::Fill<float>{logits, no_logit});
       for (FinishedHead& head : heads_) {
         head.logits = logits, head.max_sum = max_sum;
         logits += head.rows * head.slots, max_sum += 2 * head.rows;

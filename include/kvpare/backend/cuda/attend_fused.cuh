@@ -216,7 +216,7 @@ struct FusedAttend {
       float x[D / 32] = {};
       if (i < rows) {
         const std::byte* row = query_row(run, layer, task.first_row + i);
-        KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) x[e] = element(row, run.query_type, e * 32 + b.lane());
+        KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) x[e] = number_at(b, row, run.query_type, e * 32 + b.lane());
       }
       float bias = WarpFold<K, D>::query(b, run.key_state, x);
       if constexpr (FoldedCodec<K>) bias = warp_sum(b, bias);

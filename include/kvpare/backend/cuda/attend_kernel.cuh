@@ -13,8 +13,8 @@
 #include <limits>
 
 #include "../../codec/raw.hpp"
-#include "tile_layout.cuh"
-#include "workspace.cuh"
+#include "collectives.cuh"
+#include "tiles.cuh"
 
 namespace kvpare::cuda {
 namespace detail {
@@ -108,35 +108,11 @@ KVPARE_DEVICE SeenPage page_of(const AttendRun& run, const AttendLayer& layer, i
   return page;
 }
 
-KVPARE_DEVICE float element(const std::byte* row, DType type, Index i) {
-  if (type == DType::f32) return reinterpret_cast<const float*>(row)[i];
-  const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(row)[i];
-  return type == DType::f16 ? kvpare::detail::half_to_float(bits) : kvpare::detail::bfloat16_to_float(bits);
-}
-KVPARE_DEVICE void put_element(std::byte* row, DType type, Index i, float x) {
-  if (type == DType::f32)
-    reinterpret_cast<float*>(row)[i] = x;
-  else
-    reinterpret_cast<std::uint16_t*>(row)[i] =
-        type == DType::f16 ? kvpare::detail::float_to_half(x) : kvpare::detail::float_to_bfloat16(x);
-}
-
 KVPARE_DEVICE const std::byte* query_row(const AttendRun& run, const AttendLayer& layer, int i) {
   return run.queries + i / layer.group * run.row_bytes + i % layer.group * run.head_bytes;
 }
 KVPARE_DEVICE float capped(float logit, float softcap) {
   return softcap > 0 ? softcap * std::tanh(logit / softcap) : logit;
-}
-
-template <class Block>
-KVPARE_DEVICE float warp_sum(Block& b, float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x += b.shuffle_xor(x, mask);
-  return x;
-}
-template <class Block>
-KVPARE_DEVICE float warp_max(Block& b, float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x = std::fmax(x, b.shuffle_xor(x, mask));
-  return x;
 }
 
 /// Raw rows of any element type as floats, by all threads of the block.
@@ -151,7 +127,7 @@ struct ReadRaw {
     for (int t = 0; t < count; ++t) {
       if ((page.seen >> (first + t) & 1) == 0) continue;
       for (Index c = b.thread(); c < width; c += b.threads())
-        to[t * width + c] = element(tile + (first + t) * row_bytes, type, c);
+        to[t * width + c] = number_at(b, tile + (first + t) * row_bytes, type, c);
     }
   }
 };
@@ -173,25 +149,6 @@ KVPARE_DEVICE const float* innermost_state(Index width, const float* state) {
     return state;
 }
 
-/// One number of a tile in fragment order.
-template <GroupCodec C, Side side>
-KVPARE_DEVICE float fragment_number(const std::byte* tile, TileShape shape, Index t, Index c, const float* state) {
-  using Layout = FragmentLayout<C, side>;
-  constexpr int per_unit = 16 / Layout::bits;
-  const Index unit = c / per_unit * per_unit;
-  const std::uint32_t codes = *reinterpret_cast<const std::uint16_t*>(tile + Layout::unit_at(shape, t, unit));
-  const auto code = static_cast<std::uint8_t>(codes >> (c - unit) * Layout::bits & ((1u << Layout::bits) - 1u));
-  const Index group = Layout::group_of(shape, t, c);
-  GroupBits bits;
-  if constexpr (Layout::scale_bytes > 0)
-    bits.scale =
-        kvpare::detail::get_bytes(tile + Layout::scales_at(shape) + group * Layout::scale_bytes, Layout::scale_bytes);
-  if constexpr (Layout::zero_bytes > 0)
-    bits.zero =
-        kvpare::detail::get_bytes(tile + Layout::zeros_at(shape) + group * Layout::zero_bytes, Layout::zero_bytes);
-  return C::scale_of(bits, state) * C::level(code) + C::zero_of(bits, state);
-}
-
 /// Rows of a codec as floats: in fragment order by all threads, in canonical order a thread per row.
 template <Codec C>
 struct ReadCoded {
@@ -210,7 +167,7 @@ struct ReadCoded {
         for (int t = 0; t < count; ++t) {
           if ((page.seen >> (first + t) & 1) == 0) continue;
           for (Index c = b.thread(); c < width; c += b.threads())
-            to[t * width + c] = fragment_number<Stored, side>(tile, shape, first + t, c, inner);
+            to[t * width + c] = FragmentAccess<Stored, side>::number(shape, tile, first + t, c, inner);
         }
         if constexpr (FoldedCodec<C>) b.sync();
       }
@@ -277,7 +234,7 @@ struct GenericAttend {
     float* alpha = sum + rows_of_task;
     for (int i = 0; i < rows; ++i) {
       const std::byte* from = query_row(run, layer, task.first_row + first_row + i);
-      for (Index c = b.thread(); c < key_dim; c += threads) q[i * key_dim + c] = element(from, run.query_type, c);
+      for (Index c = b.thread(); c < key_dim; c += threads) q[i * key_dim + c] = number_at(b, from, run.query_type, c);
       for (Index c = b.thread(); c < value_dim; c += threads) acc[i * value_dim + c] = 0;
     }
     if (b.thread() < rows) most[b.thread()] = no_logit, sum[b.thread()] = 0;
@@ -442,16 +399,14 @@ struct FinishAttend {
         }
       }
       if (c < layer.value_dim)
-        put_element(head.out + row * head.row_bytes + member * head.head_bytes, head.out_type, c,
-                    sum != 0 ? acc * (scale / sum) : 0.0f);
+        put_number(head.out + row * head.row_bytes + member * head.head_bytes,
+                   sum != 0 ? acc * (scale / sum) : 0.0f, head.out_type, c);
     }
     if (b.thread() == 0) {
       if (head.lse != nullptr) head.lse[row * q_heads + member] = sum == 0 ? no_logit : (peak + std::log2(sum)) * ln_2;
       if (head.max_sum != nullptr) head.max_sum[2 * i] = peak, head.max_sum[2 * i + 1] = sum;
     }
   }
-
-  static constexpr float log2_e = 1.44269504088896340736f, ln_2 = 0.69314718055994530942f;
 };
 
 /// A thread per slot: logits become probabilities, the group's heads one number, rows add up in their order.
@@ -481,18 +436,6 @@ struct AddMass {
       mass += kind == MassKind::max ? largest : kind == MassKind::mean ? total / static_cast<float>(group) : total;
     }
     head.mass[slot] = mass;
-  }
-};
-
-struct FillLogits {
-  static constexpr int threads = 256;
-  float* to = nullptr;
-  Index size = 0;
-  KVPARE_HD Index shared_bytes() const { return 0; }
-  template <class Block>
-  KVPARE_DEVICE void operator()(Block& b) const {
-    const Index i = b.block() * threads + b.thread();
-    if (i < size) to[i] = no_logit;
   }
 };
 

@@ -235,7 +235,7 @@ void attention_mass(Work& work, const MassArguments<Logit, EntryOf>& a) {
   p.row_lse = a.row_lse, p.row_peak = a.row_peak, p.row_near_peak = a.row_near_peak, p.row_part_mass = a.row_part_mass;
   p.columns = a.columns, p.out_heads = a.out_heads(), p.window = shape.window;
   p.most_vectors = shape.group() * round_up(rows, vector_tile);
-  p.scale = shape.softcap > 0 ? shape.scale : shape.scale * mass_log2_e, p.softcap = shape.softcap;
+  p.scale = shape.softcap > 0 ? shape.scale : shape.scale * log2_e, p.softcap = shape.softcap;
   p.joined = a.heads == HeadGroups::query_head ? 1.0f
              : a.heads == HeadGroups::kv_head  ? 1.0f / static_cast<float>(shape.group())
                                                : 1.0f / static_cast<float>(shape.q_heads);

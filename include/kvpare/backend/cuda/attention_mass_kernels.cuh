@@ -26,12 +26,13 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives.cuh"
+#include "elements.cuh"
 #include "tuning.cuh"
 #include "workspace.cuh"
 
 namespace kvpare::cuda::detail {
 
-inline constexpr float mass_log2_e = 1.44269504088896340736f, mass_ln_2 = 0.69314718055994530942f;
 inline constexpr float mass_infinity = std::numeric_limits<float>::infinity();
 inline constexpr int key_tile = 32, vector_tile = 8;
 
@@ -185,12 +186,6 @@ struct MassShared {
   }
 };
 
-KVPARE_DEVICE float float_of(const std::byte* row, DType type, Index i) {
-  if (type == DType::f32) return reinterpret_cast<const float*>(row)[i];
-  const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(row)[i];
-  return type == DType::f16 ? kvpare::detail::half_to_float(bits) : kvpare::detail::bfloat16_to_float(bits);
-}
-
 /// The key tile of a warp. A lane knows one key wholly: number g + 8 t.
 struct KeyTile {
   const std::byte* row = nullptr;  // null: dead, masked or beyond the list
@@ -335,12 +330,12 @@ struct MmaDot {
     const int units = p.width / 8, unit = b.lane();
     float x[8], largest = 0;
     for (int i = 0; i < 8; ++i) {
-      x[i] = row != nullptr && unit < units ? float_of(row, p.queries.dtype, unit * 8 + i) : 0.0f;
+      x[i] = row != nullptr && unit < units ? number_at(b, row, p.queries.dtype, unit * 8 + i) : 0.0f;
       largest = fmaxf(largest, fabsf(x[i]));
     }
     float back = 1;
     if constexpr (kind == TileKind::f16) {  // a power of 2 brings the largest near 1, so that all parts are in range
-      for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, b.shuffle_xor(largest, step));
+      largest = warp_max(b, largest);
       int exponent = static_cast<int>(std::bit_cast<std::uint32_t>(largest) >> 23) - 127;
       if (exponent > 126 || exponent < -126) exponent = 0;
       const float to_one = std::bit_cast<float>(static_cast<std::uint32_t>(127 - exponent) << 23);
@@ -413,7 +408,7 @@ struct FloatDot {
       const int vector = i / padded, c = i % padded;
       b.template shared<float>(Index{vector} * shared.query_pitch)[c] =
           rows[vector] != nullptr && first_channel + c < p.width
-              ? float_of(rows[vector], p.queries.dtype, first_channel + c)
+              ? number_at(b, rows[vector], p.queries.dtype, first_channel + c)
               : 0.0f;
     }
   }
@@ -424,7 +419,7 @@ struct FloatDot {
     if (keys[j] == nullptr) return x;
     if (!wide) {
       for (int i = 0; i < 4; ++i)
-        if (first + i < width) x.of[i] = float_of(keys[j], types[j], first + i);
+        if (first + i < width) x.of[i] = number_at(b, keys[j], types[j], first + i);
     } else if (types[j] == DType::f32) {
       x = b.load(reinterpret_cast<const FloatQuad*>(keys[j] + first * 4));
     } else {
@@ -644,7 +639,7 @@ struct MassKernel {
           if (p.lse2 != nullptr)
             lse2 = p.lse2[at];
           else if (p.given_lse != nullptr)
-            lse2 = p.given_lse[v.at(p)] * mass_log2_e;
+            lse2 = p.given_lse[v.at(p)] * log2_e;
           shift = lse2 == -mass_infinity ? mass_infinity : lse2;
           if (pass == MassPass::shares && p.row_near_peak != nullptr)
             peak = {{p.peak2[at], p.peak_share * fmaxf(0.0f, Block::exp2(p.peak2[at] - shift))}};
@@ -687,10 +682,10 @@ struct MassKernel {
   template <class Block>
   KVPARE_DEVICE float logit_of(const Block&, float s, int row, int column) const {
     if (p.softcap > 0) {
-      const float e = Block::exp2(-2 * mass_log2_e / p.softcap * fabsf(s));
-      s = copysignf(p.softcap * mass_log2_e * (1 - e) / (1 + e), s);
+      const float e = Block::exp2(-2 * log2_e / p.softcap * fabsf(s));
+      s = copysignf(p.softcap * log2_e * (1 - e) / (1 + e), s);
     }
-    if constexpr (!plain_logit) s = mass_log2_e * p.logit(s * mass_ln_2, row, column);
+    if constexpr (!plain_logit) s = log2_e * p.logit(s * ln_2, row, column);
     return s;
   }
 
@@ -935,9 +930,9 @@ struct MassJoinKernel {
       const bool nothing = sum.a == -mass_infinity;
       float lse2 = -mass_infinity;
       if (p.given_lse != nullptr) {
-        lse2 = p.given_lse[v.at(p)] * mass_log2_e;
+        lse2 = p.given_lse[v.at(p)] * log2_e;
       } else {
-        const float extra = p.extra != nullptr ? p.extra[v.at(p)] * mass_log2_e : -mass_infinity;
+        const float extra = p.extra != nullptr ? p.extra[v.at(p)] * log2_e : -mass_infinity;
         const float peak = fmaxf(sum.a, extra);
         const float total = sum.b * (nothing ? 0.0f : Block::exp2(sum.a - peak)) +
                             (extra == -mass_infinity ? 0.0f : Block::exp2(extra - peak));
@@ -946,7 +941,7 @@ struct MassJoinKernel {
       if (nothing) lse2 = -mass_infinity;
       p.lse2[at] = lse2;
       p.peak2[at] = sum.a;
-      if (p.row_lse != nullptr) p.row_lse[v.at(p)] = lse2 * mass_ln_2;
+      if (p.row_lse != nullptr) p.row_lse[v.at(p)] = lse2 * ln_2;
       // 0 where nothing is seen, and where all is NaN.
       if (p.row_peak != nullptr)
         p.row_peak[v.at(p)] = lse2 == -mass_infinity ? 0.0f : fmaxf(0.0f, Block::exp2(sum.a - lse2));

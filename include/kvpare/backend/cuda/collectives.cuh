@@ -4,6 +4,8 @@
 // Those of a block exchange through `room`: shared memory for a T per warp, to be used again after the next sync.
 #pragma once
 
+#include <cmath>
+
 #include "block.cuh"
 
 namespace kvpare::cuda {
@@ -27,6 +29,10 @@ struct Greatest {
   }
 };
 
+struct GreatestNumber {
+  KVPARE_DEVICE float operator()(float a, float b) const { return std::fmax(a, b); }
+};
+
 /// Every lane gets join of all x; join(a, b) = join(b, a).
 template <class Block, class T, class Join>
 KVPARE_DEVICE T warp_fold(Block& b, T x, Join join) {
@@ -37,6 +43,12 @@ KVPARE_DEVICE T warp_fold(Block& b, T x, Join join) {
 template <class Block, class T>
 KVPARE_DEVICE T warp_sum(Block& b, T x) {
   return warp_fold(b, x, Sum{});
+}
+
+/// The largest number; NaN are left out.
+template <class Block>
+KVPARE_DEVICE float warp_max(Block& b, float x) {
+  return warp_fold(b, x, GreatestNumber{});
 }
 
 /// The sum of x over the lanes up to one's own.

@@ -43,7 +43,7 @@ constexpr int lane_load(int bytes, int most) {
 }
 
 constexpr KVPARE_HD float power_of_two(int k) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>((k < -126 ? -126 : k > 127 ? 127 : k) + 127) << 23);
+  return kvpare::detail::power_of_two(k < -126 ? -126 : k > 127 ? 127 : k);
 }
 
 enum class CodeKind { none, linear, e4m3, e5m2, e2m1 };

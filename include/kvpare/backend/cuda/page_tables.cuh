@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -111,7 +112,7 @@ class PageTables {
   Table make(Runtime& runtime, const ListVersion& version, Index bytes, Index offset_bytes) {
     sweep();
     // Room to grow, in sizes of powers of two, so that what one list gives back another can use.
-    const Index entry_room = power_of_two(bytes), offset_room = offset_bytes == 0 ? 0 : power_of_two(offset_bytes);
+    const Index entry_room = room_for(bytes), offset_room = offset_bytes == 0 ? 0 : room_for(offset_bytes);
     Table table{.owner = version.id(), .entry_bytes = entry_room, .offset_bytes = offset_room};
     const Index size = entry_room + offset_room;
     if (auto fits = spare_.find(size); fits != spare_.end() && !fits->second.empty()) {
@@ -129,10 +130,8 @@ class PageTables {
     slab_at_ += size, slab_left_ -= size;
     return table;
   }
-  static Index power_of_two(Index bytes) {
-    Index size = 512;
-    while (size < bytes) size *= 2;
-    return size;
+  static Index room_for(Index bytes) {
+    return static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(std::max<Index>(bytes, 512))));
   }
   void give_back(const Table& table) {
     if (table.memory != nullptr) spare_[table.entry_bytes + table.offset_bytes].push_back(table.memory);

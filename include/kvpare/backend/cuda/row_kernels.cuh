@@ -7,6 +7,7 @@
 #pragma once
 
 #include "codecs.cuh"
+#include "elements.cuh"
 
 namespace kvpare::cuda {
 
@@ -24,22 +25,6 @@ KVPARE_DEVICE int list_slots(Block& b, std::uint64_t word, std::uint8_t* list) {
     list[count_bits(word & low_bits(b.thread()))] = static_cast<std::uint8_t>(b.thread());
   b.sync();
   return count_bits(word);
-}
-
-template <class Block>
-KVPARE_DEVICE float number_at(Block& b, const std::byte* p, DType type) {
-  if (type == DType::f32) return b.load(reinterpret_cast<const float*>(p));
-  const std::uint16_t bits = b.load(reinterpret_cast<const std::uint16_t*>(p));
-  return type == DType::f16 ? kvpare::detail::half_to_float(bits) : kvpare::detail::bfloat16_to_float(bits);
-}
-KVPARE_DEVICE std::uint16_t short_number(float x, DType type) {
-  return type == DType::f16 ? kvpare::detail::float_to_half(x) : kvpare::detail::float_to_bfloat16(x);
-}
-KVPARE_DEVICE void put_number(std::byte* p, float x, DType type) {
-  if (type == DType::f32)
-    *reinterpret_cast<float*>(p) = x;
-  else
-    *reinterpret_cast<std::uint16_t*>(p) = short_number(x, type);
 }
 
 /// Four numbers: 16 or 8 bytes, aligned to as many.

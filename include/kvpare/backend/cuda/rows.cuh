@@ -83,6 +83,28 @@ class ByForm {
   std::vector<Group> groups_;
 };
 
+/// Scratch for floats that is filled, read and filled again.
+template <class Work>
+class Lot {
+ public:
+  /// `floats` in all, of which the largest part takes `of_part`.
+  Lot(Work& work, Index floats, Index of_part)
+      : work_(&work), floats_(std::min(floats, std::max(work.lot_floats, of_part))) {}
+  /// Room for so many; where it is full, `flush()` launches what reads it, and it starts anew.
+  template <class F>
+  float* room(Index floats, const F& flush) {
+    if (memory_ == nullptr) memory_ = work_->template scratch<float>(floats_);
+    if (used_ + floats > floats_) flush(), used_ = 0;
+    used_ += floats;
+    return memory_ + used_ - floats;
+  }
+
+ private:
+  Work* work_;
+  float* memory_ = nullptr;
+  Index floats_, used_ = 0;
+};
+
 /// Rows on their way to floats, by form.
 template <class Work>
 class Reads {
@@ -215,7 +237,7 @@ class Recoding {
  public:
   /// `floats` of all pages, the largest of which has `of_page`.
   Recoding(Work& work, Index floats, Index of_page)
-      : work_(&work), reads_(work), floats_(std::min(floats, std::max(work.lot_floats, of_page))) {}
+      : work_(&work), reads_(work), lot_(work, floats, of_page) {}
 
   void add(const EncodeList& list, const EncodePage& page, Side side) {
     const auto pieces =
@@ -334,10 +356,7 @@ class Recoding {
   }
 
   float* room(Index floats) {
-    if (memory_ == nullptr) memory_ = work_->template scratch<float>(floats_);
-    if (used_ + floats > floats_) launch_coding(), used_ = 0;
-    used_ += floats;
-    return memory_ + used_ - floats;
+    return lot_.room(floats, [&] { launch_coding(); });
   }
 
   void launch_coding() {
@@ -349,13 +368,12 @@ class Recoding {
 
   Work* work_;
   Reads<Work> reads_;
+  Lot<Work> lot_;
   std::vector<ConvertJob> converts_;
   ByForm<Work, EncodeJob> encodes_;
   std::vector<CopyJob> copies_;
   std::vector<RowMove> moves_;
   std::vector<Carried> carried_;
-  float* memory_ = nullptr;
-  Index floats_, used_ = 0;
 };
 
 }  // namespace detail
@@ -604,7 +622,7 @@ class Measuring {
  public:
   /// `floats` of all entries, the largest of which has `of_entry`.
   Measuring(Work& work, Index floats, Index of_entry)
-      : work_(&work), reads_(work), floats_(std::min(floats, std::max(work.lot_floats, of_entry))) {}
+      : work_(&work), reads_(work), lot_(work, floats, of_entry) {}
 
   void add(const StatisticsRow& s, std::size_t index, float* spread) {
     const Entry& entry = s.pages.entries[index];
@@ -644,17 +662,13 @@ class Measuring {
 
  private:
   float* room(Index floats) {
-    if (memory_ == nullptr) memory_ = work_->template scratch<float>(floats_);
-    if (used_ + floats > floats_) launch(), used_ = 0;
-    used_ += floats;
-    return memory_ + used_ - floats;
+    return lot_.room(floats, [&] { launch(); });
   }
 
   Work* work_;
   Reads<Work> reads_;
+  Lot<Work> lot_;
   std::vector<StatisticsEntry> entries_[2];  // [per_slot]
-  float* memory_ = nullptr;
-  Index floats_, used_ = 0;
 };
 
 }  // namespace detail

@@ -42,10 +42,8 @@ struct FragmentLayout {
   static constexpr KVPARE_HD Index row_bytes(TileShape s) { return s.width * bits / 8; }
   static constexpr KVPARE_HD Index scales_at(TileShape s) { return s.tokens * row_bytes(s); }
   static constexpr KVPARE_HD Index zeros_at(TileShape s) { return scales_at(s) + groups(s) * scale_bytes; }
-  static constexpr KVPARE_HD Index groups(TileShape s) { return s.tokens * s.width / group(s); }
-  static constexpr KVPARE_HD Index group(TileShape s) {
-    return form.group > 0 ? form.group : (form.along == Along::channels ? s.width : s.tokens) / form.parts;
-  }
+  static constexpr KVPARE_HD Index groups(TileShape s) { return own_form().groups(s); }
+  static constexpr KVPARE_HD Index group(TileShape s) { return own_form().group_of(s); }
   /// Which group's scale and zero hold for channel c of token t.
   static constexpr KVPARE_HD Index group_of(TileShape s, Index t, Index c) {
     return form.along == Along::channels ? (t * s.width + c) / group(s) : t / group(s) * s.width + c;
@@ -55,6 +53,9 @@ struct FragmentLayout {
     const Index unit = c * bits / 16;
     return side == Side::keys ? t * row_bytes(s) + unit * 2 : t / 2 * 2 * row_bytes(s) + unit * 4 + t % 2 * 2;
   }
+
+ private:
+  static constexpr KVPARE_HD GroupForm own_form() { return C::form; }  // a copy: device code has no static members
 };
 
 namespace detail {

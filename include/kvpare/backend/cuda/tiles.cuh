@@ -99,6 +99,11 @@ struct FragmentAccess {
       return C::quantize(x, stride, n, state, codes, code_stride);
   }
 
+  /// Channel c of token t.
+  static KVPARE_DEVICE float number(TileShape s, const std::byte* tile, Index t, Index c, const float* state) {
+    const int i = static_cast<int>(c % per_unit);
+    return value(group(s, tile, Layout::group_of(s, t, c)), state, code(unit(s, tile, t, c - i), i));
+  }
   static KVPARE_DEVICE float value(GroupBits x, const float* state, std::uint8_t code) {
     const float scaled = kvpare::detail::product(C::scale_of(x, state), C::level(code));
     if constexpr (Layout::zero_bytes > 0)

@@ -3,7 +3,7 @@
 
 struct Greedy {
   static constexpr std::string_view name = "greedy";
-  static constexpr bool needs_summary = false;
+  static constexpr kvpare::BudgetNeeds needs = {};
   static constexpr auto fields() { return std::tuple{}; }
   void allocate(const kvpare::LayerSummary*, kvpare::Index, kvpare::Index, kvpare::Index*) const {}
   friend bool operator==(const Greedy&, const Greedy&) = default;

@@ -187,6 +187,145 @@ TYPED_TEST(SpecExample, SnapKvKeepsItsWindowAndTheBest) {
   }
 }
 
+// ---- VL-Cache
+
+/// Two layers of one head; the first three tokens are an image.
+Prompt vl_cache_prompt() {
+  const std::vector<std::vector<double>> begin{{1}, {1, 1}, {1, 1, 1}};
+  auto with = [&](std::vector<double> row3, std::vector<double> row4) {
+    auto rows = begin;
+    rows.push_back(std::move(row3)), rows.push_back(std::move(row4));
+    return prompt_of_rows(rows, {TagSpan{.begin = 0, .end = 3, .token_class = TokenClass::image}});
+  };
+  Prompt p = with({.600, .005, .095, .300}, {.800, .004, .006, .090, .100});
+  const Prompt q = with({.900, .003, .005, .092}, {.950, .001, .002, .003, .044});
+  p.model.layers.push_back(q.model.layers[0]);
+  p.queries.push_back(q.queries[0]), p.keys.push_back(q.keys[0]), p.values.push_back(q.values[0]);
+  return p;
+}
+
+TYPED_TEST(SpecExample, VlCacheScoresAndBudgets) {
+  const Prompt p = vl_cache_prompt();
+  for (const Index chunk : {5, 1, 3}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    auto method = vl_cache();
+    method.keep = Keep::ratio(0.5), method.selector.recent_share = 0, method.selector.last = 0;
+    fed.feed(method, 0, 5, chunk);
+    const auto report = fed.cache.compress(fed.id, method);
+    EXPECT_EQ(report.layer_budgets, (std::vector<Index>{3, 2})) << "densities 2/3 and 4/9, chunks of " << chunk;
+    EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 2, 3}));
+    EXPECT_EQ(fed.cache.kept(fed.id, 1, 0), (Positions{0, 3}));
+
+    FedCache<typename TestFixture::B> again(this->be(), p);
+    method.selector.last = 1;
+    again.feed(method, 0, 5, chunk);
+    again.cache.compress(again.id, method);
+    EXPECT_EQ(again.cache.kept(again.id, 0, 0), (Positions{0, 3, 4})) << "with the last token";
+    EXPECT_EQ(again.cache.kept(again.id, 1, 0), (Positions{0, 4}));
+  }
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 5);
+  expect_near(fed.scores(0, PostVision{}, all_tokens, {0, 1, 2, 3, 4})[0], 0, {1.4, .009, .101, .39, .1});
+  expect_near(fed.scores(1, PostVision{}, all_tokens, {3, 4})[0], 0, {1.85, .004, .007, .095, .044});
+  expect_near(fed.scores(1, PostVision{.max_rows = 1}, all_tokens, {3, 4})[0], 0, {.95, .001, .002, .003, .044});
+}
+
+TYPED_TEST(SpecExample, VlCacheWithoutTextAfterTheImageLooksAtTheNewestRows) {
+  const Prompt p = prompt_of_rows({{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}},
+                                  {TagSpan{.begin = 1, .end = 4, .token_class = TokenClass::image}});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 4);
+  expect_near(fed.scores(0, PostVision{.fallback = 2}, all_tokens, {0, 1, 2, 3})[0], 0, {1.2, .4, .25, .15});
+}
+
+TEST(SpecExamples, VlCacheBudgets) {
+  const LayerSummary layers[] = {{.density = 2.0 / 3}, {.density = 4.0 / 9}};
+  const Index available[] = {5, 5};
+  double scratch[2];
+  Index keep[2];
+  Density{}.allocate(layers, available, 2, 5, scratch, keep);
+  EXPECT_EQ(keep[0], 3);
+  EXPECT_EQ(keep[1], 2);
+  const LayerSummary one_dense[] = {{.density = 0.9}, {.density = 0.0001}};
+  const Index many[] = {1000, 1000};
+  Density{}.allocate(one_dense, many, 2, 600, scratch, keep);
+  EXPECT_EQ(keep[1], 10) << "no layer below 1 %";
+  EXPECT_EQ(keep[0], 590);
+}
+
+// ---- PrefixKV
+
+TEST(SpecExamples, PrefixKvBudgets) {
+  const double flat[] = {28, 54, 78, 100}, steep[] = {80, 89, 95, 100};
+  const LayerSummary layers[] = {{.count = 4, .curve = flat}, {.count = 4, .curve = steep}};
+  const Index available[] = {4, 4};
+  double scratch[2];
+  Index keep[2];
+  const auto expect = [&](Index total, Index first, Index second) {
+    Prefix{}.allocate(layers, available, 2, total, scratch, keep);
+    EXPECT_EQ(keep[0], first) << "of " << total;
+    EXPECT_EQ(keep[1], second) << "of " << total;
+  };
+  expect(4, 3, 1);
+  expect(3, 2, 1);
+  expect(5, 4, 1);
+  expect(8, 4, 4);
+  expect(0, 0, 0);
+}
+
+TYPED_TEST(SpecExample, PrefixKvKeepsThePrefixOfEachLayer) {
+  // Two layers whose column sums are in the proportions of the example: a last row that outweighs all others.
+  Prompt p = prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {28, 24, 26, 22}});
+  const Prompt q = prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {80, 5, 9, 6}});
+  p.model.layers.push_back(q.model.layers[0]);
+  p.queries.push_back(q.queries[0]), p.keys.push_back(q.keys[0]), p.values.push_back(q.values[0]);
+  auto method = Compressor{LastRow{}, Prefix{}, TopK{.heads = SelectHeads::layer}, Keep::ratio(0.5)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, 4);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 2}));
+  EXPECT_EQ(fed.cache.kept(fed.id, 1, 0), (Positions{0}));
+  method.selector.first = 1, method.selector.last = 1;
+  FedCache<typename TestFixture::B> again(this->be(), p);
+  again.feed(method, 0, 4);
+  const auto report = again.cache.compress(again.id, method);
+  EXPECT_EQ(report.layer_budgets[0] + report.layer_budgets[1], 4);
+  for (Index l = 0; l < 2; ++l) {
+    const auto kept = again.cache.kept(again.id, l, 0);
+    EXPECT_EQ(kept.front(), 0) << "layer " << l;
+    EXPECT_EQ(kept.back(), 3) << "layer " << l;
+  }
+}
+
+// ---- ZipVL
+
+TYPED_TEST(SpecExample, ZipVlKeepsAShareOfTheAttention) {
+  const Prompt p = prompt_of_rows({{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}});
+  const auto kept = [&](double tau, Index chunk) {
+    auto method = zip_vl();
+    method.scorer.tau = tau, method.scorer.recent = 1;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 4, chunk);
+    fed.cache.compress(fed.id, method);
+    return fed.cache.kept(fed.id, 0, 0);
+  };
+  for (const Index chunk : {4, 1}) {
+    EXPECT_EQ(kept(0.70, chunk), (Positions{0, 3})) << "p = 1, and the newest";
+    EXPECT_EQ(kept(0.85, chunk), (Positions{0, 1, 3})) << "p = 2, and the newest";
+    EXPECT_EQ(kept(0.95, chunk), (Positions{0, 1, 3})) << "p = 3; sums that favour old tokens would take 2";
+    EXPECT_EQ(kept(0.975, chunk), (Positions{0, 1, 2, 3}));
+  }
+}
+
+TYPED_TEST(SpecExample, ZipVlScoresAreAttentionPerRow) {
+  const Prompt p = prompt_of_rows({{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 4);
+  const auto scores =
+      fed.scores(0, DynamicShare{.tau = 0.85, .recent = 1}, all_tokens, {0, 1, 2, 3})[0];
+  expect_near(scores, 0, {1.7, 1 + .8 / 3, .125 - 2, 3});
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

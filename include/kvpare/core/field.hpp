@@ -1,6 +1,7 @@
 // Settings of a policy as data: parsing, printing, range checks and tables all read `fields()`.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -28,6 +29,13 @@ struct Choice {
 
 template <class P, class M>
 Choice(std::string_view, M P::*, std::string_view) -> Choice<P, M>;
+
+inline std::string print_setting(bool yes) { return yes ? "yes" : "no"; }
+inline bool parse_setting(std::string_view word, bool& out) {
+  if (word != "yes" && word != "no") return false;
+  out = word == "yes";
+  return true;
+}
 
 /// Calls `f(field)` for every setting of `P`.
 template <class P, class F>

@@ -36,6 +36,18 @@ decltype(auto) with_policy(const P& policy, F&& f) {
   return f(policy);
 }
 
+/// The name of a policy, or of the one that was chosen at run time.
+template <class P>
+std::string_view policy_name(const P& policy) {
+  return with_policy(policy, [](const auto& p) -> std::string_view { return std::remove_cvref_t<decltype(p)>::name; });
+}
+
+/// What the budgets of a method want to know of the layers.
+template <class A>
+BudgetNeeds needs_of(const A& budget) {
+  return with_policy(budget, [](const auto& a) { return BudgetNeeds{std::remove_cvref_t<decltype(a)>::needs}; });
+}
+
 /// Throws unless all settings of a method make sense.
 template <class C>
   requires requires(const C& c) { c.scorer, c.budget, c.selector, c.keep; }
@@ -44,6 +56,11 @@ void check(const C& compressor) {
   check_settings(compressor.scorer);
   check_settings(compressor.budget);
   check_settings(compressor.selector);
+  if (needs_of(compressor.budget).density)
+    require(with_policy(compressor.scorer,
+                        [](const auto& s) { return MeasuresDensity<std::remove_cvref_t<decltype(s)>>; }),
+            "budget ", policy_name(compressor.budget), " follows how dense the layers' attention is, which scorer ",
+            policy_name(compressor.scorer), " does not measure; post_vision does");
   if constexpr (requires { check_settings(compressor.precision); }) check_settings(compressor.precision);
 }
 
@@ -53,12 +70,6 @@ Precision precision_of(const C& compressor, Index layers) {
   const Precision p = with_policy(compressor.precision, [&](const auto& policy) { return policy.precision(layers); });
   check(p);
   return p;
-}
-
-/// The name of a policy, or of the one that was chosen at run time.
-template <class P>
-std::string_view policy_name(const P& policy) {
-  return with_policy(policy, [](const auto& p) -> std::string_view { return std::remove_cvref_t<decltype(p)>::name; });
 }
 
 }  // namespace kvpare

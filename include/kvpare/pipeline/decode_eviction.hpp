@@ -24,7 +24,7 @@ template <class C>
 bool acts_at_decode(const C& method) {
   const Reads reads = method.scorer.reads();
   return (reads.rows == Reads::Rows::none || reads.attention) &&
-         with_policy(method.budget, [](const auto& a) { return !std::remove_cvref_t<decltype(a)>::needs_summary; }) &&
+         !needs_of(method.budget).any() &&
          method.selector.heads != SelectHeads::shared &&
          (method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens);
 }
@@ -109,52 +109,60 @@ inline TaggedBits tagged_bits(const HeadPages& list, const Entry& e, const Tags&
   return bits;
 }
 
-/// Takes the newest of a list's candidates off, where positions interleave.
-inline void reserve_newest(const HeadPages& list, Index count, std::vector<std::uint64_t>& candidates) {
-  std::vector<Position> at = positions_of(list, Selection(candidates));
-  if (count <= 0 || at.empty()) return;
-  const auto first = at.end() - std::min<Index>(count, static_cast<Index>(at.size()));
-  std::nth_element(at.begin(), first, at.end());
-  for (std::size_t e = 0; e < candidates.size(); ++e)
-    for_each_bit(candidates[e], [&](Index slot) {
-      if (list.position(list.entries[e], slot) >= *first) candidates[e] &= ~(std::uint64_t{1} << slot);
+enum class End : std::uint8_t { oldest, newest };
+
+/// Takes so many of the oldest, or of the newest, tokens of a list off its bitmap.
+inline void take_off(const HeadPages& list, End end, Index count, std::vector<std::uint64_t>& words) {
+  if (count <= 0) return;
+  if (list.ascends()) {
+    for (std::size_t i = 0; i < words.size() && count > 0; ++i) {
+      std::uint64_t& word = words[end == End::oldest ? i : words.size() - 1 - i];
+      if (const Index here = std::popcount(word); here <= count) {
+        count -= here;
+        word = 0;
+      } else {
+        for (; count > 0; --count)
+          word &= end == End::oldest ? word - 1 : ~(std::uint64_t{1} << (63 - std::countl_zero(word)));
+      }
+    }
+    return;
+  }
+  std::vector<Position> at = positions_of(list, Selection(words));
+  if (at.empty()) return;
+  const Index n = static_cast<Index>(at.size()), taken = std::min(count, n);
+  const auto border = at.begin() + (end == End::oldest ? taken - 1 : n - taken);
+  std::nth_element(at.begin(), border, at.end());
+  for (std::size_t e = 0; e < words.size(); ++e)
+    for_each_bit(words[e], [&](Index slot) {
+      const Position p = list.position(list.entries[e], slot);
+      if (end == End::oldest ? p <= *border : p >= *border) words[e] &= ~(std::uint64_t{1} << slot);
     });
 }
 
-/// What of a list is up for eviction: tokens of the selector's classes, less the protected, less the newest share of the
-/// budget; tokens in pages of format `settled` (-1 = none) take no part. False while the list is over its budget by less
-/// than `least`.
+/// What of a list is up for eviction: tokens of the selector's classes, less the protected and those at its ends, less the
+/// newest share of the budget; tokens in pages of format `settled` (-1 = none) take no part. False while the list is over
+/// its budget by less than `least`, but for selectors with only_positive.
 inline bool eviction_row(const HeadPages& list, const Tags& tags, const TopK& selector, Index budget, int settled,
                          Index least, EvictionRow& row) {
   row.candidates.clear();
-  Index members = 0, reserved = 0;
+  Index members = 0;
+  std::vector<std::uint64_t> is_protected;
   for (const Entry& e : list.entries) {
-    if (e.format == settled) {
-      row.candidates.push_back(0);
-      continue;
-    }
-    const TaggedBits bits = tagged_bits(list, e, tags, selector.among);
+    const TaggedBits bits = e.format == settled ? TaggedBits{} : tagged_bits(list, e, tags, selector.among);
     members += std::popcount(bits.members);
-    reserved += std::popcount(bits.members & bits.is_protected);
-    row.candidates.push_back(bits.members & ~bits.is_protected);
+    row.candidates.push_back(bits.members);
+    is_protected.push_back(bits.is_protected);
   }
-  if (members < budget + least) return false;
-  row.keep = std::max<Index>(0, budget - reserved);
-  Index newest = static_cast<Index>(std::floor(selector.recent_share * static_cast<double>(row.keep) + 1e-9));
+  if (members < budget + least && !selector.only_positive) return false;
+  take_off(list, End::oldest, selector.first, row.candidates);
+  take_off(list, End::newest, selector.last, row.candidates);
+  Index candidates = 0;
+  for (std::size_t e = 0; e < row.candidates.size(); ++e)
+    candidates += std::popcount(row.candidates[e] &= ~is_protected[e]);
+  row.keep = std::max<Index>(0, budget - (members - candidates));
+  const Index newest = static_cast<Index>(std::floor(selector.recent_share * static_cast<double>(row.keep) + 1e-9));
   row.keep -= newest;
-  if (!list.ascends()) {
-    reserve_newest(list, newest, row.candidates);
-    return true;
-  }
-  for (std::size_t e = row.candidates.size(); e-- > 0 && newest > 0;) {
-    std::uint64_t& word = row.candidates[e];
-    if (const Index here = std::popcount(word); here <= newest) {
-      newest -= here;
-      word = 0;
-    } else {
-      for (; newest > 0; --newest) word &= ~(std::uint64_t{1} << (63 - std::countl_zero(word)));
-    }
-  }
+  take_off(list, End::newest, newest, row.candidates);
   return true;
 }
 

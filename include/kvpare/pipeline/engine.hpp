@@ -85,6 +85,7 @@ class EngineSequence {
       ScoredLayer out;
       out.layer = static_cast<Index>(l), out.heads = lists.back().heads, out.columns = &columns.back();
       out.scores = seen.scores(), out.scored_columns = std::min(seen.columns(), columns.back().count);
+      out.density = seen.density();
       const auto members = columns.back().of_class(compressor.selector.among);
       for (std::size_t w = 0; w < members.size(); ++w)
         out.given += std::popcount(members[w] & columns.back().live[0][w]);

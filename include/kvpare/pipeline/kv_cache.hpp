@@ -349,7 +349,7 @@ class KvCache {
     std::vector<LayerForms> forms;
     for (Index l = 0; l < layers(); ++l) forms.push_back(forms_of(precision, l));
     const KeyRanges key_ranges(*this, s, precision);
-    if (compressor.keep != Keep::ratio(1)) {
+    if (compressor.keep != Keep::ratio(1) || compressor.selector.only_positive) {
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
       std::vector<ScoredLayer> scored;
@@ -364,7 +364,7 @@ class KvCache {
                                                      made[static_cast<std::size_t>(l)], "compress");
         ScoredLayer out;
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
-        out.scores = observed.scores(), out.scored_columns = observed.columns();
+        out.scores = observed.scores(), out.scored_columns = observed.columns(), out.density = observed.density();
         out.given = layer.given(s.tags, compressor.selector.among);
         out.page_bytes = pool_->page_bytes(size_class(l, append_format));
         out.settled = forms[static_cast<std::size_t>(l)].rest;

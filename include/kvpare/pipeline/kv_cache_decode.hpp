@@ -281,6 +281,7 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
         {together ? step.mean.data() : scores + choices[c].head * stride, candidate_bits.data() + choices[c].at,
          k.data() + c, chosen.data() + choices[c].at, nan_counts.data() + c,
          detail::used_slots(heads[static_cast<std::size_t>(choices[c].head)].entries, page_tokens_), page_tokens_});
+    if (method.selector.only_positive) detail::bound_by_positive(*be_, tops.back(), k.data() + c);
   }
   std::vector<std::uint64_t> stay(candidates.size());
   std::vector<Index> nans(keep.size());

@@ -172,7 +172,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     Index before = 0;
     for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
       const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
-      const detail::PlanRow row = detail::plan_row(layer, 0, h, false, compressor.selector.among);
+      const detail::PlanRow row = detail::plan_row(layer, 0, h, false, compressor.selector);
       const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
       const std::size_t first = held.size();
       held.push_back({&w, h, append_format, {}, 0, {}});

@@ -40,8 +40,9 @@ class ObservedLayer {
  public:
   bool scored() const { return scored_; }
   const float* scores() const { return scores_.data(); }
+  const float* density() const { return density_.data(); }
   Index columns() const { return columns_; }  // when scored; later tokens have no score
-  Index bytes() const { return scores_.bytes() + kept_.rows.bytes(); }
+  Index bytes() const { return scores_.bytes() + density_.bytes() + kept_.rows.bytes(); }
 
   void forget() { *this = ObservedLayer(); }
 
@@ -85,16 +86,17 @@ class ObservedLayer {
       if (reads.of.has(static_cast<TokenClass>(
               seen.columns->classes[static_cast<std::size_t>(own[static_cast<std::size_t>(r)])])))
         rows.push_back(r);
-    if (reads.rows == Reads::Rows::last && static_cast<Index>(rows.size()) > reads.count)
-      rows.erase(rows.begin(), rows.end() - reads.count);
     std::vector<Position> row_positions;
     for (Index r : rows) row_positions.push_back(positions[static_cast<std::size_t>(r)]);
+    const Index unread = rows_before(reads, seen, row_positions);
+    rows.erase(rows.begin(), rows.begin() + unread);
+    row_positions.erase(row_positions.begin(), row_positions.begin() + unread);
 
     ObservedLayer next;  // made aside, put in place at the end
     next.scorer_ = scorer;
     const bool together = rows.empty() || rows.back() - rows.front() + 1 == static_cast<Index>(rows.size());
     if (!reads.streams && (!final || !kept_.positions.empty())) {
-      KeptRows joined = join(be, reads, queries, rows, row_positions);
+      KeptRows joined = join(be, reads, seen, queries, rows, row_positions);
       if (final)
         next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, *this);
       else
@@ -103,11 +105,11 @@ class ObservedLayer {
       next.score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())),
                       row_positions, *this);
     } else {
-      const KeptRows copy = join(be, reads, queries, rows, row_positions);
+      const KeptRows copy = join(be, reads, seen, queries, rows, row_positions);
       next.score_rows(be, scorer, seen, copy.tensor(), row_positions, *this);
     }
     if (!next.scored_ && scored_) {  // an earlier observation, complete in itself, counts until this one is
-      next.scores_ = std::move(scores_);
+      next.scores_ = std::move(scores_), next.density_ = std::move(density_);
       next.columns_ = columns_;
       next.scored_ = true;
     }
@@ -163,8 +165,9 @@ class ObservedLayer {
   void score_rows(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions,
                   const ObservedLayer& before) {
     const Index heads = static_cast<Index>(seen.heads.size()), columns = seen.columns->count;
-    Buffer<B, float> scores(be, heads * columns);
+    Buffer<B, float> scores(be, heads * columns), density(be, 1);
     fill(be, scores.data(), heads * columns, 0.0f);
+    fill(be, density.data(), 1, 0.0f);
     if (before.scored_ && before.columns_ > 0)
       be.each(heads * before.columns_,
               detail::CopyColumns{before.scores_.data(), before.columns_, scores.data(), columns});
@@ -172,28 +175,40 @@ class ObservedLayer {
     seen.queries = queries;
     seen.row_positions = positions;
     seen.row_columns = own;
-    score(be, scorer, seen, Scores{scores.data(), heads, columns});
-    scores_ = std::move(scores);
+    score(be, scorer, seen, Scores{scores.data(), heads, columns, density.data()});
+    scores_ = std::move(scores), density_ = std::move(density);
     columns_ = columns;
     scored_ = true;
   }
 
-  /// Rows of earlier chunks and these, without the oldest when only the last are wanted.
-  KeptRows join(B& be, const Reads& reads, const ConstTensor& queries, const std::vector<Index>& rows,
-                const std::vector<Position>& positions) const {
+  /// How many rows at the front the scorer does not read, of the rows so far.
+  static Index rows_before(const Reads& reads, const Observation<B>& seen, std::span<const Position> positions) {
+    const Index rows = static_cast<Index>(positions.size());
+    const Index but_the_newest = std::max<Index>(0, rows - reads.count);
+    if (reads.rows == Reads::Rows::last) return but_the_newest;
+    if (reads.rows != Reads::Rows::after_visual) return 0;
+    const Position image = last_visual(*seen.columns);
+    if (image < 0) return but_the_newest;
+    const auto first = std::upper_bound(positions.begin(), positions.end(), image);
+    return std::min(but_the_newest, static_cast<Index>(first - positions.begin()));
+  }
+
+  /// Rows of earlier chunks and these, without those that are not read.
+  KeptRows join(B& be, const Reads& reads, const Observation<B>& seen, const ConstTensor& queries,
+                const std::vector<Index>& rows, const std::vector<Position>& positions) const {
     require(kept_.positions.empty() || kept_.dtype == queries.dtype, "observe: queries are ", name_of(queries.dtype),
             ", earlier chunks were ", name_of(kept_.dtype));
     require(kept_.positions.empty() || positions.empty() || positions.front() > kept_.positions.back(),
             "observe: a row of position ", positions.empty() ? 0 : positions.front(), " follows one of position ",
             kept_.positions.empty() ? 0 : kept_.positions.back(), " of an earlier chunk, rows must ascend");
     const Index before = static_cast<Index>(kept_.positions.size()), added = static_cast<Index>(rows.size());
-    const Index dropped =
-        reads.rows == Reads::Rows::last ? std::clamp<Index>(before + added - reads.count, 0, before) : 0;
+    std::vector<Position> all = kept_.positions;
+    all.insert(all.end(), positions.begin(), positions.end());
+    const Index dropped = std::min(rows_before(reads, seen, all), before);
     const Index stay = before - dropped, row_bytes = queries.heads * queries.width * size_of(queries.dtype);
     KeptRows joined;
     joined.dtype = queries.dtype, joined.heads = queries.heads, joined.width = queries.width;
-    joined.positions.assign(kept_.positions.begin() + dropped, kept_.positions.end());
-    joined.positions.insert(joined.positions.end(), positions.begin(), positions.end());
+    joined.positions.assign(all.begin() + dropped, all.end());
     joined.rows = Buffer<B, std::byte>(be, (stay + added) * row_bytes);
     const auto copy = [&](const ConstTensor& from, const std::vector<Index>& which, Index to_row) {
       if (which.empty()) return;
@@ -209,7 +224,7 @@ class ObservedLayer {
   }
 
   std::any scorer_;
-  Buffer<B, float> scores_;
+  Buffer<B, float> scores_, density_;
   Index columns_ = 0;
   bool scored_ = false;
   KeptRows kept_;

@@ -24,6 +24,7 @@ struct ScoredLayer {
   std::span<const HeadPages> heads;
   const Columns* columns = nullptr;
   const float* scores = nullptr;  // [backend] [kv_heads, scored_columns]
+  const float* density = nullptr;  // [backend] what the scorer measured, where the budget needs it
   Index scored_columns = 0;
   Index given = 0;       // tokens of the selector's classes the layer was ever given: what a ratio is of
   Index frozen = 0;      // leading columns that must stay whatever the scores
@@ -42,7 +43,10 @@ namespace detail {
 template <class A>
 struct AllocateLayers {
   A allocator;
-  const RowSummary* rows;  // null when the allocator needs none
+  const RowSummary* rows;       // of the layers' mean scores; as what follows, null when the allocator needs none
+  const double* const* curves;  // with how many numbers each has
+  const Index* curve_counts;
+  const float* const* densities;
   const Index* available;  // in units of `quantum` tokens
   const Index* available_tokens;
   Index layers, total, quantum;
@@ -52,8 +56,12 @@ struct AllocateLayers {
   Index* keep;
 
   KVPARE_HD void operator()(Index) const {
-    for (Index l = 0; l < layers && rows != nullptr; ++l)
-      summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
+    for (Index l = 0; l < layers; ++l) {
+      summaries[l] = {};
+      if (rows != nullptr) summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
+      if (curves != nullptr) summaries[l].curve = curves[l], summaries[l].count = curve_counts[l];
+      if (densities != nullptr) summaries[l].density = static_cast<double>(*densities[l]);
+    }
     if (alike) {
       for (Index l = 0; l < layers; ++l) keep[l] = total / layers;
     } else {
@@ -123,6 +131,20 @@ struct AddUp {
   }
 };
 
+/// No more than the candidates whose score is above 0.
+struct BoundByPositive {
+  const float* scores;
+  const std::uint64_t* candidates;
+  Index columns, word_tokens;
+  Index* k;
+  KVPARE_HD void operator()(Index) const {
+    Index positive = 0;
+    for (Index c = 0; c < columns; ++c)
+      positive += (candidates[c / word_tokens] >> (c % word_tokens) & 1u) != 0 && scores[c] > 0;
+    if (*k > positive) *k = positive;
+  }
+};
+
 /// The newest share of a row's budget ranks above every score.
 struct BoostNewest {
   const float* scores;
@@ -146,9 +168,17 @@ struct PlanRow {
   Index candidate_count = 0;
 };
 
-inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head, bool for_all, ClassSet among) {
+/// Takes a column off a bitmap; was it there?
+inline bool take_column(const Columns& columns, Index column, std::vector<std::uint64_t>& bitmap) {
+  const bool there = columns.has(bitmap, column);
+  if (there)
+    bitmap[static_cast<std::size_t>(column / columns.word_tokens)] &= ~(std::uint64_t{1} << (column % columns.word_tokens));
+  return there;
+}
+
+inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head, bool for_all, const TopK& selector) {
   const Columns& columns = *layer.columns;
-  const auto members = columns.of_class(among);
+  auto members = columns.of_class(selector.among);
   const auto live = columns.live_in(head);
   PlanRow row{index, head, for_all, {}, 0, 0};
   std::vector<std::uint64_t> settled(static_cast<std::size_t>(columns.words()), 0);
@@ -158,14 +188,19 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
       words.push_back(e.format == layer.settled ? e.live : 0);
     settled = columns.from_slots(layer.heads[static_cast<std::size_t>(head)], head, words);
   }
+  for (std::size_t w = 0; w < members.size(); ++w) members[w] &= live[w] & ~settled[w];
+  std::vector<std::uint64_t> between = members;
+  Index first = selector.first, last = selector.last;
+  for (Index c = 0; c < columns.count && first > 0; ++c) first -= take_column(columns, c, between);
+  for (Index c = columns.count; c-- > 0 && last > 0;) last -= take_column(columns, c, between);
   for (Index w = 0; w < columns.words(); ++w) {
-    const std::uint64_t member = members[static_cast<std::size_t>(w)] & live[static_cast<std::size_t>(w)] &
-                                 ~settled[static_cast<std::size_t>(w)];
+    const std::uint64_t member = members[static_cast<std::size_t>(w)];
     const std::uint64_t scored =
         low_bits(std::clamp<Index>(layer.scored_columns - w * columns.word_tokens, 0, columns.word_tokens));
     const std::uint64_t thawed =
         ~low_bits(std::clamp<Index>(layer.frozen - w * columns.word_tokens, 0, columns.word_tokens));
-    const std::uint64_t candidate = member & scored & thawed & ~columns.is_protected[static_cast<std::size_t>(w)];
+    const std::uint64_t candidate =
+        between[static_cast<std::size_t>(w)] & scored & thawed & ~columns.is_protected[static_cast<std::size_t>(w)];
     row.candidates.push_back(candidate);
     row.candidate_count += std::popcount(candidate);
     row.reserved += std::popcount(member & ~candidate);
@@ -222,6 +257,40 @@ void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const
                         wishes.data(), k});
 }
 
+/// Bounds the budget of a row.
+template <Backend B>
+void bound_by_positive(B& be, const TopRow& row, Index* k) {
+  be.each(1, BoundByPositive{row.scores, row.candidates, row.columns, row.word_tokens, k});
+}
+
+/// Of each layer the running sums of its scores, best first.
+template <Backend B>
+class LayerCurves {
+ public:
+  LayerCurves() = default;
+  LayerCurves(B& be, std::span<const MaskedRow> layers) : counts_(be, static_cast<Index>(layers.size())) {
+    std::vector<Buffer<B, Index>> columns;
+    std::vector<SortRow> sorts;
+    std::vector<const double*> of_layers;
+    for (const MaskedRow& row : layers) {
+      columns.emplace_back(be, row.columns);
+      sums_.emplace_back(be, row.columns);
+      of_layers.push_back(sums_.back().data());
+      sorts.push_back({row, columns.back().data(), nullptr, sums_.back().data(),
+                       counts_.data() + static_cast<Index>(sorts.size())});
+    }
+    be.sort_rows(sorts);
+    pointers_ = Buffer<B, const double*>(be, std::span<const double* const>(of_layers));
+  }
+  const double* const* data() const { return pointers_.data(); }
+  const Index* counts() const { return counts_.data(); }
+
+ private:
+  std::vector<Buffer<B, double>> sums_;
+  Buffer<B, Index> counts_;
+  Buffer<B, const double*> pointers_;
+};
+
 }  // namespace detail
 
 /// Fills in `plan.layers` (indexed by ScoredLayer::layer) and its counts. One wait, none when nothing is up for choice.
@@ -232,7 +301,7 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   const TopK& selector = compressor.selector;
   const bool together = selector.heads == SelectHeads::layer || scope.heads_together;
   const std::size_t n = layers.size();
-  if (n == 0 || compressor.keep == Keep::ratio(1)) return;
+  if (n == 0 || (compressor.keep == Keep::ratio(1) && !selector.only_positive)) return;
 
   // What is up for choice, and how much of it stays.
   std::vector<PlanRow> rows;
@@ -243,7 +312,7 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
     for (Index h = 0; h < (one ? 1 : static_cast<Index>(layers[l].heads.size())); ++h) {
-      rows.push_back(detail::plan_row(layers[l], l, h, one, selector.among));
+      rows.push_back(detail::plan_row(layers[l], l, h, one, selector));
       const PlanRow& row = rows.back();
       available_tokens[l] = std::max(available_tokens[l], row.candidate_count + row.reserved);
       layer_of.push_back(static_cast<Index>(l));
@@ -255,18 +324,18 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   const Index total = detail::total_of(compressor.keep, layers);
 
   // Mean over heads, where budgets or the choice need it.
-  const bool summaries_needed =
-      with_policy(compressor.budget, [](const auto& a) { return std::remove_cvref_t<decltype(a)>::needs_summary; });
+  const BudgetNeeds needs = needs_of(compressor.budget);
   std::vector<Buffer<B, float>> means;
-  if (together || summaries_needed)
+  if (together || needs.summary || needs.curve)
     for (const ScoredLayer& l : layers) {
       means.emplace_back(be, l.scored_columns);
       reduce_heads(be, l.scores, static_cast<Index>(l.heads.size()), l.scored_columns, means.back().data());
     }
   Buffer<B, RowSummary> summary_rows;
+  detail::LayerCurves<B> curves;
   std::vector<Buffer<B, std::uint64_t>> candidate_bits;
   for (const PlanRow& row : rows) candidate_bits.emplace_back(be, std::span<const std::uint64_t>(row.candidates));
-  if (summaries_needed) {
+  if (needs.summary || needs.curve) {
     std::vector<Buffer<B, std::uint64_t>> unions;  // candidates of any head
     std::vector<MaskedRow> masked;
     for (std::size_t l = 0, r = 0; l < n; ++l) {
@@ -277,8 +346,17 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       masked.push_back(
           {means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
     }
-    summary_rows = Buffer<B, RowSummary>(be, static_cast<Index>(n));
-    be.reduce(masked, summary_rows.data());
+    if (needs.summary) {
+      summary_rows = Buffer<B, RowSummary>(be, static_cast<Index>(n));
+      be.reduce(masked, summary_rows.data());
+    }
+    if (needs.curve) curves = detail::LayerCurves<B>(be, masked);
+  }
+  Buffer<B, const float*> densities;
+  if (needs.density) {
+    std::vector<const float*> of_layers;
+    for (const ScoredLayer& l : layers) of_layers.push_back(l.density);
+    densities = Buffer<B, const float*>(be, std::span<const float* const>(of_layers));
   }
 
   // Budgets.
@@ -289,7 +367,8 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   const Buffer<B, Index> keep(be, static_cast<Index>(n)), k(be, row_count), nan_counts(be, row_count);
   with_policy(compressor.budget, [&](const auto& allocator) {
     be.each(1, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
-                   allocator, summary_rows.data(), available_units.data(), available_in_tokens.data(),
+                   allocator, summary_rows.data(), curves.data(), curves.counts(), densities.data(),
+                   available_units.data(), available_in_tokens.data(),
                    static_cast<Index>(n), total, quantum, scope.layers_alike, summaries.data(), wishes.data(),
                    keep.data()});
   });
@@ -309,6 +388,9 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
     const PlanRow& row = rows[r];
     const ScoredLayer& layer = layers[row.layer];
     const float* scores = together ? means[row.layer].data() : layer.scores + row.head * layer.scored_columns;
+    TopRow top{scores, candidate_bits[r].data(), k.data() + r, chosen.data() + chosen_at[r], nan_counts.data() + r,
+               std::min(layer.scored_columns, layer.columns->count), layer.columns->word_tokens};
+    if (selector.only_positive) detail::bound_by_positive(be, top, k.data() + r);
     if (selector.recent_share > 0) {
       std::vector<std::int32_t> rank(static_cast<std::size_t>(layer.scored_columns), -1);
       std::int32_t next = 0;
@@ -318,10 +400,9 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       boosted.emplace_back(be, layer.scored_columns);
       be.each(layer.scored_columns,
               detail::BoostNewest{scores, ranks.data(), k.data() + r, selector.recent_share, boosted.back().data()});
-      scores = boosted.back().data();
+      top.scores = boosted.back().data();
     }
-    tops.push_back({scores, candidate_bits[r].data(), k.data() + r, chosen.data() + chosen_at[r], nan_counts.data() + r,
-                    std::min(layer.scored_columns, layer.columns->count), layer.columns->word_tokens});
+    tops.push_back(top);
   }
   fill(be, chosen.data(), chosen.size(), std::uint64_t{0});
   be.select_top(tops);

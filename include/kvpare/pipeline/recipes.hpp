@@ -1,15 +1,19 @@
 // Methods of the literature, named after their papers: parts, put together with the papers' defaults.
 #pragma once
 
+#include "../policy/budget/density.hpp"
+#include "../policy/budget/prefix.hpp"
 #include "../policy/budget/pyramid.hpp"
 #include "../policy/budget/strength_skewness.hpp"
 #include "../policy/budget/uniform.hpp"
 #include "../policy/score/accumulated_attention.hpp"
+#include "../policy/score/dynamic_share.hpp"
 #include "../policy/score/elite_window.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
 #include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
+#include "../policy/score/post_vision.hpp"
 #include "../policy/score/unobserved.hpp"
 #include "compressor.hpp"
 
@@ -50,6 +54,23 @@ inline auto pyramid_kv() {
 inline auto ada_kv() {
   return Compressor{ObservationWindow{.pool = 7, .pooling = Pooling::max}, Uniform{},
                     TopK{.heads = SelectHeads::shared}, Keep::ratio(0.2)};
+}
+
+/// VL-Cache (arXiv 2410.23317): attention of the rows after the image over all tokens, budgets by its density, a tenth of
+/// each for the newest tokens.
+inline auto vl_cache() {
+  return Compressor{PostVision{}, Density{}, TopK{.recent_share = 0.1, .last = 1}, Keep::ratio(0.1)};
+}
+
+/// PrefixKV (arXiv 2412.03409): H2O's scores, one choice per layer, the same share of them in every layer.
+inline auto prefix_kv() {
+  return Compressor{AccumulatedAttention{}, Prefix{}, TopK{.heads = SelectHeads::layer, .first = 1, .last = 1},
+                    Keep::ratio(0.2)};
+}
+
+/// ZipVL (arXiv 2410.08584v2): the tokens that have 97.5 % of a layer's attention; `keep` is only a bound.
+inline auto zip_vl() {
+  return Compressor{DynamicShare{}, Uniform{}, TopK{.heads = SelectHeads::layer, .only_positive = true}, Keep::ratio(1)};
 }
 
 /// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with

@@ -5,7 +5,8 @@
 // | `P::name`, `P::fields()`                |         | the settings by name, for parsing, printing and tables       |
 // | **Scorer** `s.reads()`                  | `Reads` | only the rows it names are supplied                          |
 // | `score(be, s, seen, out)`               | –       | writes (streaming: adds to) every `out(h, column)`           |
-// | **BudgetAllocator** `a.needs_summary`   | `bool`  | whether `layers` below is filled                             |
+// | `S::measures_density`                   | `bool`  | where true, `score` writes `out.density`                     |
+// | **BudgetAllocator** `a.needs`           | `BudgetNeeds` | what of `layers` below is filled                       |
 // | `a.allocate(layers, available, n, total, scratch, keep)` | – | `keep[l]` tokens per layer, summing to `total`     |
 // |                                         |         | clamped to what is available. Runs on the backend as one     |
 // |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
@@ -59,17 +60,31 @@ concept Scorer = Policy<S> && Backend<B> && requires(B& be, const S& s, const Ob
   { score(be, s, seen, out) } -> std::same_as<void>;
 };
 
+/// What an allocator asks of the layers; what nobody asks for is not computed.
+struct BudgetNeeds {
+  bool summary = false;  // sum and skewness
+  bool curve = false;
+  bool density = false;  // of a scorer that measures it
+  constexpr bool any() const { return summary || curve || density; }
+};
+
 /// What an allocator sees of one layer: its candidates' scores, averaged over the kv heads.
 struct LayerSummary {
   double sum = 0, skewness = 0;
   Index count = 0;
+  const double* curve = nullptr;  // [count] running sums of the scores in descending order; NaN count as 0
+  double density = 0;             // share of the layer's attention entries that count
 };
+
+/// Scorers that write `Scores::density`.
+template <class S>
+concept MeasuresDensity = S::measures_density;
 
 /// Splits a total over the layers.
 template <class A>
 concept BudgetAllocator = Policy<A> && requires(const A& a, const LayerSummary* layers, const Index* available, Index n,
                                                 Index total, double* scratch, Index* keep) {
-  { a.needs_summary } -> std::convertible_to<bool>;
+  { a.needs } -> std::convertible_to<BudgetNeeds>;
   { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
 };
 

@@ -12,8 +12,8 @@ namespace kvpare {
 
 /// Which query rows a scorer needs; exactly those are kept under chunked prefill, and counted.
 struct Reads {
-  enum class Rows : std::uint8_t { none, last, all } rows = Rows::none;
-  Index count = 0;           // with `last`: how many
+  enum class Rows : std::uint8_t { none, last, after_visual, all } rows = Rows::none;
+  Index count = 0;           // with `last`: how many; with `after_visual`: so many of the newest at least, whatever they are of
   ClassSet of = all_tokens;  // only rows of these classes
   bool streams = false;      // rows may come chunk by chunk: scores add up, nothing is kept
   bool attention = false;    // the scores are the rows' attention itself, mean over a kv head's queries: what `attend`
@@ -25,6 +25,7 @@ struct Reads {
 struct Scores {
   float* data = nullptr;
   Index heads = 0, columns = 0;
+  float* density = nullptr;  // [backend] one number: what the budget called `density` follows
   KVPARE_HD float& operator()(Index head, Index column) const { return data[head * columns + column]; }
 };
 
@@ -46,6 +47,15 @@ struct Observation {
         columns->classes[static_cast<std::size_t>(row_columns[static_cast<std::size_t>(row)])]);
   }
 };
+
+/// Position of a layer's newest visual token, -1 = none.
+inline Position last_visual(const Columns& columns) {
+  const auto live = columns.live_in_any();
+  for (Index c = columns.count; c-- > 0;)
+    if (visual.has(static_cast<TokenClass>(columns.classes[static_cast<std::size_t>(c)])) && columns.has(live, c))
+      return columns.positions[static_cast<std::size_t>(c)];
+  return -1;
+}
 
 /// Calls `f(slot, column)` for every live token of one head, in order.
 template <Backend B, class F>

@@ -20,8 +20,9 @@
 namespace kvpare {
 
 using AnyScorer =
-    AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, EliteWindow>;
-using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
+    AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
+          DynamicShare, EliteWindow>;
+using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
@@ -47,6 +48,12 @@ inline std::span<const Recipe> known_recipes() {
       Recipe{"pyramid_kv", "as snap_kv, less from layer to layer", "PyramidKV, arXiv 2406.02069", any(pyramid_kv())},
       Recipe{"ada_kv", "as snap_kv, with a budget that the heads of a layer share", "Ada-KV, arXiv 2407.11550",
              any(ada_kv())},
+      Recipe{"vl_cache", "what the text after the image attends to, more for layers that attend to much",
+             "VL-Cache, arXiv 2410.23317", any(vl_cache())},
+      Recipe{"prefix_kv", "the most attended, the same share of attention in every layer",
+             "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
+      Recipe{"zip_vl", "as many tokens as have 97.5 % of a layer's attention", "ZipVL, arXiv 2410.08584",
+             any(zip_vl())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
   };

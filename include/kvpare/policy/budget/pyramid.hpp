@@ -27,7 +27,7 @@ inline constexpr std::string_view choices(PyramidSchedule*) { return "exact|publ
 /// Source   PyramidKV (Cai et al. 2024, arXiv 2406.02069), section 4.2; `published` is the schedule of the released code
 struct Pyramid {
   static constexpr std::string_view name = "pyramid";
-  static constexpr bool needs_summary = false;
+  static constexpr BudgetNeeds needs = {};
 
   double beta = 20;  // steepness: the last layer gets B / beta
   Index window = 8;  // newest tokens that every layer keeps

@@ -23,7 +23,7 @@ inline constexpr std::string_view choices(BudgetUse*) { return "both|strength|sk
 ///          reading under which the total keeps its meaning), sk clamped at 0, exact apportionment.
 struct StrengthSkewness {
   static constexpr std::string_view name = "strength_skewness";
-  static constexpr bool needs_summary = true;
+  static constexpr BudgetNeeds needs = {.summary = true};
 
   BudgetUse use = BudgetUse::both;
   Index least = 1;  // tokens every layer keeps, as far as the total allows

@@ -14,7 +14,7 @@ namespace kvpare {
 /// Source   what SnapKV, H2O and StreamingLLM do
 struct Uniform {
   static constexpr std::string_view name = "uniform";
-  static constexpr bool needs_summary = false;
+  static constexpr BudgetNeeds needs = {};
   static constexpr auto fields() { return std::tuple{}; }
 
   KVPARE_HD void allocate(const LayerSummary*, const Index* available, Index n, Index total, double* scratch,

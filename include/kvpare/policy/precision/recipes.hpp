@@ -224,12 +224,6 @@ struct Joint {
   }
   friend bool operator==(const Joint&, const Joint&) = default;
 };
-inline std::string print_setting(bool yes) { return yes ? "yes" : "no"; }
-inline bool parse_setting(std::string_view word, bool& out) {
-  if (word != "yes" && word != "no") return false;
-  out = word == "yes";
-  return true;
-}
 
 static_assert(PrecisionPolicy<Joint>);
 static_assert(PrecisionPolicy<InForm> && PrecisionPolicy<Kivi> && PrecisionPolicy<Mikv> && PrecisionPolicy<ZipCache>);

@@ -17,7 +17,10 @@ inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer|share
 ///
 /// The budget counts all tokens of those classes. Protected ones take their part of it first (and stay even if there are
 /// more of them than the budget allows), then the newest `recent_share` of what is left, then the best by score.
-/// Tokens that have no score yet (appended after the last observation) count as protected.
+/// Tokens that have no score yet (appended after the last observation) count as protected, and so do the `first` oldest and
+/// the `last` newest of those classes.
+/// Rules    with only_positive, tokens whose score is not above 0 go even where the budget has room: the way of methods
+///          whose scorer decides by a rule of its own (ZipVL); the budget is then a bound
 /// Shared   with heads = shared a head's budget is B_h = c_h (1 - floor) + B floor, apportioned so that a layer's budgets
 ///          sum to what they would be if they were even: B is the even budget, c_h how many of the layer's best heads * B
 ///          scores are head h's. Ties there go to the lower head, and between equal remainders as well. Heads then differ
@@ -32,6 +35,8 @@ struct TopK {
   SelectHeads heads = SelectHeads::kv;
   double recent_share = 0;  // share of the budget that goes to the newest tokens
   double floor = 0.2;       // with heads = shared: share of the even budget that every head keeps
+  Index first = 0, last = 0;   // so many of the oldest and of the newest tokens stay anyway, within the budget
+  bool only_positive = false;  // tokens whose score is not above 0 go even where there is room
 
   static constexpr auto fields() {
     return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
@@ -40,7 +45,11 @@ struct TopK {
                       Field<TopK, double>{"recent_share", &TopK::recent_share, 0.0, 1.0,
                                           "share of the budget that goes to the newest tokens"},
                       Field<TopK, double>{"floor", &TopK::floor, 0.0, 1.0,
-                                          "with heads = shared: share of the even budget that every head keeps"}};
+                                          "with heads = shared: share of the even budget that every head keeps"},
+                      Field<TopK, Index>{"first", &TopK::first, 0, 1 << 20, "oldest tokens that stay anyway"},
+                      Field<TopK, Index>{"last", &TopK::last, 0, 1 << 20, "newest tokens that stay anyway"},
+                      Choice{"only_positive", &TopK::only_positive,
+                             "tokens whose score is not above 0 go even where there is room"}};
   }
   friend bool operator==(const TopK&, const TopK&) = default;
 };

@@ -22,12 +22,12 @@ struct Steps {
   static constexpr bool rows_move = true;
   static constexpr bool fits(TileShape) { return true; }
   static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width; }
-  static void encode(TileShape s, const float* rows, Index first, Index count, const float*, std::byte* tile) {
+  KVPARE_HD static void encode(TileShape s, const float* rows, Index first, Index count, const float*, std::byte* tile) {
     for (Index i = 0; i < count * s.width; ++i)
       tile[first * s.width + i] =
           static_cast<std::byte>(rows[i] == rows[i] ? std::lround(std::clamp(rows[i], -1.0f, 1.0f) * 8) + 8 : 255);
   }
-  static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
+  KVPARE_HD static void decode(TileShape s, const std::byte* tile, Index slot, const float*, float* row) {
     for (Index c = 0; c < s.width; ++c) {
       const int code = static_cast<int>(tile[slot * s.width + c]);
       row[c] = code == 255 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(code - 8) / 8;

@@ -389,6 +389,63 @@ TYPED_TEST(SpecExample, H2oEvictsAtEveryStep) {
   expect_near({after.values[0].begin(), after.values[0].end()}, 0, {3.30, .35, .20});
 }
 
+// ---- CORM
+
+Compressor<RecentMessage, Uniform> corm_of_two() {
+  auto method = corm();
+  method.scorer.w = 2, method.selector.last = 2;
+  return method;
+}
+
+TYPED_TEST(SpecExample, CormEvictsWhatTheLastRowsFoundMinor) {
+  const auto method = corm_of_two();
+  GivenAttention<typename TestFixture::B> given(this->be(), 1, 7);
+  // Five tokens, of which only the last row is shown.
+  oracle::Array3 k(5, 1, 7), v(5, 1, 1), q(1, 1, 7, -80);
+  const double row[] = {.30, .10, .05, .25, .30};
+  for (Index t = 0; t < 5; ++t) k.at(t, 0, t) = 1, q.at(0, 0, t) = std::log(row[t]);
+  const TensorBuffer<typename TestFixture::B> keys(this->be(), k, DType::f32), values(this->be(), v, DType::f32),
+      queries(this->be(), q, DType::f32);
+  const Position at[] = {0, 1, 2, 3, 4};
+  ASSERT_EQ(given.cache.append(given.id, 0, keys.tensor(), values.tensor(), at), Outcome::done);
+  given.cache.observe(given.id, 0, method, queries.tensor(), std::span(at).last(1));
+
+  given.decode(5, {{.40, .08, .02, .10, .20, .20}}, method);
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 3, 4, 5})) << "1 and 2 were minor twice";
+  const auto out = given.decode(6, {{.50, 0, 0, .10, .10, .15, .15}}, method);
+  EXPECT_NEAR(out[0], .10 * 0 + .10 * 0 + .15 * 5 + .15 * 6, 1e-5) << "the step itself still sees all";
+  EXPECT_EQ(given.cache.kept(given.id, 0, 0), (Positions{0, 4, 5, 6})) << "3 now, too; 4 was important a row ago";
+}
+
+TYPED_TEST(SpecExample, CormEvictsOnceAfterThePrompt) {
+  const Prompt p = prompt_of_rows({{1},
+                                   {.9, .1},
+                                   {.9, .05, .05},
+                                   {.9, .04, .03, .03},
+                                   {.30, .10, .05, .25, .30},
+                                   {.40, .08, .02, .10, .20, .20}});
+  for (const Index chunk : {6, 1, 4}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(corm_of_two(), 0, 6, chunk);
+    fed.cache.compress(fed.id, corm_of_two());
+    EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 3, 4, 5})) << "chunks of " << chunk;
+  }
+  auto capped = corm_of_two();
+  capped.keep = Keep::tokens(3);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(capped, 0, 6);
+  fed.cache.compress(fed.id, capped);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 4, 5})) << "of a bound, those last found important";
+}
+
+TYPED_TEST(SpecExample, CormAsksForASharePerKeyOrPerPosition) {
+  const Prompt p = prompt_of_rows({{1}, {.9, .1}, {.8, .1, .1}});
+  auto method = corm_of_two();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 3);
+  expect_near(fed.scores(0, method.scorer, all_tokens, {0, 1, 2})[0], 0, {1.5, -0.5, 0.5});
+}
+
 TYPED_TEST(SpecExample, StreamingLlmEvictsAtEveryStep) {
   auto method = streaming_llm();
   method.scorer.sinks = 2;

@@ -77,6 +77,14 @@ struct BasicTensor {
     return t;
   }
 
+  /// Heads [first, first + count).
+  constexpr KVPARE_HD BasicTensor heads_part(Index first, Index count) const {
+    BasicTensor t = *this;
+    t.data = at(0, first);
+    t.heads = count;
+    return t;
+  }
+
   /// Address of a row of one head. Arithmetic only: nothing is read.
   constexpr KVPARE_HD Void* at(Index row, Index head) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const std::byte, std::byte>;

@@ -19,17 +19,39 @@ struct EvictReport {
 };
 
 /// Can a method act between decode steps? Its scorer must read no rows, or nothing but the attention of each step; its
-/// budgets must not need scores of all layers; its heads must not share a budget; `keep` must be tokens or a ratio.
+/// budgets must not need scores of all layers; its heads must not share a budget, nor its selector choose by more than score; `keep` must be tokens or a ratio.
 template <class C>
 bool acts_at_decode(const C& method) {
   const Reads reads = method.scorer.reads();
   return (reads.rows == Reads::Rows::none || reads.attention) &&
          !needs_of(method.budget).any() &&
-         method.selector.heads != SelectHeads::shared &&
+         method.selector.heads != SelectHeads::shared && !method.selector.refines() &&
          (method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens);
 }
 
 namespace detail {
+
+/// Does the method's scorer carry its scores on by a rule of its own?
+template <Backend B, class C>
+bool takes_steps(const C& method) {
+  return with_policy(method.scorer, [](const auto& s) { return TakesSteps<std::remove_cvref_t<decltype(s)>, B>; });
+}
+
+/// Live tokens of a list that a row of this position sees; window 0 = all up to it.
+inline Index tokens_in_sight(const HeadPages& list, Position position, Index window) {
+  Index count = 0;
+  const Index first = window > 0 ? Index{position} - window + 1 : 0;
+  for (const Entry& e : list.entries) {
+    if (e.first >= first && e.last <= position)
+      count += std::popcount(e.live);
+    else
+      for_each_bit(e.live, [&](Index s) {
+        const Index p = list.position(e, s);
+        count += p >= first && p <= position;
+      });
+  }
+  return count;
+}
 
 /// Says why, where acts_at_decode says no.
 template <class C>
@@ -40,6 +62,8 @@ void require_acts_at_decode(const C& method) {
           " scores rows of a prompt and cannot act between decode steps; observe and compress every few steps instead");
   require(method.selector.heads != SelectHeads::shared,
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
+  require(!method.selector.refines(),
+          "decode: chunk, represent and recover choose among what a whole prompt has, at compress only");
   require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,
           "decode: keep is in pages or bytes, must be tokens or a ratio");
   fail("decode: this budget needs the scores of all layers; it can be shared out at compress only");

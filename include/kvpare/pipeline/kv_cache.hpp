@@ -844,7 +844,7 @@ class KvCache {
   template <class C>
   std::vector<DecodeChoice> decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method);
   template <class C>
-  void prepare_decode(Index layer, DecodeStep& step, const C& method);
+  void prepare_decode(Index layer, DecodeStep& step, Position position, const C& method);
   void demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
               std::span<const std::uint64_t> stay, std::span<const Index> nans, EvictReport& report);
   EvictReport evict(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,

@@ -18,9 +18,20 @@ struct KvCache<B, Listed>::DecodeStep {
   std::vector<float*> mass = {};
   ObservedLayer<B> made = {};           // scores of a scorer that reads no rows, over columns
   RunningScores<B> by_slot = {};        // these over slots, where the two differ
+  Buffer<B, float> attention = {};      // of a scorer that takes steps: [heads, slots]
+  Buffer<B, Index> keys = {}, position = {};
   Buffer<B, float> mean = {};           // over heads that choose together
   Buffer<B, std::int32_t> slides = {};  // memory for running scores to follow their tokens
   bool evicts = false;
+
+  /// Rows for the step's attention, all 0.
+  std::vector<float*> rows_of_attention(B& be) const {
+    fill(be, attention.data(), attention.size(), 0.0f);
+    const Index heads = keys.size(), slots = attention.size() / heads;
+    std::vector<float*> rows;
+    for (Index h = 0; h < heads; ++h) rows.push_back(attention.data() + h * slots);
+    return rows;
+  }
 };
 
 /// One list over its budget, or all lists of a layer whose heads choose together.
@@ -55,8 +66,8 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
     for (const DecodeStep& other : steps)
       require(other.sequence != &s, "decode: sequence ", r.sequence, " is in the batch twice");
     const Index rows = static_cast<Index>(r.positions.size());
-    require(!reads.attention || reads.streams || rows == 1, "decode: rows = ", rows, ", ", scorer,
-            " looks at one row at a time");
+    require(!reads.attention || (reads.streams && !detail::takes_steps<B>(method)) || rows == 1, "decode: rows = ", rows, ", ",
+            scorer, " looks at one row at a time");
     const RunningScores<B>& running = step.at->running;
     for (std::size_t h = 0; h < step.lists.heads.size() && reads.streams && sh.compress; ++h) {
       const Index unseen = step.lists.live_from(h, running.is_of(scorer) ? running.filled(static_cast<Index>(h)) : 0);
@@ -106,12 +117,20 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
 /// of a scorer that reads no rows.
 template <Backend B, class Listed>
 template <class C>
-void KvCache<B, Listed>::prepare_decode(Index layer, DecodeStep& step, const C& method) {
+void KvCache<B, Listed>::prepare_decode(Index layer, DecodeStep& step, Position position, const C& method) {
   const Reads reads = method.scorer.reads();
   const std::string_view scorer = policy_name(method.scorer);
   const std::span<const HeadPages> heads = step.lists.heads;
   if (reads.attention && shape(layer).compress)
     step.admission = step.at->running.to_admit(*be_, scorer, heads, !reads.streams);
+  if (detail::takes_steps<B>(method) && shape(layer).compress) {
+    const RunningScores<B>& to = step.admission.other.empty() ? step.at->running : step.admission.other;
+    step.attention = Buffer<B, float>(*be_, static_cast<Index>(heads.size()) * to.slots());
+    std::vector<Index> keys;
+    for (const HeadPages& list : heads) keys.push_back(detail::tokens_in_sight(list, position, shape(layer).window));
+    step.keys = Buffer<B, Index>(*be_, keys);
+    step.position = Buffer<B, Index>(*be_, std::vector<Index>(heads.size(), Index{position} + 1));
+  }
   if (!step.evicts) return;
   if (reads.rows == Reads::Rows::none) {
     const Columns columns = columns_of(heads, step.sequence->tags);
@@ -255,16 +274,29 @@ EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendReques
   }
   const Buffer<B, std::uint64_t> candidate_bits(*be_, candidates), chosen(*be_, static_cast<Index>(candidates.size()));
   const Buffer<B, Index> k(*be_, keep), nan_counts(*be_, static_cast<Index>(keep.size()));
-  for (DecodeStep& step : steps) prepare_decode(layer, step, method);
+  for (std::size_t i = 0; i < steps.size(); ++i) prepare_decode(layer, steps[i], batch[i].positions.back(), method);
 
   // Attend; what the rows look at goes straight into the running scores.
   const bool watches = method.scorer.reads().attention && shape(layer).compress;
   std::vector<AttendRequest> requests(batch.begin(), batch.end());
-  for (std::size_t i = 0; i < steps.size() && watches; ++i)
-    requests[i].mass = steps[i].mass = steps[i].at->running.rows_to_fill(*be_, steps[i].admission);
-  attend(layer, requests, watches ? MassKind::mean : MassKind::none);
-  for (std::size_t i = 0; i < steps.size() && watches; ++i)
+  const bool by_steps = detail::takes_steps<B>(method) && watches;
+  for (std::size_t i = 0; i < steps.size() && watches; ++i) {
+    steps[i].mass = steps[i].at->running.rows_to_fill(*be_, steps[i].admission);
+    if (by_steps) steps[i].mass = steps[i].rows_of_attention(*be_);
+    requests[i].mass = steps[i].mass;
+  }
+  attend(layer, requests, !watches ? MassKind::none : by_steps ? MassKind::max : MassKind::mean);
+  for (std::size_t i = 0; i < steps.size() && watches; ++i) {
     steps[i].at->running.admit(std::move(steps[i].admission), std::ranges::max(requests[i].positions));
+    if (!by_steps) continue;
+    DecodeStep& step = steps[i];
+    RunningScores<B>& running = step.at->running;
+    with_policy(method.scorer, [&](const auto& scorer) {
+      if constexpr (TakesSteps<std::remove_cvref_t<decltype(scorer)>, B>)
+        take_step(*be_, scorer, DecodeRow{step.attention.data(), running.data(), static_cast<Index>(step.lists.heads.size()),
+                                          running.slots(), step.keys.data(), step.position.data()});
+    });
+  }
   if (choices.empty()) return {};
 
   std::vector<TopRow> tops;

@@ -12,8 +12,8 @@
 
 #include "../backend/derived/reduce_heads.hpp"
 #include "../cache/plan.hpp"
-#include "../codec/rounding.hpp"
 #include "../policy/budget/apportion.hpp"
+#include "choosing.hpp"
 #include "compressor.hpp"
 
 namespace kvpare {
@@ -131,33 +131,6 @@ struct AddUp {
   }
 };
 
-/// No more than the candidates whose score is above 0.
-struct BoundByPositive {
-  const float* scores;
-  const std::uint64_t* candidates;
-  Index columns, word_tokens;
-  Index* k;
-  KVPARE_HD void operator()(Index) const {
-    Index positive = 0;
-    for (Index c = 0; c < columns; ++c)
-      positive += (candidates[c / word_tokens] >> (c % word_tokens) & 1u) != 0 && scores[c] > 0;
-    if (*k > positive) *k = positive;
-  }
-};
-
-/// The newest share of a row's budget ranks above every score.
-struct BoostNewest {
-  const float* scores;
-  const std::int32_t* newest_rank;  // [columns] 0 = the newest candidate
-  const Index* k;
-  double share;
-  float* out;
-  KVPARE_HD void operator()(Index c) const {
-    const double wanted = product(share, static_cast<double>(*k));
-    out[c] = newest_rank[c] >= 0 && static_cast<double>(newest_rank[c]) + 1 <= wanted + 1e-9 ? 0x1p100f : scores[c];
-  }
-};
-
 /// Per row of selection: a head of a layer, or a whole layer whose heads choose together.
 struct PlanRow {
   std::size_t layer;  // index into the layers given
@@ -255,12 +228,6 @@ void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const
   be.select_top(tops);
   be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(), floor,
                         wishes.data(), k});
-}
-
-/// Bounds the budget of a row.
-template <Backend B>
-void bound_by_positive(B& be, const TopRow& row, Index* k) {
-  be.each(1, BoundByPositive{row.scores, row.candidates, row.columns, row.word_tokens, k});
 }
 
 /// Of each layer the running sums of its scores, best first.
@@ -382,30 +349,22 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
-  std::vector<Buffer<B, float>> boosted;
-  std::vector<TopRow> tops;
+  fill(be, chosen.data(), chosen.size(), std::uint64_t{0});
+  std::vector<detail::ChoiceRow> choices(rows.size());
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const PlanRow& row = rows[r];
     const ScoredLayer& layer = layers[row.layer];
-    const float* scores = together ? means[row.layer].data() : layer.scores + row.head * layer.scored_columns;
-    TopRow top{scores, candidate_bits[r].data(), k.data() + r, chosen.data() + chosen_at[r], nan_counts.data() + r,
-               std::min(layer.scored_columns, layer.columns->count), layer.columns->word_tokens};
-    if (selector.only_positive) detail::bound_by_positive(be, top, k.data() + r);
-    if (selector.recent_share > 0) {
-      std::vector<std::int32_t> rank(static_cast<std::size_t>(layer.scored_columns), -1);
-      std::int32_t next = 0;
-      for (Index c = layer.scored_columns; c-- > 0;)
-        if (layer.columns->has(row.candidates, c)) rank[static_cast<std::size_t>(c)] = next++;
-      const Buffer<B, std::int32_t> ranks(be, rank);
-      boosted.emplace_back(be, layer.scored_columns);
-      be.each(layer.scored_columns,
-              detail::BoostNewest{scores, ranks.data(), k.data() + r, selector.recent_share, boosted.back().data()});
-      top.scores = boosted.back().data();
-    }
-    tops.push_back(top);
+    detail::ChoiceRow& choice = choices[r];
+    choice.k = k.data() + r;
+    choice.top = {together ? means[row.layer].data() : layer.scores + row.head * layer.scored_columns,
+                  candidate_bits[r].data(), choice.k, chosen.data() + chosen_at[r], nan_counts.data() + r,
+                  std::min(layer.scored_columns, layer.columns->count), layer.columns->word_tokens};
+    for (Index c = 0; c < choice.top.columns; ++c)
+      if (layer.columns->has(row.candidates, c)) choice.columns.push_back(static_cast<std::int32_t>(c));
+    choice.scores = layer.scores, choice.heads = static_cast<Index>(layer.heads.size());
+    choice.stride = layer.scored_columns;
   }
-  fill(be, chosen.data(), chosen.size(), std::uint64_t{0});
-  be.select_top(tops);
+  detail::choose<B>(be, selector, choices);
 
   std::vector<std::uint64_t> chosen_words;
   std::vector<Index> keep_counts, nans;

@@ -14,6 +14,7 @@
 #include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/post_vision.hpp"
+#include "../policy/score/recent_message.hpp"
 #include "../policy/score/unobserved.hpp"
 #include "compressor.hpp"
 
@@ -65,6 +66,24 @@ inline auto vl_cache() {
 /// PrefixKV (arXiv 2412.03409): H2O's scores, one choice per layer, the same share of them in every layer.
 inline auto prefix_kv() {
   return Compressor{AccumulatedAttention{}, Prefix{}, TopK{.heads = SelectHeads::layer, .first = 1, .last = 1},
+                    Keep::ratio(0.2)};
+}
+
+/// CORM (arXiv 2404.15949): what none of the last 256 rows found important goes, the newest 256 stay; no budget: `keep` is only
+/// a bound. At the end of prefill and at every decode step.
+inline auto corm() {
+  return Compressor{RecentMessage{}, Uniform{}, TopK{.last = 256, .only_positive = true}, Keep::ratio(1)};
+}
+
+/// KVCrush (arXiv 2503.00022) on SnapKV: a quarter of the budget stands for what goes. On another method: its own settings with
+/// represent = 0.25.
+inline auto kv_crush() {
+  return Compressor{ObservationWindow{}, Uniform{}, TopK{.heads = SelectHeads::layer, .represent = 0.25}, Keep::ratio(0.2)};
+}
+
+/// ChunkKV (arXiv 2502.00299): SnapKV's votes without smoothing, chunks of ten neighbours.
+inline auto chunk_kv() {
+  return Compressor{ObservationWindow{.pool = 1}, Uniform{}, TopK{.heads = SelectHeads::layer, .chunk = 10},
                     Keep::ratio(0.2)};
 }
 

@@ -6,6 +6,7 @@
 // | **Scorer** `s.reads()`                  | `Reads` | only the rows it names are supplied                          |
 // | `score(be, s, seen, out)`               | –       | writes (streaming: adds to) every `out(h, column)`           |
 // | `S::measures_density`                   | `bool`  | where true, `score` writes `out.density`                     |
+// | `take_step(be, s, row)`                 | –       | optional: carries scores on over a decode step               |
 // | **BudgetAllocator** `a.needs`           | `BudgetNeeds` | what of `layers` below is filled                       |
 // | `a.allocate(layers, available, n, total, scratch, keep)` | – | `keep[l]` tokens per layer, summing to `total`     |
 // |                                         |         | clamped to what is available. Runs on the backend as one     |
@@ -75,6 +76,10 @@ struct LayerSummary {
   const double* curve = nullptr;  // [count] running sums of the scores in descending order; NaN count as 0
   double density = 0;             // share of the layer's attention entries that count
 };
+
+/// Scorers whose running scores a decode step changes by `take_step`, where others just add the step's attention.
+template <class S, class B>
+concept TakesSteps = requires(B& be, const S& s, const DecodeRow& row) { take_step(be, s, row); };
 
 /// Scorers that write `Scores::density`.
 template <class S>

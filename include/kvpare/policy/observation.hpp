@@ -29,6 +29,15 @@ struct Scores {
   KVPARE_HD float& operator()(Index head, Index column) const { return data[head * columns + column]; }
 };
 
+/// A decode step's one row, as `take_step` of a scorer that goes on by a rule of its own sees it.
+struct DecodeRow {
+  const float* attention = nullptr;  // [backend] [heads, slots] the largest over a kv head's query heads
+  float* scores = nullptr;           // [backend] [heads, slots] carried on; 0 for tokens that came since
+  Index heads = 0, slots = 0;        // kv heads
+  const Index* keys = nullptr;       // [backend] [heads] tokens that the row sees
+  const Index* position = nullptr;   // [backend] [heads] its position + 1, the same for all
+};
+
 /// One layer, seen by a scorer. Everything but the queries' and keys' payload is host memory.
 template <Backend B>
 struct Observation {

@@ -21,7 +21,7 @@ namespace kvpare {
 
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
-          DynamicShare, EliteWindow>;
+          DynamicShare, RecentMessage, EliteWindow>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -52,6 +52,10 @@ inline std::span<const Recipe> known_recipes() {
              "VL-Cache, arXiv 2410.23317", any(vl_cache())},
       Recipe{"prefix_kv", "the most attended, the same share of attention in every layer",
              "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
+      Recipe{"corm", "what some of the last rows found important; no budget", "CORM, arXiv 2404.15949", any(corm())},
+      Recipe{"kv_crush", "as snap_kv, a quarter of the budget for tokens that stand for those that go",
+             "KVCrush, arXiv 2503.00022", any(kv_crush())},
+      Recipe{"chunk_kv", "as snap_kv, by chunks of ten neighbours", "ChunkKV, arXiv 2502.00299", any(chunk_kv())},
       Recipe{"zip_vl", "as many tokens as have 97.5 % of a layer's attention", "ZipVL, arXiv 2410.08584",
              any(zip_vl())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",

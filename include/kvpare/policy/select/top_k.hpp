@@ -13,6 +13,16 @@ namespace kvpare {
 enum class SelectHeads : std::uint8_t { kv, layer, shared };
 inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer|shared"; }
 
+/// Where representatives are counted from (KVCrush): a signature of one bit per head.
+enum class Anchor : std::uint8_t { alternating, random, zeros, ones, mean };
+inline constexpr std::string_view choices(Anchor*) { return "alternating|random|zeros|ones|mean"; }
+/// A token's bit of a head: is its score in the upper half of the head's, or among those that its budget would keep?
+enum class Signature : std::uint8_t { half, kept };
+inline constexpr std::string_view choices(Signature*) { return "half|kept"; }
+/// How representatives are taken of tokens in order of distance: index i (n - 1) / (b - 1), or i floor(n / b).
+enum class Spacing : std::uint8_t { even, step };
+inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
+
 /// Keeps, per kv head, the `k` best-scored tokens among some classes; everything else stays as it is.
 ///
 /// The budget counts all tokens of those classes. Protected ones take their part of it first (and stay even if there are
@@ -26,6 +36,15 @@ inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer|share
 ///          scores are head h's. Ties there go to the lower head, and between equal remainders as well. Heads then differ
 ///          in length, and their pages are freed. Ada-KV (Feng et al. 2024, arXiv 2407.11550), algorithm 1; the released
 ///          code rounds each B_h for itself and may miss the sum. `recent_share` is of each head's own B_h
+/// Chunks   with chunk = c, c neighbouring candidates have the mean of their scores, so that they stay or go together; where
+///          the budget ends within a chunk, its first tokens stay. ChunkKV (Liu et al. 2025, arXiv 2502.00299)
+/// Stand-ins  with represent = s, floor(s * budget) of it are tokens that stand for those that go. A token's signature has a
+///          bit per kv head; what is not among the best is sorted by Hamming distance to the anchor, ties to the lower
+///          position, and taken evenly spaced. KVCrush (Jha et al. 2025, arXiv 2503.00022), at token level: any method with
+///          it is "KVCrush on that method". The mean anchor has a head's bit where more than half of the tokens have it, and
+///          alternates where just half do. `spacing = step` is what the released code does, which never gets to the far end
+/// Samples  with recover = s, every s-th token that goes, counted from the first, stays after all; the best make room for
+///          them, so that the budget holds. TopV (Yang et al. 2025, arXiv 2503.18278)
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
 struct TopK {
@@ -37,6 +56,13 @@ struct TopK {
   double floor = 0.2;       // with heads = shared: share of the even budget that every head keeps
   Index first = 0, last = 0;   // so many of the oldest and of the newest tokens stay anyway, within the budget
   bool only_positive = false;  // tokens whose score is not above 0 go even where there is room
+  Index chunk = 1;             // neighbouring candidates that stay or go together
+  double represent = 0;        // share of the budget that goes to tokens that stand for those that go
+  Anchor anchor = Anchor::alternating;
+  Index anchor_seed = 0;
+  Signature signature = Signature::half;
+  Spacing spacing = Spacing::even;
+  Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
 
   static constexpr auto fields() {
     return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
@@ -49,8 +75,24 @@ struct TopK {
                       Field<TopK, Index>{"first", &TopK::first, 0, 1 << 20, "oldest tokens that stay anyway"},
                       Field<TopK, Index>{"last", &TopK::last, 0, 1 << 20, "newest tokens that stay anyway"},
                       Choice{"only_positive", &TopK::only_positive,
-                             "tokens whose score is not above 0 go even where there is room"}};
+                             "tokens whose score is not above 0 go even where there is room"},
+                      Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},
+                      Field<TopK, double>{"represent", &TopK::represent, 0.0, 1.0,
+                                          "share of the budget that goes to tokens that stand for those that go"},
+                      Choice{"anchor", &TopK::anchor, "what their distance is counted from"},
+                      Field<TopK, Index>{"anchor_seed", &TopK::anchor_seed, 0, Index{1} << 40, "of the random anchor"},
+                      Choice{"signature", &TopK::signature, "a token's bit of a head: in the upper half, or kept"},
+                      Choice{"spacing", &TopK::spacing, "how they are taken along that distance"},
+                      Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
+                                         "every so many-th token that goes stays after all, 0 = none"}};
   }
+  void check() const {
+    require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
+    require(recover == 0 || represent == 0, name, ": recover = ", recover, " and represent = ", represent,
+            " both choose among what goes, one must be 0");
+  }
+  /// Does it choose by more than score?
+  bool refines() const { return chunk > 1 || represent > 0 || recover > 0; }
   friend bool operator==(const TopK&, const TopK&) = default;
 };
 

@@ -7,7 +7,7 @@
 
 #include "cached_sequence.hpp"
 #include "quantisers.hpp"
-#include "select_top.hpp"
+#include "zip_vl.hpp"
 
 namespace kvpare::oracle {
 
@@ -296,39 +296,6 @@ inline double mikv_cache_fraction(double ratio, double high, double low) {
 }
 
 // ---- ZipVL --------------------------------------------------------------------------------------------------------
-
-/// The least p whose p largest numbers reach tau of the total. A prefix within 1e-6 of the total from there counts as
-/// there: which side a sum that lands on the threshold falls to would be rounding otherwise.
-inline Index zipvl_count(std::vector<double> accumulated, double tau) {
-  std::sort(accumulated.begin(), accumulated.end(), std::greater<>());
-  double total = 0, sum = 0;
-  for (const double a : accumulated) total += a;
-  Index p = 0;
-  while (p < count_of(accumulated) && sum < tau * total - 1e-6 * total) sum += item(accumulated, p++);
-  return p;
-}
-
-struct ZipvlScores {
-  std::vector<double> accumulated;  // a_j = Σ_rows p
-  std::vector<double> normalised;   // a_j / the number of these rows that see j; 0 where none does
-};
-/// p [rows, tokens], of rows at these positions; tokens are at 0, 1, 2 …
-inline ZipvlScores zipvl_scores(const Array2& p, const std::vector<Index>& row_positions) {
-  ZipvlScores scores;
-  for (Index j = 0; j < p.columns; ++j) {
-    double sum = 0;
-    Index seen = 0;
-    for (Index row = 0; row < p.rows; ++row) sum += p.at(row, j), seen += item(row_positions, row) >= j;
-    scores.accumulated.push_back(sum);
-    scores.normalised.push_back(seen == 0 ? 0 : sum / static_cast<double>(seen));
-  }
-  return scores;
-}
-
-/// How many by the accumulated scores, which by the normalised ones. Ascending; ties to the lower index.
-inline std::vector<Index> zipvl_important(const ZipvlScores& scores, double tau) {
-  return select_top(scores.normalised, zipvl_count(scores.accumulated, tau));
-}
 
 struct ZipvlSettings {
   double tau = 0.975;

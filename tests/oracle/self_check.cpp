@@ -10,6 +10,7 @@
 #include "attend.hpp"
 #include "attention_mass.hpp"
 #include "byte_budget.hpp"
+#include "corm.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
 #include "ggml_rows.hpp"
@@ -19,6 +20,7 @@
 #include "mixed_cache.hpp"
 #include "number_formats.hpp"
 #include "observation_window.hpp"
+#include "prefix_kv.hpp"
 #include "pyramid.hpp"
 #include "quantisers.hpp"
 #include "reduce.hpp"
@@ -27,6 +29,8 @@
 #include "streaming.hpp"
 #include "strength_skewness.hpp"
 #include "turbo_quant.hpp"
+#include "vl_cache.hpp"
+#include "zip_vl.hpp"
 
 namespace kvpare::oracle {
 namespace {
@@ -1829,6 +1833,228 @@ TEST(Dense, OutsideIsAnError) {
   EXPECT_EQ(x.values[4], 7);
   EXPECT_THROW(x.at(0, 3, 0), std::out_of_range);
   EXPECT_THROW(x.at(-1, 0, 0), std::out_of_range);
+}
+
+// ---- VL-Cache -----------------------------------------------------------------------------------------------------
+
+TEST(VlCache, RowsAfterTheImage) {
+  const auto rows = [](const std::vector<bool>& visual, Index max_rows, Index fallback) {
+    const RowRange range = post_vision_rows(visual, max_rows, fallback);
+    return Indices{range.first, range.count};
+  };
+  const std::vector<bool> two_images{true, true, false, true, false, false, false};
+  EXPECT_EQ(rows(two_images, 0, 50), (Indices{4, 3}));
+  EXPECT_EQ(rows(two_images, 2, 50), (Indices{5, 2}));
+  EXPECT_EQ(rows(two_images, 9, 1), (Indices{4, 3}));
+  EXPECT_EQ(rows({false, false, true}, 0, 2), (Indices{1, 2}));  // no text after it
+  EXPECT_EQ(rows({false, false, true}, 1, 2), (Indices{1, 2}));
+  EXPECT_EQ(rows({false, false, false}, 0, 50), (Indices{0, 3}));  // no image
+  EXPECT_EQ(rows({false, true, false}, 1, 50), (Indices{2, 1}));
+  EXPECT_EQ(rows({}, 0, 50), (Indices{0, 0}));
+}
+
+TEST(VlCache, WorkedExample) {
+  const std::vector<std::vector<Numbers>> layers{
+      {{1}, {.5, .5}, {.2, .3, .5}, {.6, .005, .095, .3}, {.8, .004, .006, .09, .1}},
+      {{1}, {.5, .5}, {.2, .3, .5}, {.9, .003, .005, .092}, {.95, .001, .002, .003, .044}}};
+  const RowRange rows = post_vision_rows({true, true, true, false, false}, 0, 50);
+  ASSERT_EQ(rows.first, 3);
+  const Array3 keys = one_hot_keys(5, 1);
+  const VlCacheScores first = vl_cache_scores(logs_of(layers[0], 5), keys, {}, rows.first, .01);
+  const VlCacheScores second = vl_cache_scores(logs_of(layers[1], 5), keys, {}, rows.first, .01);
+  EXPECT_NEAR(first.density, 2. / 3, 1e-12);
+  EXPECT_NEAR(second.density, 4. / 9, 1e-12);
+  expect_near(first.scores.row(0), {1.4, .009, .101, .39, .1}, 1e-12);
+  expect_near(second.scores.row(0), {1.85, .004, .007, .095, .044}, 1e-12);
+  const Indices budgets = vl_cache_budgets({first.density, second.density}, {5, 5}, 5, .01);
+  EXPECT_EQ(budgets, (Indices{3, 2}));
+  EXPECT_EQ(select_top(first.scores.row(0), budgets[0]), (Indices{0, 2, 3}));
+  EXPECT_EQ(select_top(second.scores.row(0), budgets[1]), (Indices{0, 3}));
+  EXPECT_EQ(heavy_and_recent(first.scores.row(0), budgets[0] - 1, 1), (Indices{0, 3, 4}));  // the last one must stay
+  EXPECT_EQ(heavy_and_recent(second.scores.row(0), budgets[1] - 1, 1), (Indices{0, 4}));
+
+  // both as two query heads of one layer
+  Array3 queries(5, 2, 5);
+  for (Index h = 0; h < 2; ++h)
+    for (Index r = 0; r < 5; ++r)
+      for (Index d = 0; d < 5; ++d) queries.at(r, h, d) = logs_of(item(layers, h), 5).at(r, 0, d);
+  const VlCacheScores both = vl_cache_scores(queries, keys, {}, 3, .01);
+  EXPECT_NEAR(both.density, 5. / 9, 1e-12);
+  expect_near(both.scores.row(1), {1.85, .004, .007, .095, .044}, 1e-12);
+  // a window of 2 leaves .095 .3 and .09 .1: four of the nine causal entries
+  EXPECT_NEAR(vl_cache_scores(queries, keys, {.window = 2}, 3, 0).density, 4. / 9, 1e-12);
+  EXPECT_EQ(vl_cache_scores(queries, keys, {}, 5, .01).density, 0);
+}
+
+TEST(VlCache, BudgetsHaveALeast) {
+  EXPECT_EQ(vl_cache_budgets({98, 1, 1}, {300, 300, 300}, 300, .1), (Indices{240, 30, 30}));
+  EXPECT_EQ(vl_cache_budgets({98, 1, 1}, {300, 300, 300}, 100, .01), (Indices{94, 3, 3}));
+  EXPECT_EQ(vl_cache_budgets({98, 1, 1}, {9, 9, 9}, 10, .01), (Indices{8, 1, 1}));
+  EXPECT_EQ(vl_cache_budgets({1, 2, 3}, {9, 9, 9}, 2, .01), (Indices{0, 1, 1}));
+  EXPECT_EQ(vl_cache_budgets({.9, .1}, {10, 10}, 15, .01), (Indices{10, 5}));
+  EXPECT_EQ(vl_cache_budgets({.9, .1}, {10, 10}, 50, .01), (Indices{10, 10}));
+}
+
+// ---- PrefixKV -----------------------------------------------------------------------------------------------------
+
+TEST(PrefixKv, WorkedExample) {
+  const std::vector<Numbers> scores{{28, 24, 26, 22}, {80, 5, 9, 6}};
+  expect_near(prefix_shares(scores[0]), {.28, .54, .78, 1}, 1e-12);
+  expect_near(prefix_shares(scores[1]), {.80, .89, .95, 1}, 1e-12);
+  EXPECT_EQ(prefix_lengths(scores, .5), (Indices{2, 1}));
+  EXPECT_EQ(prefix_lengths(scores, .75), (Indices{3, 1}));
+  EXPECT_NEAR(prefix_share(scores, 4), .78, 1e-12);
+  const Indices budgets = prefix_budgets(scores, 4);
+  EXPECT_EQ(budgets, (Indices{3, 1}));
+  EXPECT_EQ(select_top(scores[0], budgets[0]), (Indices{0, 1, 2}));
+  EXPECT_EQ(select_top(scores[1], budgets[1]), Indices{0});
+}
+
+TEST(PrefixKv, BudgetsAreExact) {
+  const std::vector<Numbers> scores{{28, 24, 26, 22}, {80, 5, 9, 6}};
+  EXPECT_EQ(prefix_budgets(scores, 3), (Indices{2, 1}));
+  EXPECT_EQ(prefix_budgets(scores, 2), (Indices{1, 1}));
+  EXPECT_EQ(prefix_budgets(scores, 1), (Indices{1, 0}));
+  EXPECT_EQ(prefix_budgets(scores, 0), (Indices{0, 0}));
+  EXPECT_EQ(prefix_budgets(scores, 6), (Indices{4, 2}));  // 4 and 2 at .89
+  EXPECT_EQ(prefix_budgets(scores, 99), (Indices{4, 4}));
+  // a jump from 2 to 4: the shares of both layers are the same
+  EXPECT_NEAR(prefix_share({{1, 1}, {.1, .1}}, 3), .5, 1e-12);
+  EXPECT_EQ(prefix_budgets({{1, 1}, {.1, .1}}, 3), (Indices{2, 1}));
+  EXPECT_EQ(prefix_lengths({{.1, .2, .3}, {1, 2, 3}}, prefix_shares({.1, .2, .3})[1]), (Indices{2, 2}));
+  // tokens without attention, a layer without any, a layer without tokens
+  EXPECT_EQ(prefix_lengths({{0, 5, 0}, {0, 0}, {}}, 1), (Indices{1, 1, 0}));
+  EXPECT_EQ(prefix_budgets({{0, 5, 0}, {0, 0}, {}}, 5), (Indices{3, 2, 0}));
+}
+
+TEST(PrefixKv, BisectionFindsTheSameLengths) {
+  Random random;
+  for (int round = 0; round < 50; ++round) {
+    std::vector<Numbers> scores(3, Numbers(20));
+    for (Numbers& layer : scores)
+      for (double& x : layer) x = std::exp(3 * random());
+    const Index total = 3 + round;
+    double low = 0, high = 1;
+    for (int i = 0; i < 60; ++i) {
+      const double middle = (low + high) / 2;
+      const Indices lengths = prefix_lengths(scores, middle);
+      (std::accumulate(lengths.begin(), lengths.end(), Index{0}) <= total ? low : high) = middle;
+    }
+    EXPECT_NEAR(prefix_share(scores, total), low, 1e-9) << total;
+    EXPECT_EQ(prefix_lengths(scores, prefix_share(scores, total)), prefix_lengths(scores, low)) << total;
+    const Indices budgets = prefix_budgets(scores, total);
+    EXPECT_EQ(std::accumulate(budgets.begin(), budgets.end(), Index{0}), total);
+  }
+}
+
+TEST(PrefixKv, DecodeDeletesAtAFixedIndex) {
+  EXPECT_EQ(fixed_index(50, -25), 25);
+  EXPECT_EQ(fixed_index(20, -25), 10);
+  EXPECT_EQ(fixed_index(26, -25), 1);
+  EXPECT_EQ(fixed_index(25, -25), 12);
+  EXPECT_EQ(fixed_index(50, 7), 7);
+  EXPECT_EQ(fixed_point_decode(counting(6), 2, 10, .5), (Indices{0, 1, 3, 4, 5}));
+  EXPECT_EQ(fixed_point_decode(counting(5), 2, 11, .5), counting(5));
+  EXPECT_EQ(fixed_point_decode(counting(5), 2, 9, .5), counting(5));                // Elastic Cache's numbers
+  EXPECT_EQ(fixed_point_decode(counting(9), 2, 10, .5), (Indices{0, 1, 6, 7, 8}));  // one after the other
+  EXPECT_EQ(fixed_point_decode(counting(8), 0, 100, .07), counting(7, 1));  // 100 * .07 is more than 7 in doubles
+  EXPECT_EQ(fixed_point_decode(counting(6), 5, 4, .5), counting(5));        // nothing is left there
+}
+
+// ---- ZipVL --------------------------------------------------------------------------------------------------------
+
+TEST(ZipVl, WorkedExample) {
+  const std::vector<Numbers> rows{{1}, {.6, .4}, {.5, .3, .2}, {.7, .1, .05, .15}};
+  const Array3 queries = logs_of(rows, 4), keys = one_hot_keys(4, 1);
+  const ZipvlSelection all = zipvl_select(queries, keys, {}, counting(4), .95);
+  expect_near(all.scores.accumulated, {2.8, .8, .25, .15}, 1e-12);
+  expect_near(all.scores.normalised, {.7, .8 / 3, .125, .15}, 1e-12);
+  EXPECT_EQ(all.count, 3);
+  EXPECT_EQ(all.important, (Indices{0, 1, 3}));
+  EXPECT_EQ(select_top(all.scores.accumulated, all.count), (Indices{0, 1, 2}));  // without the division
+  EXPECT_EQ(zipvl_select(queries, keys, {}, counting(4), .85).count, 2);
+  EXPECT_EQ(zipvl_select(queries, keys, {}, counting(4), .975).count, 4);
+}
+
+TEST(ZipVl, ProbesAndHeads) {
+  const ZipvlSelection two = zipvl_select({{1, {.6, .4}}, {3, {.7, .1, .05, .15}}}, 4, .9);
+  expect_near(two.scores.accumulated, {1.3, .5, .05, .15}, 1e-12);
+  expect_near(two.scores.normalised, {.65, .25, .05, .15}, 1e-12);
+  EXPECT_EQ(two.count, 2);  // 1.8 of 2 lands on the threshold
+  EXPECT_EQ(two.important, (Indices{0, 1}));
+
+  Array3 queries(4, 2, 4);
+  const std::vector<Numbers> last{{.7, .1, .05, .15}, {.1, .3, .05, .55}};
+  for (Index h = 0; h < 2; ++h)
+    for (Index j = 0; j < 4; ++j) queries.at(3, h, j) = std::log(item(item(last, h), j));
+  const std::vector<ProbeRow> probes = zipvl_probes(queries, one_hot_keys(4, 1), {}, {0, 3});
+  EXPECT_EQ(probes[1].row, 3);
+  expect_near(probes[0].attention, {1, 0, 0, 0}, 1e-12);
+  expect_near(probes[1].attention, {.4, .2, .05, .35}, 1e-12);
+  expect_near(zipvl_select(probes, 4, .9).scores.normalised, {.7, .2, .05, .35}, 1e-12);
+  // a window of 2 hides 0 from row 3; nobody sees 1
+  const ZipvlSelection windowed = zipvl_select(queries, one_hot_keys(4, 1), {.window = 2}, {0, 3}, .9);
+  expect_near(windowed.scores.normalised, {1, 0, (.25 + 1. / 12) / 2, (.75 + 11. / 12) / 2}, 1e-12);
+  EXPECT_EQ(zipvl_select({{3, {.25, .25, .25, .25}}}, 4, .5).important, (Indices{0, 1}));  // ties: the lower
+}
+
+// ---- CORM ---------------------------------------------------------------------------------------------------------
+
+TEST(Corm, WorkedExample) {
+  const auto last = [](const CormHead& head) {
+    Indices out;
+    for (const CormKey& key : head.held) out.push_back(key.last_important.value());
+    return out;
+  };
+  CormHead head;
+  for (Index j = 0; j < 5; ++j) head.hold(j);
+  head.observe({.30, .10, .05, .25, .30}, 5);
+  EXPECT_EQ(last(head), (Indices{5, 4, 4, 5, 5}));
+  EXPECT_NEAR(head.closest, .25, 1e-12);  // .25 of .2
+  EXPECT_EQ(head.evict(2, 2), Indices{});
+
+  head.hold(5);
+  head.observe({.40, .08, .02, .10, .20, .20}, 6);
+  EXPECT_EQ(last(head), (Indices{6, 4, 4, 5, 6, 6}));
+  EXPECT_EQ(head.evict(2, 2), (Indices{1, 2}));
+
+  head.hold(6);
+  EXPECT_EQ(head.positions(), (Indices{0, 3, 4, 5, 6}));
+  CormHead absolute = head;
+  head.observe({.50, .10, .10, .15, .15}, 7);
+  EXPECT_EQ(last(head), (Indices{7, 5, 6, 6, 6}));
+  EXPECT_EQ(head.evict(2, 2), Indices{3});
+  EXPECT_EQ(head.positions(), (Indices{0, 4, 5, 6}));
+  // 1 / 7 instead of 1 / 5
+  absolute.observe({.50, .10, .10, .15, .15}, 7, 7);
+  EXPECT_EQ(last(absolute), (Indices{7, 5, 6, 7, 7}));
+}
+
+TEST(Corm, AnyHeadOfTheGroupOfThePromptsLastRows) {
+  const std::vector<std::vector<Numbers>> heads{{{.6, .3, .1}, {.7, .1, .1, .1}}, {{.2, .5, .3}, {.1, .1, .1, .7}}};
+  Array3 queries(4, 2, 4);
+  for (Index h = 0; h < 2; ++h)
+    for (Index r = 0; r < 2; ++r)
+      for (Index j = 0; j < 3 + r; ++j) queries.at(2 + r, h, j) = std::log(item(item(item(heads, h), r), j));
+  CormHead group = corm_prompt(queries, one_hot_keys(4, 1), {}, 0, 2);
+  EXPECT_EQ(group.step, 4);
+  EXPECT_EQ(group.held[1].last_important, 3);  // the second head's
+  EXPECT_EQ(group.held[2].last_important, 2);
+  EXPECT_EQ(group.held[3].last_important, 4);
+  EXPECT_EQ(group.evict(2, 1), Indices{2});
+  CormHead first = corm_prompt(queries, one_hot_keys(4, 2), {}, 0, 2);
+  EXPECT_EQ(first.evict(2, 1), (Indices{1, 2}));
+  EXPECT_EQ(corm_prompt(queries, one_hot_keys(4, 2), {}, 0, 2).evict(2, 2), Indices{1});
+  EXPECT_EQ(corm_prompt(queries, one_hot_keys(4, 2), {}, 0, 2).evict(3, 0), Indices{});
+
+  // a uniform row is exactly average; of a window only what it shows counts
+  CormHead uniform = corm_prompt(Array3(7, 1, 7), one_hot_keys(7, 1), {.window = 3}, 0, 1);
+  EXPECT_EQ(uniform.held[3].last_important, 6);
+  EXPECT_EQ(uniform.held[4].last_important, 7);
+  EXPECT_EQ(uniform.evict(1, 0), counting(4));
+  CormHead unseen;
+  unseen.hold(0);
+  EXPECT_EQ(unseen.evict(1, 0), Indices{});
 }
 
 }  // namespace

@@ -16,7 +16,9 @@ constexpr RecipeColour colours[] = {
     {"full", {60, 60, 60}},       {"random", {140, 140, 140}},  {"streaming_llm", {150, 100, 60}},
     {"h2o", {30, 140, 70}},       {"tova", {130, 80, 170}},     {"key_norm", {20, 160, 165}},
     {"key_diff", {215, 90, 160}}, {"snap_kv", {31, 110, 180}},  {"pyramid_kv", {225, 140, 20}},
-    {"ada_kv", {110, 190, 235}},  {"air_cache", {205, 35, 45}},
+    {"ada_kv", {110, 190, 235}},  {"vl_cache", {90, 60, 200}},  {"prefix_kv", {0, 130, 130}},
+    {"corm", {120, 140, 20}},     {"kv_crush", {60, 150, 255}}, {"chunk_kv", {40, 90, 120}},
+    {"zip_vl", {170, 30, 110}},   {"air_cache", {205, 35, 45}},
 };
 
 Rgb colour_of(std::string_view recipe) {

@@ -15,49 +15,11 @@
 #include "oracle/pyramid.hpp"
 #include "oracle/streaming.hpp"
 #include "oracle/strength_skewness.hpp"
-#include "support/prompt.hpp"
+#include "support/prompt_cases.hpp"
 #include "support/tolerance.hpp"
 
 namespace kvpare::test {
 namespace {
-
-using Positions = std::vector<Position>;
-using Kept = std::vector<std::vector<Positions>>;  // [layer][kv head]
-
-// ---- prompts
-
-TagSpan span(Position begin, Position end, TokenClass what = TokenClass::image, bool is_protected = false) {
-  return {.begin = begin, .end = end, .token_class = what, .is_protected = is_protected};
-}
-
-struct Case {
-  std::string name;
-  std::vector<TagSpan> tags;
-  Index tokens = 70, kv_heads = 2, group = 3, page_tokens = 16;
-};
-
-/// Where images may stand, and the shapes of the heads.
-std::vector<Case> cases() {
-  return {{"image, then text", {span(0, 40)}},
-          {"BOS, image, text", {span(1, 50)}},
-          {"text before and after", {span(20, 55)}},
-          {"two images", {span(5, 25), span(35, 60, TokenClass::video)}},
-          {"two images, text only between and after", {span(0, 20), span(30, 62)}},
-          {"the image is last", {span(30, 70)}},
-          {"one visual token", {span(11, 12)}},
-          {"two visual tokens", {span(11, 13)}},
-          {"no image", {}},
-          {"one head", {span(3, 60)}, 70, 1, 1},
-          {"groups of 5", {span(3, 90)}, 100, 1, 5, 32},
-          {"groups of 7", {span(8, 100)}, 129, 3, 7, 64}};
-}
-
-oracle::AttentionSettings settings_of(const LayerShape& s) {
-  return {.scale = static_cast<double>(s.scale),
-          .softcap = static_cast<double>(s.softcap),
-          .window = s.window,
-          .sink = {s.sink_logits.begin(), s.sink_logits.end()}};
-}
 
 oracle::ObservationWindowSettings settings_of(const ObservationWindow& w) {
   return {.window = w.window,
@@ -79,14 +41,6 @@ Positions text_rows(const Prompt& p) {
     if (kinds[t] == oracle::TokenKind::text) rows.push_back(static_cast<Position>(t));
   return rows;
 }
-
-Positions all_rows(const Prompt& p) {
-  Positions rows(static_cast<std::size_t>(p.tokens()));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
-
-Positions to_positions(const std::vector<Index>& x) { return {x.begin(), x.end()}; }
 
 // ---- scores
 
@@ -316,12 +270,6 @@ TYPED_TEST(Policies, ScoresFollowTokensNotPages) {
 
 // ---- whole recipes
 
-/// Budget of every layer when all layers hold the same number of candidates.
-std::vector<Index> even(Index layers, Index candidates, double ratio) {
-  const std::vector<Index> all(static_cast<std::size_t>(layers), candidates);
-  return oracle::uniform_budgets(oracle::total_tokens(ratio, all), all);
-}
-
 Kept wanted_kept(const Prompt& p, const Compressor<SinksAndRecent, Uniform>& m) {
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
@@ -477,28 +425,9 @@ Kept wanted_kept(const Prompt& p, const Compressor<EliteWindow, StrengthSkewness
   return kept;
 }
 
-template <Backend B>
-Kept kept_in(const FedCache<B>& fed, const Prompt& p) {
-  Kept kept;
-  for (Index l = 0; l < p.layers(); ++l) {
-    auto& heads = kept.emplace_back();
-    for (Index h = 0; h < p.shape(l).kv_heads; ++h) heads.push_back(fed.cache.kept(fed.id, l, h));
-  }
-  return kept;
-}
-
-/// One shot and in chunks, the survivors are the textbook's.
 template <Backend B, class M>
 void keeps_what_the_paper_keeps(B& be, const Prompt& p, const Case& c, const M& method) {
-  const Kept wanted = wanted_kept(p, method);
-  for (const Index chunk : {c.tokens, Index{23}}) {
-    FedCache<B> fed(be, p, c.page_tokens);
-    fed.feed(method, 0, c.tokens, chunk);
-    const auto report = fed.cache.compress(fed.id, method);
-    EXPECT_EQ(kept_in(fed, p), wanted) << c.name << ", " << method.scorer.name << ", keep " << method.keep.amount
-                                       << ", chunks of " << chunk;
-    EXPECT_EQ(report.nan_scores, 0);
-  }
+  test::keeps_what_the_paper_keeps(be, p, c, method, wanted_kept(p, method));
 }
 
 TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
@@ -712,32 +641,6 @@ TYPED_TEST(Policies, SecondRoundOfAirCacheLeavesTextAlone) {
 }
 
 // ---- waits
-
-template <class M>
-void waits_at_most_once(const M& method) {
-  WalledBackend be;
-  const Prompt p = random_prompt(60, 3, 90, 2, 2, {span(5, 60)});
-  FedCache<WalledBackend> fed(be, p);
-  const auto waits = [&](auto&& call) {
-    const Index before = be.counts.waits;
-    call();
-    return be.counts.waits - before;
-  };
-  for (const Index first : {0, 45}) {
-    EXPECT_EQ(waits([&] { fed.append(first, 45); }), 0) << method.scorer.name << ": append";
-    EXPECT_EQ(waits([&] { fed.observe(method, first, 20, false); }), 0) << method.scorer.name << ": observe";
-    EXPECT_EQ(waits([&] { fed.observe(method, first + 20, 25, true); }), 0) << method.scorer.name << ": observe";
-    EXPECT_LE(waits([&] { fed.cache.compress(fed.id, method); }), 1) << method.scorer.name << ": compress";
-    const TensorBuffer<WalledBackend> out(be, oracle::Array3(1, 4, 16), DType::f32);
-    const Position at[] = {static_cast<Position>(first + 45)};
-    EXPECT_EQ(waits([&] {
-                fed.cache.attend(
-                    0,
-                    {{.sequence = fed.id, .queries = fed.queries(0, 89, 1), .positions = at, .out = out.writable()}});
-              }),
-              0);
-  }
-}
 
 TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(full());

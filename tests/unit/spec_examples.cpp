@@ -389,6 +389,52 @@ TYPED_TEST(SpecExample, H2oEvictsAtEveryStep) {
   expect_near({after.values[0].begin(), after.values[0].end()}, 0, {3.30, .35, .20});
 }
 
+// ---- KVCrush
+
+/// Scores are attention of the last row, head by head.
+TYPED_TEST(SpecExample, KvCrushKeepsRepresentatives) {
+  const std::vector<std::vector<double>> of_heads{{.30, .05, .20, .10, .25, .10},
+                                                  {.05, .35, .10, .20, .05, .25},
+                                                  {.40, .10, .05, .20, .15, .10},
+                                                  {.10, .15, .30, .05, .25, .15}};
+  Prompt p = random_prompt(1, 1, 6, 4, 1, {}, 6);
+  p.model.layers[0].scale = 1;
+  for (Index h = 0; h < 4; ++h)
+    for (Index t = 0; t < 6; ++t)
+      for (Index d = 0; d < 6; ++d) {
+        p.keys[0].at(t, h, d) = t == d;
+        p.queries[0].at(t, h, d) = std::log(of_heads[static_cast<std::size_t>(h)][static_cast<std::size_t>(d)]);
+      }
+  const auto kept = [&](double represent, Spacing spacing) {
+    const Compressor method{LastRow{}, Uniform{},
+                            TopK{.heads = SelectHeads::layer, .represent = represent, .spacing = spacing},
+                            Keep::tokens(4)};
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 6);
+    fed.cache.compress(fed.id, method);
+    return fed.cache.kept(fed.id, 0, 0);
+  };
+  EXPECT_EQ(kept(0.5, Spacing::even), (Positions{0, 1, 3, 4})) << "1 and 3 of the order 1 5 2 3";
+  EXPECT_EQ(kept(0.5, Spacing::step), (Positions{0, 1, 2, 4}));
+  EXPECT_EQ(kept(0, Spacing::even), (Positions{0, 1, 2, 4})) << "by importance alone";
+}
+
+// ---- TopV's recovery
+
+TYPED_TEST(SpecExample, RecoveryTakesEveryFourthOfWhatGoes) {
+  // Ten tokens go: 3 5 6 8 9 11 12 14 15 17 of eighteen.
+  Prompt p = random_prompt(1, 1, 18, 1, 1, {}, 4);
+  std::vector<bool> goes(18, false);
+  for (const int t : {3, 5, 6, 8, 9, 11, 12, 14, 15, 17}) goes[static_cast<std::size_t>(t)] = true;
+  for (Index t = 0; t < 18; ++t)
+    for (Index d = 0; d < 4; ++d) p.keys[0].at(t, 0, d) = goes[static_cast<std::size_t>(t)] ? 2 : 1;  // short keys stay
+  const Compressor method{KeyNorm{}, Uniform{}, TopK{.recover = 4}, Keep::tokens(8 + 3)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 18);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 2, 3, 4, 7, 9, 10, 13, 15, 16}));
+}
+
 // ---- CORM
 
 Compressor<RecentMessage, Uniform> corm_of_two() {
@@ -438,9 +484,9 @@ TYPED_TEST(SpecExample, CormEvictsOnceAfterThePrompt) {
   EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 4, 5})) << "of a bound, those last found important";
 }
 
-TYPED_TEST(SpecExample, CormAsksForASharePerKeyOrPerPosition) {
+TYPED_TEST(SpecExample, CormScoresAreTheRowsATokenHasLeft) {
   const Prompt p = prompt_of_rows({{1}, {.9, .1}, {.8, .1, .1}});
-  auto method = corm_of_two();
+  const auto method = corm_of_two();
   FedCache<typename TestFixture::B> fed(this->be(), p);
   fed.append(0, 3);
   expect_near(fed.scores(0, method.scorer, all_tokens, {0, 1, 2})[0], 0, {1.5, -0.5, 0.5});

@@ -1,0 +1,369 @@
+// Methods with budgets or rules of their own against the papers' textbook versions: VL-Cache, PrefixKV, ZipVL, CORM, KVCrush,
+// ChunkKV, samples of what goes.
+#include <gtest/gtest.h>
+
+#include "oracle/accumulated_attention.hpp"
+#include "oracle/corm.hpp"
+#include "oracle/key_norm.hpp"
+#include "oracle/prefix_kv.hpp"
+#include "oracle/representatives.hpp"
+#include "oracle/vl_cache.hpp"
+#include "oracle/zip_vl.hpp"
+#include "support/prompt_cases.hpp"
+#include "support/tolerance.hpp"
+
+namespace kvpare::test {
+namespace {
+
+template <class Rig>
+class Rules : public OnRig<Rig> {};
+TYPED_TEST_SUITE(Rules, PipelineRigs, RigNames);
+
+std::vector<bool> visual_tokens(const Prompt& p) {
+  std::vector<bool> mask;
+  for (const TokenClass c : p.classes()) mask.push_back(visual.has(c));
+  return mask;
+}
+
+std::vector<Case> some_cases(bool small) {
+  std::vector<Case> all = cases();
+  if (small) return {all[0], all[5], all[8]};
+  return all;
+}
+
+// ---- VL-Cache
+
+Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
+  const auto rows = oracle::post_vision_rows(visual_tokens(p), m.scorer.max_rows, m.scorer.fallback);
+  std::vector<double> densities;
+  std::vector<oracle::Array2> scores;
+  for (Index l = 0; l < p.layers(); ++l) {
+    const auto at = static_cast<std::size_t>(l);
+    const auto seen = oracle::vl_cache_scores(p.queries[at], p.keys[at], settings_of(p.shape(l)), rows.first, m.scorer.p);
+    densities.push_back(seen.density);
+    scores.push_back(oracle::mean_per_kv_head(seen.scores, p.shape(l).kv_heads));
+  }
+  const std::vector<Index> all(static_cast<std::size_t>(p.layers()), p.tokens());
+  const auto budgets =
+      oracle::vl_cache_budgets(densities, all, oracle::total_tokens(m.keep.amount, all), m.budget.least);
+  Kept kept;
+  for (std::size_t l = 0; l < scores.size(); ++l) {
+    auto& heads = kept.emplace_back();
+    const Index k = std::max<Index>(0, budgets[l] - m.selector.last);
+    const Index recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(k) + 1e-9);
+    for (Index h = 0; h < scores[l].rows; ++h) {
+      auto older = scores[l].row(h);
+      older.resize(older.size() - static_cast<std::size_t>(m.selector.last));
+      heads.push_back(to_positions(oracle::heavy_and_recent(older, k - recent, recent)));
+      for (Index t = p.tokens() - m.selector.last; t < p.tokens(); ++t) heads.back().push_back(static_cast<Position>(t));
+    }
+  }
+  return kept;
+}
+
+TYPED_TEST(Rules, VlCache) {
+  std::uint64_t seed = 300;
+  for (const Case& c : some_cases(is_small<TypeParam>()))
+    for (const double ratio : is_small<TypeParam>() ? std::vector{0.1} : std::vector{0.0, 0.1, 0.6}) {
+      const Prompt p = random_prompt(++seed, 3, c.tokens, c.kv_heads, c.group, c.tags);
+      auto method = vl_cache();
+      method.keep = Keep::ratio(ratio), method.scorer.fallback = 9;
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted_kept(p, method));
+      method.scorer.max_rows = 4, method.scorer.p = 0.2, method.selector.last = 0;
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted_kept(p, method));
+    }
+}
+
+TYPED_TEST(Rules, DensityOfHeadsThatHoldDifferentTokens) {
+  // Two kv heads lose different tokens; what is measured afterwards is over what each holds.
+  const Prompt p = random_prompt(77, 2, 90, 2, 2, {span(0, 30)});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(vl_cache(), 0, 60);
+  auto half = vl_cache();
+  half.keep = Keep::ratio(0.5);
+  fed.cache.compress(fed.id, half);
+  ASSERT_NE(fed.cache.kept(fed.id, 0, 0), fed.cache.kept(fed.id, 0, 1));
+  const Index before = static_cast<Index>(fed.cache.kept(fed.id, 0, 0).size() + fed.cache.kept(fed.id, 1, 0).size());
+  fed.feed(half, 60, 90, 7);
+  const auto report = fed.cache.compress(fed.id, half);
+  EXPECT_EQ(report.layer_budgets[0] + report.layer_budgets[1], 90) << "half of all that was ever given";
+  EXPECT_LE(before, 62);
+  for (Index l = 0; l < 2; ++l)
+    for (Index h = 0; h < 2; ++h)
+      EXPECT_EQ(static_cast<Index>(fed.cache.kept(fed.id, l, h).size()), report.layer_budgets[static_cast<std::size_t>(l)]);
+}
+
+TEST(RulesOnly, ADensityBudgetNeedsAScorerThatMeasuresIt) {
+  cpu::Backend be;
+  const Prompt p = random_prompt(1, 1, 20, 1, 1, {});
+  FedCache<cpu::Backend> fed(be, p);
+  const Compressor method{ObservationWindow{}, Density{}, TopK{}, Keep::ratio(0.5)};
+  try {
+    fed.feed(method, 0, 20);
+    FAIL() << "was accepted";
+  } catch (const InvalidArgument& e) {
+    EXPECT_NE(std::string(e.what()).find("scorer observation_window does not measure"), std::string::npos) << e.what();
+  }
+}
+
+// ---- PrefixKV
+
+TYPED_TEST(Rules, PrefixKv) {
+  std::uint64_t seed = 400;
+  for (const Case& c : some_cases(is_small<TypeParam>()))
+    for (const double ratio : is_small<TypeParam>() ? std::vector{0.3} : std::vector{0.05, 0.3, 0.8}) {
+      const Prompt p = random_prompt(++seed, 3, c.tokens, c.kv_heads, c.group, c.tags);
+      auto method = prefix_kv();
+      method.keep = Keep::ratio(ratio), method.selector.first = method.selector.last = 0;
+      std::vector<std::vector<double>> scores;
+      for (Index l = 0; l < p.layers(); ++l) {
+        const auto at = static_cast<std::size_t>(l);
+        scores.push_back(oracle::mean_of_layer(
+            oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l)))));
+      }
+      const std::vector<Index> all(static_cast<std::size_t>(p.layers()), p.tokens());
+      const auto budgets = oracle::prefix_budgets(scores, oracle::total_tokens(ratio, all));
+      Kept wanted;
+      for (std::size_t l = 0; l < scores.size(); ++l)
+        wanted.emplace_back(static_cast<std::size_t>(c.kv_heads),
+                            to_positions(oracle::select_top(scores[l], budgets[l])));
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted);
+    }
+}
+
+// ---- ZipVL
+
+TYPED_TEST(Rules, ZipVl) {
+  std::uint64_t seed = 500;
+  for (const Case& c : some_cases(is_small<TypeParam>()))
+    for (const double tau : {0.5, 0.9, 0.975}) {
+      const Prompt p = random_prompt(++seed, 2, c.tokens, c.kv_heads, c.group, c.tags);
+      auto method = zip_vl();
+      method.scorer.tau = tau, method.scorer.recent = 6, method.scorer.random = 11, method.scorer.seed = 5;
+      Kept wanted;
+      for (Index l = 0; l < p.layers(); ++l) {
+        const auto at = static_cast<std::size_t>(l);
+        const Index earlier = c.tokens - 6;
+        std::vector<Index> probes(static_cast<std::size_t>(earlier));
+        std::iota(probes.begin(), probes.end(), 0);
+        std::sort(probes.begin(), probes.end(),
+                  [&](Index a, Index b) { return random_bits(5, l, static_cast<Position>(a)) < random_bits(5, l, static_cast<Position>(b)); });
+        probes.resize(11);
+        for (Index t = earlier; t < c.tokens; ++t) probes.push_back(t);
+        std::sort(probes.begin(), probes.end());
+        auto important = oracle::zipvl_select(p.queries[at], p.keys[at], settings_of(p.shape(l)), probes, tau).important;
+        for (Index t = earlier; t < c.tokens; ++t) important.push_back(t);
+        std::sort(important.begin(), important.end());
+        important.erase(std::unique(important.begin(), important.end()), important.end());
+        wanted.emplace_back(static_cast<std::size_t>(c.kv_heads), to_positions(important));
+      }
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted);
+    }
+}
+
+// ---- CORM
+
+TYPED_TEST(Rules, CormAfterAPrompt) {
+  std::uint64_t seed = 600;
+  int tried = 0;
+  for (const Case& c : some_cases(is_small<TypeParam>()))
+    for (const Index w : {1, 6, 30})
+      for (const bool sinks : {false, true}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        if (sinks) p.model.layers[0].sink_logits.assign(static_cast<std::size_t>(p.shape(0).q_heads), 1.5f);
+        if (sinks) p.model.layers[0].window = 25;
+        auto method = corm();
+        method.scorer.w = w, method.selector.last = 4;
+        Kept wanted(1);
+        double closest = 1;
+        for (Index h = 0; h < c.kv_heads; ++h) {
+          auto head = oracle::corm_prompt(p.queries[0], p.keys[0], settings_of(p.shape(0)), h, w);
+          head.evict(w, 4);
+          closest = std::min(closest, head.closest);
+          wanted[0].push_back(to_positions(head.positions()));
+        }
+        if (closest < 1e-4) continue;  // a float may round to the other side
+        keeps_what_the_paper_keeps(this->be(), p, c, method, wanted);
+        ++tried;
+      }
+  EXPECT_GE(tried, 10);
+}
+
+/// One layer, every step against the rule on what each head still holds.
+template <Backend B>
+void corm_decodes(B& be, FairShare share) {
+  constexpr Index prompt = 12, steps = 30, heads = 2, group = 3, width = 16, w = 5, recent = 3;
+  const Prompt p = random_prompt(share == FairShare::keys ? 44 : 45, 1, prompt + steps, heads, group, {});
+  auto method = corm();
+  method.scorer.w = w, method.scorer.share = share, method.selector.last = recent;
+  FedCache<B> fed(be, p);
+  fed.feed(method, 0, prompt);
+  fed.cache.compress(fed.id, method);
+  std::vector<oracle::CormHead> held(heads);
+  const auto take_row = [&](Index h, Index t) {
+    oracle::CormHead& head = held[static_cast<std::size_t>(h)];
+    head.hold(t);
+    std::vector<std::vector<double>> rows;
+    for (Index q = h * group; q < (h + 1) * group; ++q) {
+      std::vector<double> logits;
+      for (const Index j : head.positions())
+        logits.push_back(static_cast<double>(p.shape(0).scale) * oracle::dot_of(p.queries[0], p.keys[0], t, q, j));
+      rows.push_back(oracle::softmax(logits));
+    }
+    head.observe(rows, t, share == FairShare::keys ? 0 : t + 1);
+  };
+  for (Index h = 0; h < heads; ++h) {
+    for (Index t = 0; t < prompt; ++t) take_row(h, t);
+    held[static_cast<std::size_t>(h)].evict(w, recent);
+    held[static_cast<std::size_t>(h)].closest = 1;  // the first row's only entry is its fair share, exactly
+    EXPECT_EQ(fed.cache.kept(fed.id, 0, h), to_positions(held[static_cast<std::size_t>(h)].positions()));
+  }
+  const TensorBuffer<B> out(be, oracle::Array3(1, heads * group, width), DType::f32);
+  bool differed = false;
+  for (Index t = prompt; t < prompt + steps; ++t) {
+    fed.append(t, 1);
+    const Position at[] = {static_cast<Position>(t)};
+    fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, t, 1), .positions = at, .out = out.writable()}},
+                     method);
+    for (Index h = 0; h < heads; ++h) {
+      oracle::CormHead& head = held[static_cast<std::size_t>(h)];
+      take_row(h, t);
+      head.evict(w, recent);
+      ASSERT_GT(head.closest, 1e-5) << "a float may round to the other side: another seed";
+      ASSERT_EQ(fed.cache.kept(fed.id, 0, h), to_positions(head.positions())) << "step " << t << ", head " << h;
+    }
+    differed = differed || held[0].held.size() != held[1].held.size();
+  }
+  EXPECT_TRUE(differed) << "heads must come to hold different numbers of tokens";
+}
+
+TYPED_TEST(Rules, CormBetweenDecodeSteps) {
+  corm_decodes(this->be(), FairShare::keys);
+  corm_decodes(this->be(), FairShare::position);
+}
+
+TEST(RulesOnly, CormTakesOneRowAStep) {
+  cpu::Backend be;
+  const Prompt p = random_prompt(2, 1, 20, 1, 1, {});
+  FedCache<cpu::Backend> fed(be, p);
+  fed.feed(corm(), 0, 10);
+  fed.append(10, 2);
+  const TensorBuffer<cpu::Backend> out(be, oracle::Array3(2, 1, 16), DType::f32);
+  const Position at[] = {10, 11};
+  EXPECT_THROW(fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, 10, 2), .positions = at,
+                                     .out = out.writable()}},
+                                corm()),
+               InvalidArgument);
+}
+
+// ---- what a selector does beyond the best
+
+TYPED_TEST(Rules, StandIns) {
+  std::uint64_t seed = 700;
+  constexpr bool small = is_small<TypeParam>();
+  for (const Index kv_heads : small ? std::vector<Index>{3} : std::vector<Index>{4, 5})
+    for (const double ratio : small ? std::vector{0.4} : std::vector{0.1, 0.4, 0.95})
+      for (const double share : {0.25, 1.0}) {
+        const Prompt p = random_prompt(++seed, 1, 61, kv_heads, 1, {});
+        const auto scores = oracle::key_norm(p.keys[0]);
+        std::vector<std::vector<double>> heads;
+        for (Index h = 0; h < kv_heads; ++h) heads.push_back(scores.row(h));
+        const Index budget = even(1, 61, ratio)[0];
+        for (const auto& [anchor, ours] :
+             {std::pair{oracle::CrushAnchor::alternating, Anchor::alternating}, {oracle::CrushAnchor::zeros, Anchor::zeros},
+              {oracle::CrushAnchor::ones, Anchor::ones}, {oracle::CrushAnchor::mean, Anchor::mean}})
+          for (const bool kept_bits : {false, true})
+            for (const bool by_layer : {true, false}) {
+              const bool is_even = by_layer;
+              Compressor method{KeyNorm{}, Uniform{},
+                                TopK{.heads = by_layer ? SelectHeads::layer : SelectHeads::kv, .represent = share,
+                                     .anchor = ours, .signature = kept_bits ? Signature::kept : Signature::half,
+                                     .spacing = is_even ? Spacing::even : Spacing::step},
+                                Keep::ratio(ratio)};
+              Kept wanted(1);
+              for (Index h = 0; h < kv_heads; ++h)
+                wanted[0].push_back(to_positions(oracle::crush(
+                    heads, by_layer ? oracle::mean_of_layer(scores) : heads[static_cast<std::size_t>(h)], budget,
+                    kept_bits ? budget : 61 / 2, {.share = share, .anchor = anchor, .even = is_even})));
+              keeps_what_the_paper_keeps(this->be(), p, {.name = "stand-ins", .tags = {}, .tokens = 61, .kv_heads = kv_heads}, method,
+                                         wanted);
+            }
+      }
+}
+
+TYPED_TEST(Rules, TheRandomAnchorFollowsItsSeed) {
+  const Prompt p = random_prompt(3, 1, 60, 6, 1, {});
+  Compressor method{KeyNorm{}, Uniform{},
+                    TopK{.heads = SelectHeads::layer, .represent = 0.5, .anchor = Anchor::random}, Keep::ratio(0.3)};
+  std::vector<Positions> kept;
+  for (const Index seed : {1, 1, 2}) {
+    method.selector.anchor_seed = seed;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 60);
+    fed.cache.compress(fed.id, method);
+    kept.push_back(fed.cache.kept(fed.id, 0, 0));
+    EXPECT_EQ(kept.back().size(), 18u);
+  }
+  EXPECT_EQ(kept[0], kept[1]);
+  EXPECT_NE(kept[0], kept[2]);
+}
+
+TYPED_TEST(Rules, SamplesOfWhatGoes) {
+  const Prompt p = random_prompt(5, 1, 61, 2, 1, {});
+  const auto scores = oracle::key_norm(p.keys[0]);
+  for (const double ratio : {0.05, 0.2, 0.5, 0.9})
+    for (const Index every : {2, 4, 9}) {
+      const Compressor method{KeyNorm{}, Uniform{}, TopK{.recover = every}, Keep::ratio(ratio)};
+      Kept wanted(1);
+      for (Index h = 0; h < 2; ++h)
+        wanted[0].push_back(to_positions(oracle::with_samples(scores.row(h), even(1, 61, ratio)[0], every)));
+      keeps_what_the_paper_keeps(this->be(), p, {.name = message("every ", every), .tags = {}, .tokens = 61}, method, wanted);
+    }
+}
+
+TYPED_TEST(Rules, ChunksStayOrGoTogether) {
+  const Prompt p = random_prompt(6, 1, 61, 2, 1, {});
+  const auto scores = oracle::key_norm(p.keys[0]);
+  for (const double ratio : {0.1, 0.35, 0.9})
+    for (const Index chunk : {2, 10, 100}) {
+      const Compressor method{KeyNorm{}, Uniform{}, TopK{.chunk = chunk}, Keep::ratio(ratio)};
+      Kept wanted(1);
+      for (Index h = 0; h < 2; ++h)
+        wanted[0].push_back(to_positions(
+            oracle::select_top(oracle::chunk_means(scores.row(h), chunk), even(1, 61, ratio)[0])));
+      keeps_what_the_paper_keeps(this->be(), p, {.name = message("chunk ", chunk), .tags = {}, .tokens = 61}, method, wanted);
+    }
+}
+
+TYPED_TEST(Rules, TheEndsOfAListStay) {
+  const Prompt p = random_prompt(8, 1, 60, 2, 1, {span(10, 50)});
+  const Compressor method{KeyNorm{}, Uniform{}, TopK{.among = visual, .first = 3, .last = 2}, Keep::ratio(0.25)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 60);
+  fed.cache.compress(fed.id, method);
+  const auto kept = fed.cache.kept(fed.id, 0, 1);
+  EXPECT_EQ(kept.size(), 20u + 10u) << "the ends are part of the budget";
+  for (const Position t : {10, 11, 12, 48, 49}) EXPECT_TRUE(std::binary_search(kept.begin(), kept.end(), t)) << t;
+  // And at decode.
+  Compressor tiny = method;
+  tiny.keep = Keep::tokens(7), tiny.selector.among = all_tokens;
+  const TensorBuffer<typename TestFixture::B> out(this->be(), oracle::Array3(1, 2, 16), DType::f32);
+  const Position at[] = {59};
+  fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, 59, 1), .positions = at, .out = out.writable()}},
+                   tiny);
+  const auto left = fed.cache.kept(fed.id, 0, 1);
+  EXPECT_EQ(left.size(), 7u);
+  for (const Position t : {0, 1, 2, 58, 59}) EXPECT_TRUE(std::binary_search(left.begin(), left.end(), t)) << t;
+}
+
+TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
+  waits_at_most_once(vl_cache());
+  waits_at_most_once(prefix_kv());
+  waits_at_most_once(zip_vl());
+  waits_at_most_once(corm());
+  waits_at_most_once(kv_crush());
+  waits_at_most_once(chunk_kv());
+}
+
+}  // namespace
+}  // namespace kvpare::test

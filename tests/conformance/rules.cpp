@@ -356,6 +356,26 @@ TYPED_TEST(Rules, TheEndsOfAListStay) {
   for (const Position t : {0, 1, 2, 58, 59}) EXPECT_TRUE(std::binary_search(left.begin(), left.end(), t)) << t;
 }
 
+TYPED_TEST(Rules, FirstLayersStayWhole) {
+  const Prompt p = random_prompt(9, 3, 40, 2, 1, {});
+  const Compressor method{KeyNorm{}, Uniform{}, TopK{.skip_layers = 1}, Keep::ratio(0.25)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const auto report = fed.cache.compress(fed.id, method);
+  EXPECT_EQ(report.layer_budgets, (std::vector<Index>{-1, 10, 10})) << "a quarter of the layers that take part";
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 40u);
+  Compressor step = method;
+  step.keep = Keep::tokens(10);
+  const TensorBuffer<typename TestFixture::B> out(this->be(), oracle::Array3(1, 2, 16), DType::f32);
+  const Position at[] = {39};
+  for (const Index layer : {0, 1}) {
+    fed.cache.decode(
+        layer, {{.sequence = fed.id, .queries = fed.queries(layer, 39, 1), .positions = at, .out = out.writable()}},
+        step);
+    EXPECT_EQ(fed.cache.kept(fed.id, layer, 1).size(), layer == 0 ? 40u : 5u) << "layer " << layer;
+  }
+}
+
 TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(vl_cache());
   waits_at_most_once(prefix_kv());

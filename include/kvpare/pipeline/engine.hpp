@@ -71,7 +71,7 @@ class EngineSequence {
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const EngineLayer<T>& at = layers[l];
       check(at, static_cast<Index>(l));
-      if (!at.shape.compress || at.kv.tokens == 0) {
+      if (!at.shape.compress || at.kv.tokens == 0 || static_cast<Index>(l) < compressor.selector.skip_layers) {
         require(!one_table_, "plan: layer ", l, " is not to be compressed, but shares its block table with the others");
         continue;
       }

@@ -357,7 +357,7 @@ class KvCache {
       lists.reserve(model_.layers.size()), columns.reserve(model_.layers.size());
       for (Index l = 0; l < layers(); ++l) {
         const Layer& layer = s.layers[static_cast<std::size_t>(l)];
-        if (!shape(l).compress || layer.empty()) continue;
+        if (!takes_part(l, compressor.selector) || layer.empty()) continue;
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
         const ObservedLayer<B>& observed = scores_of(layer, l, lists.back(), columns.back(), compressor,
@@ -710,6 +710,10 @@ class KvCache {
     }
     at.observed.require_scores_of(compressor.scorer, verb, layer);
     return at.observed;
+  }
+
+  bool takes_part(Index layer, const TopK& selector) const {
+    return shape(layer).compress && layer >= selector.skip_layers;
   }
 
   HeadPages list_of(const Head& head, Index layer) const {

@@ -89,12 +89,12 @@ template <class C>
 auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method)
     -> std::vector<DecodeChoice> {
   std::vector<DecodeChoice> choices;
-  if (!shape(layer).compress) return choices;
+  if (!takes_part(layer, method.selector)) return choices;
   const TopK& selector = method.selector;
   const bool together = selector.heads == SelectHeads::layer;
   Index place = 0, sharing = 0;  // only layers that are compressed share a total, as in `compress`
   for (Index l = 0; l < layers(); ++l)
-    if (shape(l).compress) place += l < layer, ++sharing;
+    if (takes_part(l, method.selector)) place += l < layer, ++sharing;
   detail::EvictionRow row;
   std::size_t words = 0;
   for (DecodeStep& step : steps) {

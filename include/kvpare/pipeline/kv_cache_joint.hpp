@@ -103,7 +103,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   std::optional<typename B::Ticket> last;
   for (Index l = 0; l < layers(); ++l) {
     const Layer& at = s.layers[static_cast<std::size_t>(l)];
-    if (!shape(l).compress || at.empty()) continue;
+    if (!takes_part(l, compressor.selector) || at.empty()) continue;
     OfLayer& w = work.emplace_back(OfLayer{l, LayerLists(*this, s, l), {}, {}, {}, {}, {}, {}, 0, {}, {}, {}, {}});
     w.columns = columns_of(w.lists.heads, s.tags);
     const ObservedLayer<B>& observed = scores_of(at, l, w.lists, w.columns, compressor, w.made, "compress");

@@ -55,6 +55,7 @@ struct TopK {
   double recent_share = 0;  // share of the budget that goes to the newest tokens
   double floor = 0.2;       // with heads = shared: share of the even budget that every head keeps
   Index first = 0, last = 0;   // so many of the oldest and of the newest tokens stay anyway, within the budget
+  Index skip_layers = 0;       // so many of the first layers stay whole and are no part of the budget
   bool only_positive = false;  // tokens whose score is not above 0 go even where there is room
   Index chunk = 1;             // neighbouring candidates that stay or go together
   double represent = 0;        // share of the budget that goes to tokens that stand for those that go
@@ -74,6 +75,7 @@ struct TopK {
                                           "with heads = shared: share of the even budget that every head keeps"},
                       Field<TopK, Index>{"first", &TopK::first, 0, 1 << 20, "oldest tokens that stay anyway"},
                       Field<TopK, Index>{"last", &TopK::last, 0, 1 << 20, "newest tokens that stay anyway"},
+                      Field<TopK, Index>{"skip_layers", &TopK::skip_layers, 0, 1 << 20, "first layers that stay whole"},
                       Choice{"only_positive", &TopK::only_positive,
                              "tokens whose score is not above 0 go even where there is room"},
                       Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},

@@ -376,11 +376,154 @@ TYPED_TEST(Rules, FirstLayersStayWhole) {
   }
 }
 
+// ---- merging
+
+/// Rows of a head as the cache holds them, by token.
+template <Backend B, class Cache>
+std::vector<std::vector<double>> rows_of(B& be, const Cache& cache, SequenceId id, Index head, Side side, Index width) {
+  const auto lists = cache.pages(id, 0);
+  const Index tokens = static_cast<Index>(cache.kept(id, 0, head).size());
+  const auto memory = upload(be, std::vector<float>(static_cast<std::size_t>(tokens * width), -1.0f));
+  const GatherRow gather{lists[static_cast<std::size_t>(head)], side, nullptr, width, memory.data()};
+  be.gather(std::span(&gather, 1));
+  const auto floats = download(be, memory);
+  std::vector<std::vector<double>> rows;
+  for (Index t = 0; t < tokens; ++t)
+    rows.emplace_back(floats.begin() + t * width, floats.begin() + (t + 1) * width);
+  return rows;
+}
+
+/// Token t has value t; short keys are those of tokens 2 and 5.
+Prompt to_merge() {
+  Prompt p = random_prompt(1, 1, 8, 2, 1, {}, 4);
+  for (Index t = 0; t < 8; ++t)
+    for (Index h = 0; h < 2; ++h)
+      for (Index d = 0; d < 4; ++d) {
+        p.values[0].at(t, h, d) = static_cast<double>(t + 100 * h);
+        p.keys[0].at(t, h, d) = (t == 2 || t == 5 ? 1 : 8) + static_cast<double>(t);
+      }
+  return p;
+}
+
+Compressor<KeyNorm, Uniform> merging(bool ends_absorb) {
+  return {KeyNorm{}, Uniform{},
+          TopK{.heads = SelectHeads::layer, .first = 1, .last = 1, .merge = MergeInto::nearest, .ends_absorb = ends_absorb},
+          Keep::tokens(4)};
+}
+
+TYPED_TEST(Rules, WhatGoesIsAveragedIntoTheNearestThatStays) {
+  const Prompt p = to_merge();
+  for (const bool ends_absorb : {true, false}) {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 8);
+    const auto report = fed.cache.compress(fed.id, merging(ends_absorb));
+    ASSERT_EQ(fed.cache.kept(fed.id, 0, 1), (Positions{0, 2, 5, 7}));
+    EXPECT_EQ(report.tokens_merged, 8) << "four of each head";
+    EXPECT_EQ(report.tokens_not_merged, 0);
+    const std::vector<double> wanted = ends_absorb ? std::vector{0.5, 2.5, 5.0, 7.0} : std::vector{0.0, 2.0, 5.0, 7.0};
+    for (Index h = 0; h < 2; ++h) {
+      const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 4);
+      const auto keys = rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 4);
+      for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(values[i][3], wanted[i] + 100 * static_cast<double>(h)) << i;
+      // Keys: 8 9 | 3 11 12 | 13 7 13 | 15 …, as the values go.
+      EXPECT_NEAR(keys[1][0], ends_absorb ? (3 + 11) / 2.0 : (9 + 3 + 11) / 3.0, 1e-6);
+      EXPECT_NEAR(keys[2][0], (12 + 6 + 14) / 3.0, 1e-6);
+    }
+  }
+}
+
+TYPED_TEST(Rules, MergingLeavesSharedPagesAsTheyAre) {
+  const Prompt p = to_merge();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 8);
+  const SequenceId other = fed.cache.fork(fed.id);
+  const auto report = fed.cache.compress(fed.id, merging(false));
+  EXPECT_EQ(report.tokens_merged, 8);
+  const auto merged = rows_of(this->be(), fed.cache, fed.id, 1, Side::values, 4);
+  EXPECT_EQ(merged[1][0], 102);
+  const auto untouched = rows_of(this->be(), fed.cache, other, 1, Side::values, 4);
+  ASSERT_EQ(untouched.size(), 8u);
+  for (std::size_t t = 0; t < 8; ++t) EXPECT_EQ(untouched[t][0], 100 + static_cast<double>(t));
+  fed.cache.release(other);
+  fed.cache.release(fed.id);
+  EXPECT_EQ(fed.cache.pool().stats().pages_in_use, 0);
+}
+
+TYPED_TEST(Rules, WithoutAPageForACopyNothingIsMerged) {
+  const Prompt p = to_merge();
+  FedCache<typename TestFixture::B> fed(this->be(), p, 16, 1 << 16);
+  fed.append(0, 8);
+  const SequenceId other = fed.cache.fork(fed.id);
+  const TensorBuffer<typename TestFixture::B> rows(this->be(), oracle::Array3(1, 2, 4), DType::f32);
+  const Position at[] = {0};
+  while (fed.cache.append(fed.cache.create(), 0, rows.tensor(), rows.tensor(), at) == Outcome::done) {
+  }
+  const auto report = fed.cache.compress(fed.id, merging(false));
+  EXPECT_EQ(report.tokens_merged, 0) << "the pool is full";
+  EXPECT_EQ(report.tokens_merged + report.tokens_not_merged, 8);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 2, 5, 7})) << "evicted all the same";
+  const auto untouched = rows_of(this->be(), fed.cache, other, 0, Side::values, 4);
+  for (std::size_t t = 0; t < 8; ++t) EXPECT_EQ(untouched[t][0], static_cast<double>(t));
+}
+
+/// Random prompts: each head's survivors are means over the tokens nearest to them.
+TYPED_TEST(Rules, ElasticCache) {
+  for (const Index page : {16, 32}) {
+    const Prompt p = random_prompt(91, 1, 70, 2, 2, {});
+    auto method = elastic_cache();
+    method.keep = Keep::ratio(0.3);
+    FedCache<typename TestFixture::B> fed(this->be(), p, page);
+    fed.feed(method, 0, 70, 19);
+    fed.cache.compress(fed.id, method);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    ASSERT_EQ(kept.size(), 21u);
+    ASSERT_EQ(kept, fed.cache.kept(fed.id, 0, 1));
+    for (Index h = 0; h < 2; ++h) {
+      const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        double sum = 0, count = 0;
+        for (Position t = 0; t < 70; ++t) {
+          Position nearest = -1;
+          for (std::size_t a = 1; a + 1 < kept.size(); ++a)
+            if (nearest < 0 || std::abs(kept[a] - t) < std::abs(nearest - t)) nearest = kept[a];
+          const bool is_kept = std::binary_search(kept.begin(), kept.end(), t);
+          if (is_kept ? t != kept[i] : nearest != kept[i]) continue;
+          sum += p.values[0].at(t, h, 3), ++count;
+        }
+        EXPECT_NEAR(values[i][3], sum / count, 1e-5) << "head " << h << ", token " << kept[i];
+      }
+    }
+  }
+}
+
+TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
+  cpu::Backend be;
+  const Prompt p = to_merge();
+  FedCache<cpu::Backend> fed(be, p);
+  fed.append(0, 8);
+  const auto refused = [&](auto&& spoil, const char* words) {
+    Plan plan = fed.cache.plan(fed.id, merging(false));
+    spoil(plan.layers[0].merges);
+    try {
+      fed.cache.commit(plan);
+      FAIL() << "was accepted";
+    } catch (const InvalidArgument& e) {
+      EXPECT_NE(std::string(e.what()).find(words), std::string::npos) << e.what();
+    }
+  };
+  refused([](auto& m) { m[0].into[0] = 3; }, "position 3 absorbs others but does not stay");
+  refused([](auto& m) { m[1].from[0] = 2; }, "position 2 is merged but is no token that goes");
+  refused([](auto& m) { m[1].begin.back() = 9; }, "begin of the merges must ascend");
+  refused([](auto& m) { m.pop_back(); }, "has merges for 1 heads, must be 2");
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 8u);
+}
+
 TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(vl_cache());
   waits_at_most_once(prefix_kv());
   waits_at_most_once(zip_vl());
   waits_at_most_once(corm());
+  waits_at_most_once(elastic_cache());
   waits_at_most_once(kv_crush());
   waits_at_most_once(chunk_kv());
 }

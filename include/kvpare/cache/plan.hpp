@@ -38,11 +38,21 @@ struct Tier {
   friend bool operator==(const Tier&, const Tier&) = default;
 };
 
+/// Tokens of one head that go and become part of others that stay: keys and values of `into[i]` become the mean of their own
+/// and those of `from[begin[i]]` to `from[begin[i + 1] - 1]`, each with weight 1.
+struct Merge {
+  std::vector<Position> into;  // ascending
+  std::vector<Index> begin = {0};
+  std::vector<Position> from;
+  friend bool operator==(const Merge&, const Merge&) = default;
+};
+
 /// One layer of a plan.
 struct LayerPlan {
   bool touched = false;         // false: all tokens stay and `keep` is empty
   Index budget = 0;             // candidates granted per kv head
   std::vector<Selection> keep;  // per kv head: every token that stays, chosen or not up for choice
+  std::vector<Merge> merges = {};  // per kv head, or empty: what goes leaves nothing
   std::vector<Tier> tiers;      // disjoint
   std::optional<Aging> aging;   // set for the layer; none = as before
   friend bool operator==(const LayerPlan&, const LayerPlan&) = default;

@@ -63,7 +63,7 @@ void require_acts_at_decode(const C& method) {
   require(method.selector.heads != SelectHeads::shared,
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
-          "decode: chunk, represent and recover choose among what a whole prompt has, at compress only");
+          "decode: chunk, represent, recover and merge are for what a whole prompt has, at compress only");
   require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,
           "decode: keep is in pages or bytes, must be tokens or a ratio");
   fail("decode: this budget needs the scores of all layers; it can be shared out at compress only");

@@ -75,6 +75,8 @@ struct CompressReport {
   Index page_bytes_before = 0, page_bytes_after = 0;
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
+  Index tokens_merged = 0;    // that became part of others, over all layers and kv heads
+  Index tokens_not_merged = 0;  // that should have, but found coded rows, or no page to copy a shared one to
   std::vector<std::string> notes = {};  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
@@ -758,6 +760,15 @@ class KvCache {
       after.start(*be_, before.scorer(), before.data(), before.slots(), source, page_tokens_);
       after.count_rows_up_to(before.last_row());
     }
+    std::deque<Merging> merging;
+    for (std::size_t c = 0; c < changes.size(); c += static_cast<std::size_t>(shape(changes[c].layer).kv_heads)) {
+      const Index l = changes[c].layer;
+      const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
+      if (lp.merges.empty()) continue;
+      std::vector<CompactedList*> lists;
+      for (Index h = 0; h < shape(l).kv_heads; ++h) lists.push_back(&changes[c + static_cast<std::size_t>(h)].list);
+      merging.emplace_back(*this, s, l, lp.merges, lists, report);
+    }
     for (const Change& c : changes) {
       if (c.list.moves.empty()) continue;
       moves.push_back({geometry_[static_cast<std::size_t>(c.layer)], c.list.moves, shape(c.layer).key_dim,
@@ -765,6 +776,7 @@ class KvCache {
       for (const Move& m : c.list.moves) report.rows_moved += m.count;
     }
     be_->compact(moves);  // from here on nothing can fail
+    for (Merging& m : merging) m.write();
     for (Change& c : changes) {
       c.head->entries = std::move(c.list.entries);
       c.head->offsets = std::move(c.list.offsets);
@@ -812,6 +824,8 @@ class KvCache {
 
   /// Throws unless an image of a layer is one this cache could have made.
   void check_image(const SequenceImage::Layer& from, Index layer) const;
+
+  class Merging;  // of one layer, see kv_cache_merge.hpp
 
   // Changes of form, see kv_cache_forms.hpp.
   using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
@@ -920,7 +934,9 @@ class KvCache {
     for (std::size_t h = 0; h < at.heads.size(); ++h)
       require(lp.keep[h].entries() == static_cast<Index>(at.heads[h].entries.size()), "commit: layer ", layer, " head ",
               h, ": the plan has ", lp.keep[h].entries(), " entries, the list ", at.heads[h].entries.size());
+    check_merges(lp, at, layer);
   }
+  void check_merges(const LayerPlan& lp, const Layer& at, Index layer) const;
 
   void count(const Sequence& s, Index& tokens, Index& pages, Index& bytes) const {
     for (Index l = 0; l < layers(); ++l)
@@ -991,3 +1007,4 @@ class KvCache {
 #include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"
 #include "kv_cache_joint.hpp"
+#include "kv_cache_merge.hpp"

@@ -137,6 +137,7 @@ struct PlanRow {
   Index head;         // kv head; 0 stands for all when `for_all_heads`
   bool for_all_heads;
   std::vector<std::uint64_t> candidates;  // bitmap over scored columns
+  std::vector<std::uint64_t> members;     // of the selector's classes, candidates or not
   Index reserved = 0;                     // class members that stay anyway
   Index candidate_count = 0;
 };
@@ -153,7 +154,7 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
   const Columns& columns = *layer.columns;
   auto members = columns.of_class(selector.among);
   const auto live = columns.live_in(head);
-  PlanRow row{index, head, for_all, {}, 0, 0};
+  PlanRow row{index, head, for_all, {}, {}, 0, 0};
   std::vector<std::uint64_t> settled(static_cast<std::size_t>(columns.words()), 0);
   if (layer.settled >= 0) {
     std::vector<std::uint64_t> words;
@@ -162,6 +163,7 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
     settled = columns.from_slots(layer.heads[static_cast<std::size_t>(head)], head, words);
   }
   for (std::size_t w = 0; w < members.size(); ++w) members[w] &= live[w] & ~settled[w];
+  row.members = members;
   std::vector<std::uint64_t> between = members;
   Index first = selector.first, last = selector.last;
   for (Index c = 0; c < columns.count && first > 0; ++c) first -= take_column(columns, c, between);
@@ -179,6 +181,38 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
     row.reserved += std::popcount(member & ~candidate);
   }
   return row;
+}
+
+/// Every token that goes, with the nearest that stays. `chosen`: candidates that stay.
+inline Merge merge_into_nearest(const Columns& columns, const PlanRow& row, std::span<const std::uint64_t> chosen,
+                                bool ends_absorb) {
+  struct Token {
+    Position position;
+    bool goes, absorbs;
+  };
+  std::vector<Token> tokens;
+  for (Index c = 0; c < columns.count; ++c)
+    if (columns.has(row.members, c)) {
+      const bool candidate = columns.has(row.candidates, c), stays = !candidate || columns.has(chosen, c);
+      tokens.push_back({columns.positions[static_cast<std::size_t>(c)], !stays, stays && (candidate || ends_absorb)});
+    }
+  std::vector<Index> absorbing;
+  for (Index t = 0; t < static_cast<Index>(tokens.size()); ++t)
+    if (tokens[static_cast<std::size_t>(t)].absorbs) absorbing.push_back(t);
+  Merge merge;
+  Index t = 0;
+  for (std::size_t a = 0; a < absorbing.size(); ++a) {
+    const Index here = absorbing[a];
+    // The last token of which this one is the nearest, ties to the older.
+    const Index last = a + 1 < absorbing.size() ? (here + absorbing[a + 1]) / 2 : static_cast<Index>(tokens.size()) - 1;
+    const std::size_t before = merge.from.size();
+    for (; t <= last; ++t)
+      if (tokens[static_cast<std::size_t>(t)].goes) merge.from.push_back(tokens[static_cast<std::size_t>(t)].position);
+    if (merge.from.size() == before) continue;
+    merge.into.push_back(tokens[static_cast<std::size_t>(here)].position);
+    merge.begin.push_back(static_cast<Index>(merge.from.size()));
+  }
+  return merge;
 }
 
 /// Tokens (or pages) over all layers that an amount stands for.
@@ -391,6 +425,10 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       Selection selection(layer.columns->to_slots(list, row.head + h, stay));
       selection &= Selection::live(list.entries);
       out.keep.push_back(std::move(selection));
+      if (selector.merge == MergeInto::nearest)
+        out.merges.push_back(detail::merge_into_nearest(
+            *layer.columns, row, std::span(chosen_words).subspan(static_cast<std::size_t>(chosen_at[r]), stay.size()),
+            selector.ends_absorb));
     }
     plan.candidates += row.candidate_count * heads;
     plan.chosen += chosen_count * heads;

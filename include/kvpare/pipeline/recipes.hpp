@@ -87,6 +87,13 @@ inline auto chunk_kv() {
                     Keep::ratio(0.2)};
 }
 
+/// Elastic Cache (arXiv 2407.18121): H2O's scores, one choice per layer, what goes is averaged into the nearest that stays.
+inline auto elastic_cache() {
+  return Compressor{AccumulatedAttention{}, Uniform{},
+                    TopK{.heads = SelectHeads::layer, .first = 1, .last = 1, .merge = MergeInto::nearest},
+                    Keep::ratio(0.5)};
+}
+
 /// ZipVL (arXiv 2410.08584v2): the tokens that have 97.5 % of a layer's attention; `keep` is only a bound.
 inline auto zip_vl() {
   return Compressor{DynamicShare{}, Uniform{}, TopK{.heads = SelectHeads::layer, .only_positive = true}, Keep::ratio(1)};

@@ -52,6 +52,8 @@ inline std::span<const Recipe> known_recipes() {
              "VL-Cache, arXiv 2410.23317", any(vl_cache())},
       Recipe{"prefix_kv", "the most attended, the same share of attention in every layer",
              "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
+      Recipe{"elastic_cache", "the most attended; what goes is averaged into the nearest that stays",
+             "Elastic Cache, arXiv 2407.18121", any(elastic_cache())},
       Recipe{"corm", "what some of the last rows found important; no budget", "CORM, arXiv 2404.15949", any(corm())},
       Recipe{"kv_crush", "as snap_kv, a quarter of the budget for tokens that stand for those that go",
              "KVCrush, arXiv 2503.00022", any(kv_crush())},

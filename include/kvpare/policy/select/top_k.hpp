@@ -23,6 +23,10 @@ inline constexpr std::string_view choices(Signature*) { return "half|kept"; }
 enum class Spacing : std::uint8_t { even, step };
 inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 
+/// What becomes of tokens that go: nothing, or part of the nearest that stays.
+enum class MergeInto : std::uint8_t { none, nearest };
+inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
+
 /// Keeps, per kv head, the `k` best-scored tokens among some classes; everything else stays as it is.
 ///
 /// The budget counts all tokens of those classes. Protected ones take their part of it first (and stay even if there are
@@ -45,6 +49,11 @@ inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 ///          alternates where just half do. `spacing = step` is what the released code does, which never gets to the far end
 /// Samples  with recover = s, every s-th token that goes, counted from the first, stays after all; the best make room for
 ///          them, so that the budget holds. TopV (Yang et al. 2025, arXiv 2503.18278)
+/// Merging  with merge = nearest, keys and values of a token that goes are averaged into those of the nearest token that was
+///          chosen, counted in tokens of those classes, ties to the older; each has weight 1, the position is the chosen
+///          one's. Keys are averaged as they are, after RoPE. Tokens that stay anyway absorb only with ends_absorb. Rows that
+///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
+///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
 struct TopK {
@@ -64,6 +73,8 @@ struct TopK {
   Signature signature = Signature::half;
   Spacing spacing = Spacing::even;
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
+  MergeInto merge = MergeInto::none;
+  bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
 
   static constexpr auto fields() {
     return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
@@ -86,7 +97,9 @@ struct TopK {
                       Choice{"signature", &TopK::signature, "a token's bit of a head: in the upper half, or kept"},
                       Choice{"spacing", &TopK::spacing, "how they are taken along that distance"},
                       Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
-                                         "every so many-th token that goes stays after all, 0 = none"}};
+                                         "every so many-th token that goes stays after all, 0 = none"},
+                      Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
+                      Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"}};
   }
   void check() const {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
@@ -94,7 +107,7 @@ struct TopK {
             " both choose among what goes, one must be 0");
   }
   /// Does it choose by more than score?
-  bool refines() const { return chunk > 1 || represent > 0 || recover > 0; }
+  bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }
   friend bool operator==(const TopK&, const TopK&) = default;
 };
 

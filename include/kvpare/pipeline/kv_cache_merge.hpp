@@ -1,0 +1,188 @@
+// Tokens that go become part of tokens that stay: means of keys and values, on their way from the lists as they were to the
+// lists as they will be.
+#pragma once
+
+#include "kv_cache.hpp"
+
+namespace kvpare {
+
+namespace detail {
+
+/// One number of a merged row: the mean of its own and those that join it, in a fixed order.
+struct MeanOfJoined {
+  const float* rows;      // [tokens, width] of the head before
+  const Index* own;       // [merged] their row
+  const Index* begin;     // [merged + 1]
+  const Index* joining;   // rows
+  Index width, stride;    // stride: floats from one merged row to the next
+  float* out;
+  KVPARE_HD void operator()(Index i) const {
+    const Index m = i / width, c = i % width;
+    double sum = static_cast<double>(rows[own[m] * width + c]);
+    for (Index j = begin[m]; j < begin[m + 1]; ++j) sum += static_cast<double>(rows[joining[j] * width + c]);
+    out[m * stride + c] = static_cast<float>(sum / static_cast<double>(1 + begin[m + 1] - begin[m]));
+  }
+};
+
+}  // namespace detail
+
+/// The merges of one layer. Made before anything moves, it computes the merged rows; `write`, once rows have moved, puts them
+/// in their place. Pages that others share get a page of their own first, in `lists`.
+template <Backend B, class Listed>
+class KvCache<B, Listed>::Merging {
+ public:
+  Merging(KvCache& cache, const Sequence& s, Index layer, std::span<const Merge> merges,
+          std::span<CompactedList* const> lists, CompressReport& report)
+      : cache_(&cache), layer_(layer) {
+    const LayerShape& sh = cache.shape(layer);
+    const LayerLists before(cache, s, layer);
+    Index most = 0;
+    std::vector<Joined> joined;
+    for (std::size_t h = 0; h < merges.size(); ++h) {
+      joined.push_back(places(static_cast<Index>(h), before.heads[h], merges[h], *lists[h], report));
+      most = std::max(most, static_cast<Index>(joined.back().own.size()));
+    }
+    if (most == 0) return;
+    const Index heads = sh.kv_heads;
+    keys_ = Buffer<B, float>(*cache.be_, most * heads * sh.key_dim);
+    values_ = Buffer<B, float>(*cache.be_, most * heads * sh.value_dim);
+    keys_tensor_ = ConstTensor(static_cast<const float*>(keys_.data()), most, heads, sh.key_dim);
+    values_tensor_ = ConstTensor(static_cast<const float*>(values_.data()), most, heads, sh.value_dim);
+    for (Index h = 0; h < heads; ++h)
+      for (const Side side : {Side::keys, Side::values})
+        compute(before.heads[static_cast<std::size_t>(h)], joined[static_cast<std::size_t>(h)], h, side,
+                side == Side::keys ? sh.key_dim : sh.value_dim, side == Side::keys ? keys_.data() : values_.data());
+  }
+
+  /// Cannot fail. The lists are about to be put in place: pages taken for them are theirs.
+  void write() {
+    for (FreshPages& f : fresh_) f.keep();
+    if (runs_.empty()) return;
+    cache_->be_->append({.keys = keys_tensor_,
+                         .values = values_tensor_,
+                         .formats = cache_->geometry_[static_cast<std::size_t>(layer_)],
+                         .runs = runs_,
+                         .page_tokens = cache_->page_tokens_});
+  }
+
+ private:
+  struct Joined {
+    std::vector<Index> own, begin = {0}, joining;  // rows of the head before
+  };
+
+  struct Token {
+    Position position;
+    Index entry, slot, row;  // row: among the live tokens of the list
+  };
+  /// By position.
+  static std::vector<Token> tokens_of(const HeadPages& list) {
+    std::vector<Token> tokens;
+    for (Index e = 0; e < static_cast<Index>(list.entries.size()); ++e) {
+      const Entry& entry = list.entries[static_cast<std::size_t>(e)];
+      for_each_bit(entry.live, [&](Index slot) {
+        tokens.push_back({list.position(entry, slot), e, slot, static_cast<Index>(tokens.size())});
+      });
+    }
+    if (!list.ascends()) std::ranges::sort(tokens, {}, &Token::position);
+    return tokens;
+  }
+  static const Token& at(const std::vector<Token>& tokens, Position position) {
+    return *std::ranges::lower_bound(tokens, position, {}, &Token::position);
+  }
+
+  /// Where the merged rows come from and go to. What cannot be written is left out and counted.
+  Joined places(Index head, const HeadPages& before, const Merge& merge, CompactedList& list, CompressReport& report) {
+    HeadPages after = before;
+    after.entries = list.entries, after.offsets = list.offsets.data();
+    const std::vector<Token> were = tokens_of(before), are = tokens_of(after);
+    Joined joined;
+    for (std::size_t next = 0; next < merge.into.size(); ++next) {
+      const Token& stays = at(are, merge.into[next]);
+      const std::size_t e = static_cast<std::size_t>(stays.entry);
+      const Index first = merge.begin[next], end = merge.begin[next + 1];
+      if (list.entries[e].format != append_format || !make_private(list, e)) {
+        report.tokens_not_merged += end - first;
+        continue;
+      }
+      WriteRun run;
+      run.head = head, run.row = static_cast<Index>(joined.own.size()), run.page = list.entries[e].page;
+      run.format = append_format, run.slot = static_cast<std::uint16_t>(stays.slot), run.count = 1;
+      runs_.push_back(run);
+      joined.own.push_back(at(were, merge.into[next]).row);
+      for (Index i = first; i < end; ++i) joined.joining.push_back(at(were, merge.from[static_cast<std::size_t>(i)]).row);
+      joined.begin.push_back(static_cast<Index>(joined.joining.size()));
+      report.tokens_merged += end - first;
+    }
+    return joined;
+  }
+
+  /// The entry gets a page of its own, and its rows the way there. False when the pool has none.
+  bool make_private(CompactedList& list, std::size_t e) {
+    Entry& entry = list.entries[e];
+    if (cache_->pool_->references(entry.page) == 1) return true;
+    FreshPages& fresh = fresh_.emplace_back(*cache_->pool_, 1);
+    if (!fresh.take(cache_->size_class(layer_, entry.format))) {
+      fresh_.pop_back();
+      return false;
+    }
+    list.released.push_back(entry);
+    for (std::uint64_t left = entry.live; left != 0;) {
+      const Index slot = std::countr_zero(left), count = std::countr_one(left >> slot);
+      list.moves.push_back({entry.page, fresh.pages()[0], entry.format, static_cast<std::uint8_t>(slot),
+                            static_cast<std::uint8_t>(slot), static_cast<std::uint8_t>(count)});
+      left &= ~(low_bits(count) << slot);
+    }
+    entry.page = fresh.pages()[0];
+    return true;
+  }
+
+  void compute(const HeadPages& before, const Joined& joined, Index head, Side side, Index width, float* out) {
+    if (joined.own.empty()) return;
+    B& be = *cache_->be_;
+    Index tokens = 0;
+    for (const Entry& e : before.entries) tokens += std::popcount(e.live);
+    const Buffer<B, float> rows(be, tokens * width);
+    const GatherRow gather{before, side, nullptr, width, rows.data()};
+    be.gather(std::span(&gather, 1));
+    const Buffer<B, Index> own(be, joined.own), begin(be, joined.begin), joining(be, joined.joining);
+    be.each(static_cast<Index>(joined.own.size()) * width,
+            detail::MeanOfJoined{rows.data(), own.data(), begin.data(), joining.data(), width,
+                                 cache_->shape(layer_).kv_heads * width, out + head * width});
+  }
+
+  KvCache* cache_;
+  Index layer_;
+  std::deque<FreshPages> fresh_;
+  std::vector<WriteRun> runs_;
+  Buffer<B, float> keys_, values_;
+  ConstTensor keys_tensor_, values_tensor_;
+};
+
+/// Throws unless every merge is of tokens that go into tokens that stay.
+template <Backend B, class Listed>
+void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Index layer) const {
+  if (lp.merges.empty()) return;
+  require(lp.touched && lp.merges.size() == at.heads.size(), "commit: layer ", layer, " has merges for ",
+          lp.merges.size(), " heads, must be ", at.heads.size(), " and come with what stays");
+  for (std::size_t h = 0; h < at.heads.size(); ++h) {
+    const Merge& m = lp.merges[h];
+    require(m.begin.size() == m.into.size() + 1 && m.begin.front() == 0 && std::is_sorted(m.begin.begin(), m.begin.end()) &&
+                m.begin.back() == static_cast<Index>(m.from.size()),
+            "commit: layer ", layer, " head ", h, ": begin of the merges must ascend from 0 to ", m.from.size());
+    const HeadPages list = list_of(at.heads[h], layer);
+    const std::vector<Position> live = positions_of(list, Selection::live(list.entries));
+    Selection kept = lp.keep[h];
+    kept &= Selection::live(list.entries);
+    const std::vector<Position> stays = positions_of(list, kept);
+    const auto is_in = [](const std::vector<Position>& all, Position p) {
+      return std::binary_search(all.begin(), all.end(), p);
+    };
+    for (const Position p : m.into)
+      require(is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p, " absorbs others but does not stay");
+    for (const Position p : m.from)
+      require(is_in(live, p) && !is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p,
+              " is merged but is no token that goes");
+  }
+}
+
+}  // namespace kvpare

@@ -376,6 +376,58 @@ TYPED_TEST(Rules, FirstLayersStayWhole) {
   }
 }
 
+// ---- a fixed point of the list
+
+TYPED_TEST(Rules, FixedPointBetweenDecodeSteps) {
+  for (const auto& [tokens, ratio, distance] :
+       {std::tuple{Index{40}, 0.5, Index{-25}}, {Index{60}, 0.5, Index{-25}}, {Index{40}, 0.35, Index{-3}}, {Index{40}, 0.5, Index{4}}}) {
+    const Index steps = 25;
+    const Prompt p = random_prompt(12, 2, tokens + steps, 2, 1, {});
+    Compressor prune{KeyNorm{}, Uniform{}, TopK{.heads = SelectHeads::layer}, Keep::ratio(ratio)};
+    auto step = fixed_point();
+    step.scorer.distance = distance;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, tokens);
+    fed.cache.compress(fed.id, prune);
+    const TensorBuffer<typename TestFixture::B> out(this->be(), oracle::Array3(1, 2, 16), DType::f32);
+    for (Index l = 0; l < 2; ++l) {
+      const auto after = fed.cache.kept(fed.id, l, 0);
+      std::vector<Index> held(after.begin(), after.end());
+      const Index f = oracle::fixed_index(static_cast<Index>(held.size()), distance);
+      EXPECT_EQ(step.scorer.place(static_cast<Index>(held.size())), f);
+      const double left = static_cast<double>(held.size()) / static_cast<double>(tokens);
+      for (Index t = tokens; t < tokens + steps; ++t) {
+        fed.append(l, t, 1);
+        held.push_back(t);
+        const Position at[] = {static_cast<Position>(t)};
+        fed.cache.decode(
+            l, {{.sequence = fed.id, .queries = fed.queries(l, t, 1), .positions = at, .out = out.writable()}}, step);
+        held = oracle::fixed_point_decode(held, f, t + 1, left);
+        ASSERT_EQ(fed.cache.kept(fed.id, l, 1), to_positions(held)) << "step " << t << ", distance " << distance;
+      }
+    }
+  }
+}
+
+TEST(RulesOnly, WhatGoesOnFromCompressNeedsACompress) {
+  cpu::Backend be;
+  const Prompt p = random_prompt(2, 1, 20, 1, 1, {});
+  FedCache<cpu::Backend> fed(be, p);
+  fed.append(0, 10);
+  const TensorBuffer<cpu::Backend> out(be, oracle::Array3(1, 1, 16), DType::f32);
+  const Position at[] = {9};
+  const auto step = [&](const auto& method) {
+    fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, 9, 1), .positions = at, .out = out.writable()}},
+                     method);
+  };
+  EXPECT_THROW(step(fixed_point()), InvalidArgument);
+  fed.cache.compress(fed.id, Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::ratio(0.5)});
+  EXPECT_NO_THROW(step(fixed_point()));
+  auto in_tokens = fixed_point();
+  in_tokens.keep = Keep::tokens(5);
+  EXPECT_THROW(step(in_tokens), InvalidArgument);
+}
+
 // ---- merging
 
 /// Rows of a head as the cache holds them, by token.

@@ -65,7 +65,7 @@ inline std::string section_bytes(const SnapshotSection& s) {
   return w.bytes;
 }
 
-inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 2) {
+inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 3) {
   ByteWriter w;
   w.bytes = "kvpareSQ";
   w.number(version);
@@ -124,7 +124,7 @@ inline std::string layer_content(const SequenceImage::Layer& layer) {
   ByteWriter w;
   w.number(static_cast<std::uint32_t>(layer.given.size()));
   for (const auto& [begin, end] : layer.given) w.number(begin).number(end);
-  w.name(layer.scorer).number(layer.last_row);
+  w.name(layer.scorer).number(layer.last_row).number(layer.compressed_to).number(layer.compressed_from);
   const Aging& a = layer.aging;
   w.number(static_cast<std::int32_t>(a.format)).number(static_cast<std::int32_t>(a.keys_first));
   w.number(a.keep_raw_keys).number(a.flush_keys).number(a.keep_raw_values).number(a.flush_values);

@@ -176,7 +176,7 @@ TEST(Settings, AFileIsTextWithComments) {
 TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
-                 "pyramid_kv ada_kv vl_cache prefix_kv corm kv_crush chunk_kv zip_vl air_cache");
+                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",
@@ -184,7 +184,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("air_cache(=1)", "unknown setting ''");
   expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
   expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");
-  expect_refused("h2o(budget=cube)", "h2o: budget = 'cube', must be one of: uniform|pyramid|strength_skewness|density|prefix");
+  expect_refused("h2o(budget=cube)", "h2o: budget = 'cube', must be one of: uniform|pyramid|strength_skewness|density|prefix|as_compressed");
 }
 
 TEST(Settings, Ranges) {

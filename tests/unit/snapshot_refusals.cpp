@@ -129,9 +129,9 @@ TEST(SnapshotRefusal, ForeignBytes) {
   EXPECT_EQ(refusal_of(s, "kvpareSQ"), "snapshot: the stream ends in the version");
   EXPECT_EQ(refusal_of(s, s.bytes.substr(0, 12)), "snapshot: the stream ends in the tag of a section");
   const auto sections = sections_of(s.bytes);
-  for (const std::uint32_t version : {0u, 1u, 3u, 0xffffffffu})
+  for (const std::uint32_t version : {0u, 1u, 2u, 4u, 0xffffffffu})
     EXPECT_EQ(refusal_of(s, snapshot_bytes(sections, version)),
-              message("snapshot: version ", version, ", this library reads 2"));
+              message("snapshot: version ", version, ", this library reads 3"));
 }
 
 TEST(SnapshotRefusal, EveryTruncation) {
@@ -337,6 +337,8 @@ TEST(SnapshotNonsense, RunningScores) {
     ASSERT_LT(hole, page.offsets.size());
     s.image.layers[0].heads[0].running[hole] = -0.0f;
   });
+  expect_nonsense("was compressed to 5 of 4 tokens",
+                  [](Scene& s) { s.image.layers[0].compressed_to = 5, s.image.layers[0].compressed_from = 4; });
   expect_nonsense("last row = -2", [](Scene& s) { s.image.layers[1].last_row = -2; });
   expect_nonsense("running scores for 0 slots", [](Scene& s) { s.image.layers[1].heads[0].pages.clear(); });
 }

@@ -42,6 +42,7 @@ struct SequenceImage {
     std::vector<Head> heads;
     std::string scorer;      // whose running scores these are; empty = none
     Position last_row = -1;  // the newest query row they count
+    Index compressed_to = 0, compressed_from = 0;  // tokens a head kept at the last compress, of so many given
     friend bool operator==(const Layer&, const Layer&) = default;
   };
   Index page_tokens = 0;

@@ -18,6 +18,16 @@ struct EvictReport {
   Index nan_scores = 0;                    // candidates whose score was NaN; they go first
 };
 
+namespace detail {
+
+/// Does the method's budget go on from what `compress` left?
+template <class C>
+bool follows_compress(const C& method) {
+  return with_policy(method.budget, [](const auto& a) { return FollowsCompress<std::remove_cvref_t<decltype(a)>>; });
+}
+
+}  // namespace detail
+
 /// Can a method act between decode steps? Its scorer must read no rows, or nothing but the attention of each step; its
 /// budgets must not need scores of all layers; its heads must not share a budget, nor its selector choose by more than score; `keep` must be tokens or a ratio.
 template <class C>
@@ -26,7 +36,8 @@ bool acts_at_decode(const C& method) {
   return (reads.rows == Reads::Rows::none || reads.attention) &&
          !needs_of(method.budget).any() &&
          method.selector.heads != SelectHeads::shared && !method.selector.refines() &&
-         (method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens);
+         (method.keep.unit == Keep::Unit::ratio ||
+          (method.keep.unit == Keep::Unit::tokens && !detail::follows_compress(method)));
 }
 
 namespace detail {
@@ -64,6 +75,8 @@ void require_acts_at_decode(const C& method) {
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
           "decode: chunk, represent, recover and merge are for what a whole prompt has, at compress only");
+  require(method.keep.unit == Keep::Unit::ratio || !follows_compress(method), "decode: keep is in tokens, must be a ratio: ",
+          policy_name(method.budget), " goes on from what compress left");
   require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,
           "decode: keep is in pages or bytes, must be tokens or a ratio");
   fail("decode: this budget needs the scores of all layers; it can be shared out at compress only");

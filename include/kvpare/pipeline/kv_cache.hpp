@@ -401,6 +401,13 @@ class KvCache {
     for (const LayerPlan& lp : plan.layers) report.layer_budgets.push_back(lp.touched ? lp.budget : -1);
     evict_and_pack(s, plan, report);
     for (Layer& layer : s.layers) layer.observed.forget();
+    for (std::size_t l = 0; l < s.layers.size(); ++l) {
+      if (!plan.layers[l].touched) continue;
+      Layer& layer = s.layers[l];
+      layer.compressed_to = 0, layer.compressed_from = layer.given();
+      for (const Head& head : layer.heads)
+        layer.compressed_to = std::max(layer.compressed_to, Selection::live(head.entries).count());
+    }
 
     std::map<Index, FormChanges> moved;
     for (Index l = 0; l < layers(); ++l) {
@@ -638,8 +645,10 @@ class KvCache {
   /// One layer of a sequence as lists of pages.
   struct LayerLists {
     std::vector<HeadPages> heads;
+    Index compressed_to = 0;
     LayerLists(const KvCache& cache, const Sequence& s, Index layer) {
       const Layer& at = s.layers[static_cast<std::size_t>(layer)];
+      compressed_to = at.compressed_to;
       heads.reserve(at.heads.size());
       for (const Head& h : at.heads) heads.push_back(cache.list_of(h, layer));
     }
@@ -921,7 +930,7 @@ class KvCache {
   Observation<B> observation(Index layer, const LayerLists& lists, const Columns& columns, const C& compressor) const {
     Observation<B> seen;
     seen.layer = layer, seen.shape = &shape(layer), seen.heads = lists.heads, seen.columns = &columns;
-    seen.among = compressor.selector.among;
+    seen.among = compressor.selector.among, seen.compressed_to = lists.compressed_to;
     return seen;
   }
 

@@ -68,6 +68,9 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
     const Index rows = static_cast<Index>(r.positions.size());
     require(!reads.attention || (reads.streams && !detail::takes_steps<B>(method)) || rows == 1, "decode: rows = ", rows, ", ",
             scorer, " looks at one row at a time");
+    require(!detail::follows_compress(method) || step.at->compressed_from > 0 || !takes_part(layer, method.selector),
+            "decode: budget ", policy_name(method.budget), " goes on from compress, which layer ", layer, " of sequence ",
+            r.sequence, " has not seen");
     const RunningScores<B>& running = step.at->running;
     for (std::size_t h = 0; h < step.lists.heads.size() && reads.streams && sh.compress; ++h) {
       const Index unseen = step.lists.live_from(h, running.is_of(scorer) ? running.filled(static_cast<Index>(h)) : 0);
@@ -99,8 +102,10 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
   std::size_t words = 0;
   for (DecodeStep& step : steps) {
     const Index heads = static_cast<Index>(step.lists.heads.size());
-    const Index budget =
-        step.sequence->decode_budget.of(method, place, sharing, step.at->given(step.sequence->tags, selector.among));
+    const Index budget = detail::follows_compress(method)
+                             ? step.at->as_compressed(method.keep.amount)
+                             : step.sequence->decode_budget.of(method, place, sharing,
+                                                               step.at->given(step.sequence->tags, selector.among));
     for (Index h = 0; h < (together ? 1 : heads); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
                                 step.rest, step.rest < 0 ? 1 : step.block, row))

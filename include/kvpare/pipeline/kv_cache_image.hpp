@@ -32,6 +32,7 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
     to.given = layer.given_spans;
     to.scorer = layer.running.scorer();
     to.last_row = layer.running.last_row();
+    to.compressed_to = layer.compressed_to, to.compressed_from = layer.compressed_from;
     to.aging = layer.aging;
     for (const auto& block : layer.states)
       to.states.push_back({static_cast<std::uint16_t>(block->format),
@@ -132,6 +133,8 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
   require(from.last_row >= -1, "restore: layer ", layer, ": last row = ", from.last_row, ", must be a position or -1");
   require(!from.scorer.empty() || from.last_row == -1, "restore: layer ", layer, ": last row = ", from.last_row,
           ", but no scorer has counted any");
+  require(0 <= from.compressed_to && from.compressed_to <= from.compressed_from, "restore: layer ", layer, " was compressed to ",
+          from.compressed_to, " of ", from.compressed_from, " tokens, must be between 0 and these");
   for (std::size_t b = 0; b < from.states.size(); ++b) {
     const SequenceImage::State& state = from.states[b];
     require(state.format < FormatList::count, "restore: layer ", layer, " state ", b, ": format ", state.format,
@@ -264,6 +267,7 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
       be_->to_backend(block->memory.data(), state.values.data(), block->memory.bytes());
       to.add_state(block);
     }
+    to.compressed_to = from.compressed_to, to.compressed_from = from.compressed_from;
     if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
   }
 

@@ -1,6 +1,7 @@
 // Methods of the literature, named after their papers: parts, put together with the papers' defaults.
 #pragma once
 
+#include "../policy/budget/as_compressed.hpp"
 #include "../policy/budget/density.hpp"
 #include "../policy/budget/prefix.hpp"
 #include "../policy/budget/pyramid.hpp"
@@ -9,6 +10,7 @@
 #include "../policy/score/accumulated_attention.hpp"
 #include "../policy/score/dynamic_share.hpp"
 #include "../policy/score/elite_window.hpp"
+#include "../policy/score/fixed_point.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
 #include "../policy/score/last_row.hpp"
@@ -67,6 +69,12 @@ inline auto vl_cache() {
 inline auto prefix_kv() {
   return Compressor{AccumulatedAttention{}, Prefix{}, TopK{.heads = SelectHeads::layer, .first = 1, .last = 1},
                     Keep::ratio(0.2)};
+}
+
+/// How PrefixKV and Elastic Cache go on at every decode step: each layer at the ratio that compress left it with, by dropping
+/// the token 25 before the end of what was kept.
+inline auto fixed_point() {
+  return Compressor{FixedPoint{}, AsCompressed{}, TopK{.heads = SelectHeads::layer}, Keep::ratio(1)};
 }
 
 /// CORM (arXiv 2404.15949): what none of the last 256 rows found important goes, the newest 256 stay; no budget: `keep` is only

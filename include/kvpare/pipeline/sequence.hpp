@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <any>
+#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -103,6 +104,7 @@ struct SequenceLayer {
   Index query_vectors = 0;         // how many vectors per kv head those are of
   std::vector<std::pair<Position, Position>>
       given_spans;            // [begin, end) of all positions ever appended, minus truncated
+  Index compressed_to = 0, compressed_from = 0;  // at the last compress: tokens a head kept (the longest), of so many given
   ObservedLayer<B> observed;  // scores, or query rows, that wait for compress
   RunningScores<B> running;   // of a scorer that adds up attention, prompt and decode steps alike
 
@@ -117,6 +119,18 @@ struct SequenceLayer {
     for (SequenceHead& head : heads) detail::make_room(head.states, 1);
     for (std::size_t h = 0; h < heads.size(); ++h) heads[h].states.push_back(block->of_head(static_cast<Index>(h)));
     states.push_back(std::move(block));
+  }
+
+  /// Tokens a head may hold so that the ratio of the last compress holds, times `keep`.
+  Index as_compressed(double keep) const {
+    const double ratio = static_cast<double>(compressed_to) / static_cast<double>(std::max<Index>(compressed_from, 1));
+    return static_cast<Index>(std::ceil(keep * ratio * static_cast<double>(given()) - 1e-9));
+  }
+  /// All tokens ever appended.
+  Index given() const {
+    Index n = 0;
+    for (const auto& [begin, end] : given_spans) n += end - begin;
+    return n;
   }
 
   bool empty() const {
@@ -180,6 +194,7 @@ struct Sequence {
     for (std::size_t l = 0; l < layers.size(); ++l) {
       s.layers[l].heads = layers[l].heads, s.layers[l].given_spans = layers[l].given_spans;
       s.layers[l].states = layers[l].states, s.layers[l].aging = layers[l].aging;
+      s.layers[l].compressed_to = layers[l].compressed_to, s.layers[l].compressed_from = layers[l].compressed_from;
       s.layers[l].running = layers[l].running.copy(be);
     }
     return s;

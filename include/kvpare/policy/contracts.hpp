@@ -11,6 +11,7 @@
 // | `a.allocate(layers, available, n, total, scratch, keep)` | – | `keep[l]` tokens per layer, summing to `total`     |
 // |                                         |         | clamped to what is available. Runs on the backend as one     |
 // |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
+// | `A::follows_compress`                   | `bool`  | where true, decode takes the ratio that compress left        |
 // | **Selector** `s.among`, `s.heads`, …    |         | see TopK: the selector is data, the pipeline carries it out  |
 //
 // The smallest scorer:
@@ -76,6 +77,10 @@ struct LayerSummary {
   const double* curve = nullptr;  // [count] running sums of the scores in descending order; NaN count as 0
   double density = 0;             // share of the layer's attention entries that count
 };
+
+/// Budgets that go on between decode steps from what `compress` left.
+template <class A>
+concept FollowsCompress = A::follows_compress;
 
 /// Scorers whose running scores a decode step changes by `take_step`, where others just add the step's attention.
 template <class S, class B>

@@ -49,6 +49,7 @@ struct Observation {
   std::span<const Position> row_positions;    // ascending
   std::span<const std::int32_t> row_columns;  // the column of each row's own token
   ClassSet among;                             // classes up for eviction
+  Index compressed_to = 0;                    // tokens a head kept at the last compress, 0 = never compressed
 
   Index rows() const { return static_cast<Index>(row_positions.size()); }
   TokenClass row_class(Index row) const {

@@ -21,8 +21,8 @@ namespace kvpare {
 
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
-          DynamicShare, RecentMessage, EliteWindow>;
-using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix>;
+          DynamicShare, RecentMessage, FixedPoint, EliteWindow>;
+using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, AsCompressed>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
@@ -54,6 +54,8 @@ inline std::span<const Recipe> known_recipes() {
              "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
       Recipe{"elastic_cache", "the most attended; what goes is averaged into the nearest that stays",
              "Elastic Cache, arXiv 2407.18121", any(elastic_cache())},
+      Recipe{"fixed_point", "after prefix_kv or elastic_cache: each layer's ratio, by dropping at one place of the list",
+             "Elastic Cache, PrefixKV", any(fixed_point())},
       Recipe{"corm", "what some of the last rows found important; no budget", "CORM, arXiv 2404.15949", any(corm())},
       Recipe{"kv_crush", "as snap_kv, a quarter of the budget for tokens that stand for those that go",
              "KVCrush, arXiv 2503.00022", any(kv_crush())},

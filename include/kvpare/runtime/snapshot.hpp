@@ -1,13 +1,13 @@
 // A sequence in a stream of bytes: to offload it, and to resume it later, elsewhere.
 //
 //   "kvpareSQ"   8 bytes
-//   version      u32, now 2
+//   version      u32, now 3
 //   sections     each:  tag, 4 letters · length of the content, u64 · content · CRC-32 of all that, u32
 //
 //   "MODL"  page_tokens u32 · formats u32, each two names (keys, values) · layers u32, each q_heads, kv_heads, key_dim,
 //           value_dim, window i64 · scale, softcap f32 · sink logits: u32, f32 …
 //   "TAGS"  spans u32, each begin, end i32 · class u8 · protected u8 · image, grid_rows, grid_cols i64
-//   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32
+//   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32 · compressed to, of: i64
 //           aging: format, keys_first i32 · keep_raw_keys, flush_keys, keep_raw_values, flush_values i64 · classes u32 · sinks
 //             i64
 //           codec states u32, each format u16 · floats u32, f32 …
@@ -39,7 +39,7 @@ namespace detail::snapshot {
 static_assert(std::endian::native == std::endian::little, "snapshots are written as the numbers lie in memory");
 
 inline constexpr std::string_view magic = "kvpareSQ";
-inline constexpr std::uint32_t version = 2;
+inline constexpr std::uint32_t version = 3;
 
 /// CRC-32 (IEEE 802.3), sixteen bytes at a time.
 class Crc32 {
@@ -257,6 +257,7 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
     for (const auto& [begin, end] : layer.given) c.put(begin), c.put(end);
     c.put_name(layer.scorer);
     c.put(layer.last_row);
+    c.put(layer.compressed_to), c.put(layer.compressed_from);
     const Aging& aging = layer.aging;
     c.put(static_cast<std::int32_t>(aging.format)), c.put(static_cast<std::int32_t>(aging.keys_first));
     for (const Index n : {aging.keep_raw_keys, aging.flush_keys, aging.keep_raw_values, aging.flush_values}) c.put(n);
@@ -323,6 +324,7 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
     for (auto& [begin, end] : layer.given) begin = c.get<Position>(), end = c.get<Position>();
     layer.scorer = c.get_name();
     layer.last_row = c.get<Position>();
+    layer.compressed_to = c.get<Index>(), layer.compressed_from = c.get<Index>();
     Aging& aging = layer.aging;
     aging.format = c.get<std::int32_t>(), aging.keys_first = c.get<std::int32_t>();
     for (Index* n : {&aging.keep_raw_keys, &aging.flush_keys, &aging.keep_raw_values, &aging.flush_values})

@@ -406,7 +406,7 @@ class KvCache {
       Layer& layer = s.layers[l];
       layer.compressed_to = 0, layer.compressed_from = layer.given();
       for (const Head& head : layer.heads)
-        layer.compressed_to = std::max(layer.compressed_to, Selection::live(head.entries).count());
+        layer.compressed_to = std::max(layer.compressed_to, list_of(head, static_cast<Index>(l)).live_tokens());
     }
 
     std::map<Index, FormChanges> moved;

@@ -139,8 +139,7 @@ class KvCache<B, Listed>::Merging {
   void compute(const HeadPages& before, const Joined& joined, Index head, Side side, Index width, float* out) {
     if (joined.own.empty()) return;
     B& be = *cache_->be_;
-    Index tokens = 0;
-    for (const Entry& e : before.entries) tokens += std::popcount(e.live);
+    const Index tokens = before.live_tokens();
     const Buffer<B, float> rows(be, tokens * width);
     const GatherRow gather{before, side, nullptr, width, rows.data()};
     be.gather(std::span(&gather, 1));

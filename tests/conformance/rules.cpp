@@ -131,6 +131,34 @@ TYPED_TEST(Rules, PrefixKv) {
     }
 }
 
+TEST(RulesOnly, RatiosOfCalibrationGoThroughText) {
+  const auto ratios = Ratios::mean_of(std::vector<std::vector<double>>{{0.5, 0.25, 1}, {0.25, 0.25, 0}});
+  EXPECT_EQ(ratios.count, 3);
+  EXPECT_EQ(print_setting(ratios), "0.375 0.25 0.5");
+  Ratios read;
+  EXPECT_TRUE(parse_setting("0.375  0.25 0.5", read));
+  EXPECT_EQ(read, ratios);
+  for (const char* words : {"", "0.5 x", "1.5", "-0.1", "0.5,0.5", "nan"}) EXPECT_FALSE(parse_setting(words, read)) << words;
+  EXPECT_THROW(Ratios::mean_of(std::vector<std::vector<double>>{{0.5}, {0.5, 0.5}}), InvalidArgument);
+  EXPECT_THROW(Ratios::mean_of({}), InvalidArgument);
+}
+
+TYPED_TEST(Rules, LayerBudgetsFromATable) {
+  const Prompt p = random_prompt(14, 3, 60, 2, 1, {});
+  LayerRatios table;
+  ASSERT_TRUE(parse_setting("0.6 0.1 0.2", table.ratios));
+  Compressor method{KeyNorm{}, table, TopK{}, Keep::ratio(0.3)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 60);
+  EXPECT_EQ(fed.cache.plan(fed.id, method).layers[0].budget, 36);
+  method.keep = Keep::ratio(0.15);
+  const auto report = fed.cache.compress(fed.id, method);
+  EXPECT_EQ(report.layer_budgets, (std::vector<Index>{18, 3, 6})) << "the table says the shape, keep how much";
+  method.budget.ratios.count = 2;
+  method.keep = Keep::ratio(0.1);
+  EXPECT_THROW(fed.cache.compress(fed.id, method), InvalidArgument);
+}
+
 // ---- ZipVL
 
 TYPED_TEST(Rules, ZipVl) {

@@ -184,7 +184,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("air_cache(=1)", "unknown setting ''");
   expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
   expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");
-  expect_refused("h2o(budget=cube)", "h2o: budget = 'cube', must be one of: uniform|pyramid|strength_skewness|density|prefix|as_compressed");
+  expect_refused("h2o(budget=cube)", "h2o: budget = 'cube', must be one of: uniform|pyramid|strength_skewness|density|prefix|layer_ratios|as_compressed");
 }
 
 TEST(Settings, Ranges) {

@@ -100,6 +100,7 @@ class DecodeBudget {
       std::vector<double> scratch(static_cast<std::size_t>(layers));
       std::vector<Index> tokens(static_cast<std::size_t>(layers));
       with_policy(method.budget, [&](const auto& allocator) {
+        check_layers_of(allocator, layers);
         allocator.allocate(nullptr, available.data(), layers, total, scratch.data(), tokens.data());
       });
       if (before == nullptr || !(*before == method)) method_ = method;

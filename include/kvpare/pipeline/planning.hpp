@@ -304,6 +304,8 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   const std::size_t n = layers.size();
   if (n == 0 || (compressor.keep == Keep::ratio(1) && !selector.only_positive)) return;
 
+  with_policy(compressor.budget, [&](const auto& a) { check_layers_of(a, static_cast<Index>(n)); });
+
   // What is up for choice, and how much of it stays.
   std::vector<PlanRow> rows;
   std::vector<Index> available_tokens(n, 0), available(n), layer_of, reserved;

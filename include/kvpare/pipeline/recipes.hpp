@@ -3,6 +3,7 @@
 
 #include "../policy/budget/as_compressed.hpp"
 #include "../policy/budget/density.hpp"
+#include "../policy/budget/layer_ratios.hpp"
 #include "../policy/budget/prefix.hpp"
 #include "../policy/budget/pyramid.hpp"
 #include "../policy/budget/strength_skewness.hpp"

@@ -11,6 +11,7 @@
 // | `a.allocate(layers, available, n, total, scratch, keep)` | – | `keep[l]` tokens per layer, summing to `total`     |
 // |                                         |         | clamped to what is available. Runs on the backend as one     |
 // |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
+// | `a.check_layers(n)`                     | –       | optional: throws where it does not go with so many layers    |
 // | `A::follows_compress`                   | `bool`  | where true, decode takes the ratio that compress left        |
 // | **Selector** `s.among`, `s.heads`, …    |         | see TopK: the selector is data, the pipeline carries it out  |
 //
@@ -77,6 +78,12 @@ struct LayerSummary {
   const double* curve = nullptr;  // [count] running sums of the scores in descending order; NaN count as 0
   double density = 0;             // share of the layer's attention entries that count
 };
+
+/// Throws where a budget does not go with so many layers that take part.
+template <class A>
+void check_layers_of(const A& budget, Index layers) {
+  if constexpr (requires { budget.check_layers(layers); }) budget.check_layers(layers);
+}
 
 /// Budgets that go on between decode steps from what `compress` left.
 template <class A>

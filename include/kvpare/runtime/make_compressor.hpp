@@ -22,7 +22,7 @@ namespace kvpare {
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
           DynamicShare, RecentMessage, FixedPoint, EliteWindow>;
-using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, AsCompressed>;
+using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, LayerRatios, AsCompressed>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
@@ -146,6 +146,7 @@ inline std::string allowed_values(const Form&) {
 }
 inline std::string allowed_values(const FormChoice&) { return "codecs, or keys/values, joined by +"; }
 inline std::string allowed_values(bool) { return "yes, no"; }
+inline std::string allowed_values(const Ratios&) { return "ratios within [0, 1] that are kept, layer by layer: 0.9 0.5 0.31 …"; }
 inline std::string allowed_values(const LayerBits&) { return "keys/values layer by layer: 8/4 4/4 2/2 …"; }
 template <class E>
 std::string allowed_values(const E&) {

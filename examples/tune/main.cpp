@@ -1,10 +1,11 @@
-// kvpare_tune: what codecs do to attention, and which widths each layer should have.
+// kvpare_tune: what codecs do to attention, and which widths and which budgets each layer should have.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <sstream>
 
+#include "ratios.hpp"
 #include "search.hpp"
 #include "support/program.hpp"
 #include "support/safetensors.hpp"
@@ -14,7 +15,7 @@ namespace {
 struct Arguments {
   std::vector<std::string> traces;
   std::string search, out, only;
-  double bits = 4, distance = 0.3;
+  double bits = 4, distance = 0.3, ratios = 0;
   std::vector<kvpare::Index> widths{8, 4, 2};
   kvpare::Index rows = 64, group = 32, page_tokens = 64;
 };
@@ -31,7 +32,9 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--distance", a.distance, "with --search: layers whose errors differ less, relatively, choose together")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--out", a.out, "with --search: write the result to this file");
+  app.add_option("--ratios", a.ratios, "find how much of each layer PrefixKV keeps of the traces, at this keep ratio")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--out", a.out, "with --search or --ratios: write the result to this file");
   app.add_option("--codec", a.only, "without --search: this codec only");
   app.add_option("--rows", a.rows, "the last so many rows of a prompt ask")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--group", a.group, "numbers per group, for codecs that have groups")
@@ -93,6 +96,16 @@ int print_errors(const Arguments& a) {
   return 0;
 }
 
+/// To the terminal, and to a file where one is named.
+void put(const Arguments& a, const std::string& text) {
+  std::cout << text;
+  if (a.out.empty()) return;
+  std::ofstream file(a.out);
+  file << text;
+  if (!file.flush()) throw std::runtime_error(a.out + ": cannot be written");
+  std::cout << "wrote " << a.out << '\n';
+}
+
 int search(const Arguments& a) {
   if (a.traces.empty()) throw std::invalid_argument("--search needs --trace FILE: what should it measure on?");
   const auto mode = a.search == "kivi" ? kvpare::TunedMode::kivi : kvpare::TunedMode::token;
@@ -123,17 +136,25 @@ int search(const Arguments& a) {
   const tune::Found& chosen = tune::choose(front, a.bits);
   std::ostringstream text;
   tune::write_result(text, chosen, front, mode, groups);
-  std::cout << '\n' << text.str();
-  if (!a.out.empty()) {
-    std::ofstream file(a.out);
-    file << text.str();
-    if (!file.flush()) throw std::runtime_error(a.out + ": cannot be written");
-    std::cout << "wrote " << a.out << '\n';
-  }
+  std::cout << '\n';
+  put(a, text.str());
   return 0;
 }
 
-int run(Arguments& a) { return a.search.empty() ? print_errors(a) : search(a); }
+int find_ratios(const Arguments& a) {
+  if (a.traces.empty()) throw std::invalid_argument("--ratios needs --trace FILE: what should it measure on?");
+  std::vector<std::vector<double>> samples;
+  for (const std::string& path : a.traces) samples.push_back(tune::layer_ratios(example::read_trace(path), a.ratios));
+  std::ostringstream text;
+  tune::write_ratios(text, kvpare::Ratios::mean_of(samples), a.ratios, samples.size());
+  put(a, text.str());
+  return 0;
+}
+
+int run(Arguments& a) {
+  if (!a.search.empty() && a.ratios > 0) throw std::invalid_argument("--search and --ratios: one at a time");
+  return a.ratios > 0 ? find_ratios(a) : a.search.empty() ? print_errors(a) : search(a);
+}
 
 }  // namespace
 

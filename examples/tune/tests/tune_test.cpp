@@ -1,4 +1,5 @@
 // The search step by step against worked examples, and the measures on data whose answer is known.
+#include "../ratios.hpp"
 #include "../search.hpp"
 
 #include <gtest/gtest.h>
@@ -131,6 +132,37 @@ TEST(Codecs, EveryOneIsNearWhatItCodes) {
     EXPECT_LT(snr, 6.1 * codec.bits({64, 128}) + 6) << codec.name;  // and no more than its bits allow
   }
   EXPECT_THROW(find_codec("int5000", 32), kvpare::InvalidArgument);
+}
+
+/// Two layers of one head: in the first all keys are alike, in the second every row looks at the first token.
+example::Trace trace_of_two_layers(Index tokens) {
+  example::Trace trace;
+  for (Index t = 0; t < tokens; ++t) trace.positions.push_back(static_cast<kvpare::Position>(t));
+  std::vector<float> ones(static_cast<std::size_t>(tokens * 4), 1.0f), first(ones.size(), 0.0f);
+  first[0] = 100;
+  for (const auto& keys : {ones, first})
+    trace.append(static_cast<Index>(trace.layers.size()), kvpare::ConstTensor(ones.data(), tokens, 1, 4),
+                 kvpare::ConstTensor(keys.data(), tokens, 1, 4), kvpare::ConstTensor(ones.data(), tokens, 1, 4));
+  return trace;
+}
+
+TEST(Ratios, LayersThatLookAtFewTokensKeepFew) {
+  const auto ratios = layer_ratios(trace_of_two_layers(100), 0.3);
+  ASSERT_EQ(ratios.size(), 2u);
+  EXPECT_NEAR(ratios[0] + ratios[1], 0.6, 1e-9) << "the mean is what was asked for";
+  EXPECT_GT(ratios[0], 0.55);
+  EXPECT_LT(ratios[1], 0.05);
+}
+
+TEST(Ratios, TheResultIsAPolicyThatTheRuntimeReads) {
+  std::stringstream file;
+  const auto ratios = kvpare::Ratios::mean_of(std::vector<std::vector<double>>{{0.5, 0.25}, {0.5, 0.75}});
+  write_ratios(file, ratios, 0.5, 2);
+  const kvpare::AnyCompressor read = kvpare::read_compressor(file);
+  const auto* table = std::get_if<kvpare::LayerRatios>(&read.budget.held);
+  ASSERT_NE(table, nullptr);
+  EXPECT_EQ(table->ratios, ratios);
+  EXPECT_EQ(read.keep, kvpare::Keep::ratio(0.5));
 }
 
 }  // namespace

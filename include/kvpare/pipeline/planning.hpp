@@ -339,21 +339,24 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   std::vector<Buffer<B, std::uint64_t>> candidate_bits;
   for (const PlanRow& row : rows) candidate_bits.emplace_back(be, std::span<const std::uint64_t>(row.candidates));
   if (needs.summary || needs.curve) {
-    std::vector<Buffer<B, std::uint64_t>> unions;  // candidates of any head
-    std::vector<MaskedRow> masked;
-    for (std::size_t l = 0, r = 0; l < n; ++l) {
-      std::vector<std::uint64_t> any = rows[r].candidates;
-      for (; r < rows.size() && rows[r].layer == l; ++r)
-        for (std::size_t w = 0; w < any.size(); ++w) any[w] |= rows[r].candidates[w];
-      unions.emplace_back(be, std::span<const std::uint64_t>(any));
-      masked.push_back(
-          {means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
-    }
+    std::vector<Buffer<B, std::uint64_t>> unions;
+    const auto of_any_head = [&](std::vector<std::uint64_t> PlanRow::*tokens) {
+      std::vector<MaskedRow> masked;
+      for (std::size_t l = 0, r = 0; l < n; ++l) {
+        std::vector<std::uint64_t> any = rows[r].*tokens;
+        for (; r < rows.size() && rows[r].layer == l; ++r)
+          for (std::size_t w = 0; w < any.size(); ++w) any[w] |= (rows[r].*tokens)[w];
+        unions.emplace_back(be, std::span<const std::uint64_t>(any));
+        masked.push_back(
+            {means[l].data(), unions.back().data(), layers[l].scored_columns, layers[l].columns->word_tokens});
+      }
+      return masked;
+    };
     if (needs.summary) {
       summary_rows = Buffer<B, RowSummary>(be, static_cast<Index>(n));
-      be.reduce(masked, summary_rows.data());
+      be.reduce(of_any_head(&PlanRow::candidates), summary_rows.data());
     }
-    if (needs.curve) curves = detail::LayerCurves<B>(be, masked);
+    if (needs.curve) curves = detail::LayerCurves<B>(be, of_any_head(&PlanRow::members));
   }
   Buffer<B, const float*> densities;
   if (needs.density) {

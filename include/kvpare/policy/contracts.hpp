@@ -75,7 +75,8 @@ struct BudgetNeeds {
 struct LayerSummary {
   double sum = 0, skewness = 0;
   Index count = 0;
-  const double* curve = nullptr;  // [count] running sums of the scores in descending order; NaN count as 0
+  const double* curve = nullptr;  // [count] running sums of the scores in descending order, of tokens that stay anyway as well;
+                                  // NaN count as 0
   double density = 0;             // share of the layer's attention entries that count
 };
 

@@ -23,7 +23,7 @@ struct Prefix {
 
   KVPARE_HD void allocate(const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch,
                           Index* keep) const {
-    // Tokens that stay anyway have no score; they are part of the budget.
+    // Tokens without a score stay; they are part of the budget.
     const auto reserved = [&](Index l) {
       return available[l] > layers[l].count ? static_cast<double>(available[l] - layers[l].count) : 0.0;
     };

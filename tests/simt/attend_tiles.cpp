@@ -234,15 +234,19 @@ class Scene {
     }
     if constexpr (cuda::has_fragment_order<Stored>()) {
       using Layout = cuda::FragmentLayout<Stored, side>;
-      constexpr int bits = Stored::form.bits;
+      constexpr int low_bits = Layout::low_bits;
       std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
       const auto put_code = [&](Index t, Index c, std::uint8_t code) {
-        constexpr Index per_unit = 16 / bits;
-        const Index at = Layout::unit_at(shape, t, c / per_unit * per_unit);
+        constexpr Index per_unit = Layout::per_unit;
+        const Index first = c / per_unit * per_unit, at = Layout::unit_at(shape, t, first);
+        const unsigned low = code & ((1u << low_bits) - 1u), high = unsigned{code} >> low_bits;
         std::uint16_t unit;
         std::memcpy(&unit, to + at, 2);
-        unit = static_cast<std::uint16_t>(unit | code << c % per_unit * bits);
+        unit = static_cast<std::uint16_t>(unit | low << c % per_unit * low_bits);
         std::memcpy(to + at, &unit, 2);
+        if constexpr (Layout::has_high)
+          to[Layout::high_unit_at(shape, t, first)] |=
+              static_cast<std::byte>(high << Layout::high_bit(static_cast<int>(c - first)));
       };
       const auto put_scale = [&](Index group, GroupBits b) {
         std::memcpy(to + Layout::scales_at(shape) + group * Layout::scale_bytes, &b.scale, Layout::scale_bytes);
@@ -346,6 +350,16 @@ TEST(AttendTiles, CodesInGroupsOfARow) {
   using Extreme = Group<GroupSpec{.bits = 4, .fit = Fit::extreme, .group = 32}>;
   expect_family<MikvGroup<4>, Extreme>();
   expect_family<Extreme, Symmetric<8, 16>>();
+}
+
+TEST(AttendTiles, ThreeBitsInTwoPlanes) {
+  expect_family<Int3, Affine<3>>();
+  expect_family<Affine<3>, Int3>();
+  expect_family<Affine<3, 64>, Symmetric<3, 32>>();  // loads of one word; two groups in a load
+  expect_family<Symmetric<3, 16>, Affine<3, 64>>();
+  expect_family<KiviKeys<3, 32>, Affine<3, 32>>();
+  for (const Index width : {64, 256}) expect_family<Int3, Affine<3>>(width);
+  expect_family<KiviKeys<3, 16>, Symmetric<3, 64>>(256);
 }
 
 TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
@@ -458,7 +472,8 @@ TEST(AttendTiles, SeveralFormsInOneList) {
   for (int again = 0; again < 2; ++again) {
     s.add<Pair<Raw<half>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Int4, Int2>>(3, Support::fused);
-    s.add<Pair<Int3, Int3>>(1, Support::generic);
+    s.add<Pair<Int3, Int3>>(1, Support::fused);
+    s.add<Pair<Ternary<>, Ternary<>>>(1, Support::generic);
     s.add<Pair<KiviKeys<4, 0>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Fp8E4M3, Fp8E5M2>>(1, Support::fused);
     s.add<Pair<Int8, Affine<4>>>(2, Support::fused);
@@ -467,7 +482,8 @@ TEST(AttendTiles, SeveralFormsInOneList) {
 }
 
 TEST(AttendTiles, EverythingElseIsDecoded) {
-  expect_fused<Int3>({}, 1, Support::generic);
+  expect_fused<Group<GroupSpec{.bits = 5}>>({}, 1, Support::generic);
+  expect_fused<Int3>({.width = 96}, 1, Support::generic);
   expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
   expect_fused<TurboQuant<4>>({}, 1, Support::generic);
   expect_fused<Ternary<>>({}, 1, Support::generic);

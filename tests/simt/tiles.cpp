@@ -297,15 +297,16 @@ void check_moves(simt::Runtime& runtime, Work& work, TileShape shape, Side side)
   }
 }
 
-/// What tile_layout.cuh says, from its words alone: codes in pairs, then scales, then zeros.
+/// What tile_layout.cuh says, from its words alone: codes in pairs (of 3 bits the low two, then the highest), then
+/// scales, then zeros.
 template <Codec C>
 void check_layout(simt::Runtime& runtime, Work& work, TileShape shape, Side side) {
   if constexpr (cuda::has_fragment_order<C>()) {
-    if (shape.width * C::form.bits % 16 != 0) return;
+    if (shape.width * C::form.bits % 16 != 0 || (C::form.bits == 3 && shape.width % 32 != 0)) return;
     Tiles<C> tiles(runtime, work, shape, side, 61);
     const Bytes all = tiles.memory.now();
     const std::byte* tile = all.data() + Tiles<C>::guard;
-    const Index bits = C::form.bits, group = C::form.group_of(shape);
+    const Index bits = C::form.bits == 3 ? 2 : C::form.bits, group = C::form.group_of(shape);
     std::vector<float> row(static_cast<std::size_t>(shape.width));
     for (Index t = 0; t < shape.tokens; ++t) {
       C::decode(shape, tiles.canonical[0].data(), t, tiles.host_state(), row.data());
@@ -318,10 +319,17 @@ void check_layout(simt::Runtime& runtime, Work& work, TileShape shape, Side side
         unsigned two = 0;
         for (Index k = 0; k < 2 && bit / 8 + k < tiles.bytes; ++k)
           two |= std::to_integer<unsigned>(tile[bit / 8 + k]) << 8 * k;
-        const auto code = static_cast<std::uint8_t>(two >> bit % 8 & ((1u << bits) - 1u));
+        auto code = static_cast<std::uint8_t>(two >> bit % 8 & ((1u << bits) - 1u));
+        if (C::form.bits == 3) {
+          // Its two low bits are in half `half` of word `word` of the plane; two words have one of highest bits.
+          const Index word = bit / 32, half = bit / 16 % 2, i = bit % 16 / 2;
+          const Index high = shape.tokens * shape.width * 2 + word / 2 * 32 + half * 16 + word % 2 * 8;
+          const unsigned byte = std::to_integer<unsigned>(tile[high / 8]);
+          code = static_cast<std::uint8_t>(code | (byte >> (i % 4 * 2 + i / 4) & 1u) << 2);
+        }
         const Index g =
             C::form.along == Along::channels ? t * (shape.width / group) + c / group : t / group * shape.width + c;
-        const std::byte* scales = tile + shape.tokens * shape.width * bits / 8;
+        const std::byte* scales = tile + shape.tokens * shape.width * C::form.bits / 8;
         const std::byte* zeros = scales + C::form.groups(shape) * detail::scale_size(C::form.scale);
         GroupBits x;
         for (Index k = 0; k < detail::scale_size(C::form.scale); ++k)

@@ -12,17 +12,19 @@
 //   register r of a lane's row or pair of tokens: two numbers of 16 bits
 //
 // A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
-// bit 10: an AND makes two operands. Small floats move their bits into those of an f16, again a power of two off.
-// `gain(r)` is the power of two that mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a
-// token's zero times the sum of the query, a sum of zeros by probabilities on the output.
+// bit 10: an AND makes two operands. Of 3 bits the highest comes from a plane of its own, shifted to where the others
+// are. Small floats move their bits into those of an f16, again a power of two off. `gain(r)` is the power of two that
+// mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the sum of the
+// query, a sum of zeros by probabilities on the output.
 //
-// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 2 bits
-// 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a lane and
-// number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them, and 460 at 4
-// bits.
+// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 3 bits
+// 100, 2 bits 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a
+// lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them, and 460
+// at 4 bits.
 #pragma once
 
 #include <bit>
+#include <type_traits>
 
 #include "../../codec/raw.hpp"
 #include "../../codec/small_float.hpp"
@@ -52,8 +54,8 @@ enum class CodeKind { none, linear, e4m3, e5m2, e2m1 };
 template <class C>
 struct CodeNumbers {
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits;
-  static constexpr int per_word = 16 / bits;  // registers that a word of codes becomes
+  static constexpr int bits = form.bits, low_bits = bits == 3 ? 2 : bits;
+  static constexpr int per_word = 16 / low_bits;  // registers that a word of codes becomes
 
  private:
   template <class Float>
@@ -92,13 +94,14 @@ struct CodeNumbers {
                                    : kind == CodeKind::e2m1 ? 14
                                                             : 0;
 
-  /// Codes i and i + 16 / bits of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
+  /// Codes i and i + per_word of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
+  /// `high` has their highest bits, where these have a plane, in the low byte of each half.
   template <bool in_place = true>
-  static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, int i) {
-    const int at = i * bits;
+  static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, std::uint32_t high_bits, int i) {
+    const int at = i * low_bits;
     if constexpr (kind == CodeKind::linear) {
       const int up = in_place ? at & 7 : 0;
-      return word >> (at - up) & (((1u << bits) - 1u) * 0x00010001u) << up;
+      return codes_at(word, high_bits, i, up);
     } else {
       const std::uint32_t high = word << (16 - bits - at);  // each code at the top of its half
       if constexpr (kind == CodeKind::e5m2) return high & 0xff00ff00u;
@@ -108,7 +111,74 @@ struct CodeNumbers {
   }
   template <bool in_place = true>
   static constexpr KVPARE_HD int gain(int i) {
-    return kind == CodeKind::linear && in_place ? most_gain - (i * bits & 7) : most_gain;
+    return kind == CodeKind::linear && in_place ? most_gain - (i * low_bits & 7) : most_gain;
+  }
+
+ private:
+  static KVPARE_DEVICE std::uint32_t moved(std::uint32_t word, int from, int to) {
+    return from < to ? word << (to - from) : word >> (from - to);
+  }
+  /// Both codes from bit `up` of their halves on, zeros around them.
+  static KVPARE_DEVICE std::uint32_t codes_at(std::uint32_t word, std::uint32_t high_bits, int i, int up) {
+    std::uint32_t two = moved(word, i * low_bits, up) & (((1u << low_bits) - 1u) * 0x00010001u) << up;
+    if constexpr (bits != low_bits)
+      two |= moved(high_bits, FragmentLayout<C, Side::keys>::high_bit(i), up + low_bits) & 0x00010001u << (up + low_bits);
+    return two;
+  }
+};
+
+/// Where a tile of 16 tokens is.
+struct TilePlace {
+  const std::byte* page = nullptr;  // keys or values of the page
+  Index row_bytes = 0;              // of raw rows
+  int first = 0;                    // slot of its first token
+  Index page_tokens = 0;
+};
+
+/// What a lane has of a row of keys, or of the rows of a pair of tokens of values: words of codes, as loaded.
+template <int load_bytes, int loads, bool has_high>
+struct CodeWords {
+  LaneWords<load_bytes> low[loads];
+};
+template <int load_bytes, int loads>
+struct CodeWords<load_bytes, loads, true> {
+  LaneWords<load_bytes> low[loads];
+  LaneWords<load_bytes == 4 ? 4 : load_bytes / 2> high[loads];  // of one word of low bits: shared with a neighbour
+};
+template <class C, Side side, int D, int load_bytes>
+struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 32 / load_bytes,
+                           FragmentLayout<C, side>::has_high> {
+  using Layout = FragmentLayout<C, side>;
+  using Numbers = CodeNumbers<C>;
+  static constexpr int words = load_bytes / 4, loads = D * Layout::low_bits / 32 / load_bytes;
+  static constexpr int lanes = side == Side::keys ? 4 : 8;  // that share a row
+
+  /// Row `row` of keys, or pair `row` of tokens of values.
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const TilePlace& at, int row, int lane) {
+    constexpr Index rows = side == Side::keys ? 1 : 2;
+    const TileShape shape{at.page_tokens, D};
+    const auto* from = reinterpret_cast<const LaneWords<load_bytes>*>(at.page + row * (rows * Layout::row_bytes(shape)));
+    KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) this->low[j] = b.load(from + j * lanes + lane);
+    if constexpr (Layout::has_high) {
+      const std::byte* bytes = at.page + Layout::high_at(shape) + row * (rows * Layout::high_row_bytes(shape));
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
+        const int place = j * lanes + lane;
+        this->high[j] = b.load(reinterpret_cast<const std::remove_reference_t<decltype(this->high[0])>*>(bytes) +
+                               (words == 1 ? place / 2 : place));
+      }
+    }
+  }
+  /// Register r; zeros where it is not `wanted`.
+  template <bool in_place = true>
+  KVPARE_DEVICE std::uint32_t pair(int r, int lane, bool wanted = true) const {
+    const int word = r / Numbers::per_word, j = word / words, w = word % words;
+    std::uint32_t high_bits = 0;
+    if constexpr (Layout::has_high) {
+      high_bits = this->high[j].w[w / 2] >> (words == 1 ? lane % 2 * 8 : w % 2 * 8);
+      high_bits = wanted ? high_bits : 0u;
+    }
+    return Numbers::template pair<in_place>(wanted ? this->low[j].w[w] : 0u, high_bits, r % Numbers::per_word);
   }
 };
 
@@ -128,14 +198,6 @@ KVPARE_DEVICE bool all_finite(std::uint32_t x, F16) {
 KVPARE_DEVICE bool all_finite(std::uint32_t x, BF16) {
   return (x & 0x7f80u) != 0x7f80u && (x & 0x7f800000u) != 0x7f800000u;
 }
-
-/// Where a tile of 16 tokens is.
-struct TilePlace {
-  const std::byte* page = nullptr;  // keys or values of the page
-  Index row_bytes = 0;              // of raw rows
-  int first = 0;                    // slot of its first token
-  Index page_tokens = 0;
-};
 
 /// Query rows of a task as the second operand, and what is known of them.
 struct QueryFragments {
@@ -238,7 +300,7 @@ struct CodedSide {
   using Layout = FragmentLayout<C, side>;
   using Kind = F16;
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits;
+  static constexpr int bits = Layout::low_bits;
   static constexpr int group = static_cast<int>(form.along == Along::tokens ? D
                                                 : form.group > 0            ? form.group
                                                                             : D / form.parts);
@@ -252,21 +314,16 @@ struct CodedSide {
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
                                (scaled || !has_zero) && groups <= 16 && (span == 1 || span == 2 || span == 4);
-  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
-                       loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
-  static constexpr int per_word = 16 / bits;
+  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, per_word = Layout::per_unit;
+  using Row = CodeRow<C, side, D, load_bytes>;
 
   static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
   /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
   static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
   static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
   /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
-  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane,
-                                             int lanes) {
-    const int at = r / per_word;
-    std::uint32_t word = row[at / words].w[at % words];
-    if constexpr (span > 1) word = lane * span / lanes == part % span ? word : 0u;
-    return Numbers::pair(word, r % per_word);
+  static KVPARE_DEVICE std::uint32_t operand(const Row& row, int r, int part, int lane) {
+    return row.pair(r, lane, span == 1 || lane * span / Row::lanes == part % span);
   }
 
   static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes),
@@ -296,7 +353,7 @@ struct CodedSide {
 template <GroupCodec C, int D>
 struct CodedKeys : CodedSide<C, Side::keys, D> {
   using Base = CodedSide<C, Side::keys, D>;
-  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
+  using Base::bits, Base::groups, Base::group, Base::per_word, Base::words, Base::scaled;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool may_split = false, has_sums = Base::has_zero;
@@ -312,7 +369,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   }
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];
+    typename Base::Row row[2];  // tokens g, g + 8
     typename Base::Scales scales;
   };
 
@@ -325,11 +382,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   template <class Block>
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
-    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
-    }
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) k.row[h].load(b, at, at.first + g + 8 * h, t);
     Base::load_scales(b, at, k.scales);
   }
   template <class Block>
@@ -343,9 +396,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
         KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) c[i] = q.starts[part * 8 + t * 2 + (i & 1)];
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x;
-        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
-                                    Base::operand(k.row[0], r + 1, part, t, 4),
-                                    Base::operand(k.row[1], r + 1, part, t, 4)};
+        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t), Base::operand(k.row[1], r, part, t),
+                                    Base::operand(k.row[0], r + 1, part, t), Base::operand(k.row[1], r + 1, part, t)};
         const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
         b.mma(c, a, high.w, Kind{});
       }
@@ -370,7 +422,7 @@ struct ChannelKeys {
   using Layout = FragmentLayout<C, Side::keys>;
   using Kind = F16;
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits, per_word = 16 / bits;
+  static constexpr int bits = Layout::low_bits, per_word = Layout::per_unit;
   static constexpr int load_bytes = D * bits % 128 != 0 ? 0 : lane_load(D * bits / 32, 16);
   static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
                        loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
@@ -388,7 +440,7 @@ struct ChannelKeys {
   static KVPARE_DEVICE float state_factor(const float*) { return 1; }
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];
+    CodeRow<C, Side::keys, D, load_bytes> row[2];
     LaneWords<16> scale[loads][scale_loads], zero[form.zero == ZeroType::none ? 1 : loads][scale_loads];
   };
 
@@ -402,11 +454,7 @@ struct ChannelKeys {
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
     const TileShape shape{at.page_tokens, D};
-    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
-    }
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) k.row[h].load(b, at, at.first + g + 8 * h, t);
     const Index first = at.first / Layout::group(shape) * D;
     KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
       const Index channel = first + (j * 4 + t) * numbers;
@@ -427,6 +475,7 @@ struct ChannelKeys {
   template <class Block>
   static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&, const float*,
                                   float (&s)[4]) {
+    const int t = b.lane() & 3;
     float c[4] = {}, bias[4] = {};
     KVPARE_DEVICE_UNROLL for (int r = 0; r < D / 8; r += 2) {
       const auto plain = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
@@ -434,8 +483,8 @@ struct ChannelKeys {
       KVPARE_DEVICE_UNROLL for (int x = 0; x < 2; ++x) {
         const int word = (r + x) / per_word, i = (r + x) % per_word, j = word / words;
         const int place = word % words * (32 / bits) + i;
-        a[2 * x] = Numbers::template pair<false>(k.row[0][j].w[word % words], i);
-        a[2 * x + 1] = Numbers::template pair<false>(k.row[1][j].w[word % words], i);
+        a[2 * x] = k.row[0].template pair<false>(r + x, t);
+        a[2 * x + 1] = k.row[1].template pair<false>(r + x, t);
         const std::uint32_t scale = two<Block>(k.scale[j], place);
         scaled[x] = Block::mul2(plain.w[x], scale, F16{});
         if constexpr (form.zero != ZeroType::none) {
@@ -558,15 +607,14 @@ struct RawValues {
 template <GroupCodec C, int D>
 struct CodedValues : CodedSide<C, Side::values, D> {
   using Base = CodedSide<C, Side::values, D>;
-  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::has_zero,
-      Base::load_bytes;
+  using Base::groups, Base::group, Base::per_word, Base::words, Base::scaled, Base::has_zero;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];  // tokens 2t, 2t + 1; 2t + 8, 2t + 9
-    typename Base::Scales scales;         // tokens g, g + 8
+    typename Base::Row row[2];     // tokens 2t, 2t + 1; 2t + 8, 2t + 9
+    typename Base::Scales scales;  // tokens g, g + 8
   };
   static constexpr KVPARE_HD int channel(int g, int r) {
     const int word = r / per_word;
@@ -595,19 +643,15 @@ struct CodedValues : CodedSide<C, Side::values, D> {
   template <class Block>
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& v) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
-    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first / 2 + t + 4 * i) * Index{D * bits / 4});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) v.row[i][j] = b.load(row + j * 8 + g);
-    }
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) v.row[i].load(b, at, at.first / 2 + t + 4 * i, g);
     Base::load_scales(b, at, v.scales);
   }
   static KVPARE_DEVICE void clear(int t, std::uint32_t seen, Registers& v) {
     KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
       const std::uint32_t two = seen >> (2 * t + 8 * i);
       const std::uint32_t keep = ((two & 1u) != 0 ? 0xffffu : 0u) | ((two & 2u) != 0 ? 0xffff0000u : 0u);
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
-        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) v.row[i][j].w[w] &= keep;
+      KVPARE_DEVICE_UNROLL for (auto& load : v.row[i].low)
+        KVPARE_DEVICE_UNROLL for (auto& word : load.w) word &= keep;
     }
   }
   /// A power of two above the largest scale of token g + 8h, as an exponent.
@@ -646,8 +690,8 @@ struct CodedValues : CodedSide<C, Side::values, D> {
       }
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x, m = r / 2;
-        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g, 8), Base::operand(v.row[0], r + 1, part, g, 8),
-                                    Base::operand(v.row[1], r, part, g, 8), Base::operand(v.row[1], r + 1, part, g, 8)};
+        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g), Base::operand(v.row[0], r + 1, part, g),
+                                    Base::operand(v.row[1], r, part, g), Base::operand(v.row[1], r + 1, part, g)};
         b.mma(acc[m], a, columns, Kind{});
       }
     }

@@ -6,7 +6,11 @@
 //                 keys     code c of token t at bit t * W * bits + c * bits: a word's codes i and i + 16 / bits are a pair
 //                 values   tokens 2u and 2u + 1 interleaved by 16 bits: a word's low half is 16 / bits channels of token 2u,
 //                          its high half the same channels of token 2u + 1: the same channel of both tokens is a pair
-//   canonical   what is not group quantisation, and codes that do not divide 16 bits
+//               3 bits: [low bits][high bits][scales][zeros]. The two low bits lie as codes of 2 bits do. The highest bits
+//               of 8 codes, those of a half word of low bits, are a byte: that of code i is bit 2 (i % 4) + i / 4, so that
+//               four pairs find theirs with one shift. Bytes go by fours, of two words of low bits: a word of high bits has
+//               in its low half the bytes of both low halves, in its high half those of both high halves.
+//   canonical   what is not group quantisation, codes of 5 bits, and 3 bits of widths that 32 does not divide
 //
 // `repack` goes between this and the canonical bytes.
 #pragma once
@@ -21,7 +25,7 @@ template <class C>
 constexpr bool has_fragment_order() {
   if constexpr (GroupCodec<C>) {
     constexpr GroupForm form = C::form;
-    return !form.ternary && (form.bits == 8 || form.bits == 4 || form.bits == 2 || form.bits == 1);
+    return !form.ternary && (form.bits == 8 || (form.bits >= 1 && form.bits <= 4));
   } else {
     return false;
   }
@@ -33,14 +37,21 @@ struct FragmentLayout {
   static_assert(has_fragment_order<C>());
   static constexpr GroupForm form = C::form;
   static constexpr int bits = form.bits;
+  static constexpr bool has_high = bits == 3;           // whether highest bits have a plane of their own
+  static constexpr int low_bits = has_high ? 2 : bits;  // of a code in the other one
+  static constexpr int per_unit = 16 / low_bits;        // codes whose low bits are 16
   static constexpr Index scale_bytes = kvpare::detail::scale_size(form.scale);
   static constexpr Index zero_bytes = kvpare::detail::zero_size(form);
 
   /// Whether a tile of the codec can lie so: else it is kept as the codec has it.
-  static constexpr bool fits(TileShape s) { return s.width * bits % 16 == 0 && s.tokens % 2 == 0; }
+  static constexpr bool fits(TileShape s) {
+    return (has_high ? s.width % 32 == 0 : s.width * bits % 16 == 0) && s.tokens % 2 == 0;
+  }
 
-  static constexpr KVPARE_HD Index row_bytes(TileShape s) { return s.width * bits / 8; }
-  static constexpr KVPARE_HD Index scales_at(TileShape s) { return s.tokens * row_bytes(s); }
+  static constexpr KVPARE_HD Index row_bytes(TileShape s) { return s.width * low_bits / 8; }
+  static constexpr KVPARE_HD Index high_row_bytes(TileShape s) { return has_high ? s.width / 8 : 0; }
+  static constexpr KVPARE_HD Index high_at(TileShape s) { return s.tokens * row_bytes(s); }
+  static constexpr KVPARE_HD Index scales_at(TileShape s) { return high_at(s) + s.tokens * high_row_bytes(s); }
   static constexpr KVPARE_HD Index zeros_at(TileShape s) { return scales_at(s) + groups(s) * scale_bytes; }
   static constexpr KVPARE_HD Index groups(TileShape s) { return own_form().groups(s); }
   static constexpr KVPARE_HD Index group(TileShape s) { return own_form().group_of(s); }
@@ -48,11 +59,19 @@ struct FragmentLayout {
   static constexpr KVPARE_HD Index group_of(TileShape s, Index t, Index c) {
     return form.along == Along::channels ? (t * s.width + c) / group(s) : t / group(s) * s.width + c;
   }
-  /// The 16 bits that hold codes [c, c + 16 / bits) of token t, c a multiple of that: their offset in bytes.
+  /// The 16 bits that hold the (low bits of the) codes [c, c + per_unit) of token t, c a multiple of that: their offset in
+  /// bytes.
   static constexpr KVPARE_HD Index unit_at(TileShape s, Index t, Index c) {
-    const Index unit = c * bits / 16;
+    const Index unit = c / per_unit;
     return side == Side::keys ? t * row_bytes(s) + unit * 2 : t / 2 * 2 * row_bytes(s) + unit * 4 + t % 2 * 2;
   }
+  /// The byte that holds their highest bits, and which bit of it is that of code c + i.
+  static constexpr KVPARE_HD Index high_unit_at(TileShape s, Index t, Index c) {
+    const Index unit = c / per_unit;
+    return high_at(s) + (side == Side::keys ? t * high_row_bytes(s) + unit / 4 * 4 + unit % 2 * 2 + unit / 2 % 2
+                                            : t / 2 * 2 * high_row_bytes(s) + unit / 2 * 4 + t % 2 * 2 + unit % 2);
+  }
+  static constexpr KVPARE_HD int high_bit(int i) { return i % 4 * 2 + i / 4; }
 
  private:
   static constexpr KVPARE_HD GroupForm own_form() { return C::form; }  // a copy: device code has no static members

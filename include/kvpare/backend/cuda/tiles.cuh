@@ -46,7 +46,7 @@ template <class C, Side side>
 struct FragmentAccess {
   using Layout = FragmentLayout<C, side>;
   static constexpr bool along_channels = Layout::form.along == Along::channels;
-  static constexpr int bits = Layout::bits, per_unit = 16 / bits;  // codes of 16 bits
+  static constexpr int bits = Layout::bits, low_bits = Layout::low_bits, per_unit = Layout::per_unit;
 
   template <Index bytes>
   static KVPARE_DEVICE std::uint32_t number_at(const std::byte* p) {
@@ -78,17 +78,34 @@ struct FragmentAccess {
     put_number<Layout::zero_bytes>(tile + Layout::zeros_at(s) + g * Layout::zero_bytes, x.zero);
   }
 
+  /// Codes [c, c + per_unit) of token t: 16 bits, and above them their highest bits where these have a plane.
   static KVPARE_DEVICE unsigned unit(TileShape s, const std::byte* tile, Index t, Index c) {
-    return *reinterpret_cast<const std::uint16_t*>(tile + Layout::unit_at(s, t, c));
+    unsigned unit = *reinterpret_cast<const std::uint16_t*>(tile + Layout::unit_at(s, t, c));
+    if constexpr (Layout::has_high)
+      unit |= *reinterpret_cast<const std::uint8_t*>(tile + Layout::high_unit_at(s, t, c)) * 0x10000u;
+    return unit;
   }
   static KVPARE_DEVICE std::uint8_t code(unsigned unit, int i) {
-    return static_cast<std::uint8_t>(unit >> i * bits & ((1u << bits) - 1u));
+    unsigned code = unit >> i * low_bits & ((1u << low_bits) - 1u);
+    if constexpr (Layout::has_high) code |= (unit >> (16 + Layout::high_bit(i)) & 1u) << low_bits;
+    return static_cast<std::uint8_t>(code);
   }
-  /// Codes [c, c + per_unit) of token t.
+  /// A code of a unit whose others are zeros.
+  static KVPARE_DEVICE unsigned unit_of(unsigned code, int i) {
+    if constexpr (Layout::has_high)
+      return (code & ((1u << low_bits) - 1u)) << i * low_bits | (code >> low_bits) << (16 + Layout::high_bit(i));
+    else
+      return code << i * low_bits;
+  }
+  static KVPARE_DEVICE void put_unit(TileShape s, std::byte* tile, Index t, Index c, unsigned unit) {
+    *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
+    if constexpr (Layout::has_high)
+      *reinterpret_cast<std::uint8_t*>(tile + Layout::high_unit_at(s, t, c)) = static_cast<std::uint8_t>(unit >> 16);
+  }
   static KVPARE_DEVICE void put_unit(TileShape s, std::byte* tile, Index t, Index c, const std::uint8_t* codes) {
     unsigned unit = 0;
-    for (int i = 0; i < per_unit; ++i) unit |= unsigned{codes[i]} << i * bits;
-    *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
+    for (int i = 0; i < per_unit; ++i) unit |= unit_of(codes[i], i);
+    put_unit(s, tile, t, c, unit);
   }
 
   static KVPARE_DEVICE GroupBits quantize(const float* x, Index stride, Index n, const float* state,
@@ -318,10 +335,9 @@ struct FragmentRepack {
       if (c % At::per_unit != 0) return;
       for (int k = 0; k < At::per_unit; ++k) {
         At::put_group(shape, job.tile, place + k, C::read_run(shape, job.canonical, place + k, codes));
-        for (Index t = 0; t < group; ++t) {
-          auto* unit = reinterpret_cast<std::uint16_t*>(job.tile + Layout::unit_at(shape, first + t, c));
-          *unit = static_cast<std::uint16_t>((k == 0 ? 0u : *unit) | unsigned{codes[t]} << k * At::bits);
-        }
+        for (Index t = 0; t < group; ++t)
+          At::put_unit(shape, job.tile, first + t, c,
+                       (k == 0 ? 0u : At::unit(shape, job.tile, first + t, c)) | At::unit_of(codes[t], k));
       }
     }
   }
@@ -347,6 +363,7 @@ struct FragmentTiles {
   static RowParts row_parts(TileShape s) {
     const Index groups = s.width / Layout::group(s);
     return {RowPart{0, Layout::row_bytes(s), Layout::row_bytes(s), side == Side::values},
+            RowPart{Layout::high_at(s), Layout::high_row_bytes(s), Layout::high_row_bytes(s), side == Side::values},
             RowPart{Layout::scales_at(s), groups * Layout::scale_bytes, groups * Layout::scale_bytes},
             RowPart{Layout::zeros_at(s), groups * Layout::zero_bytes, groups * Layout::zero_bytes}};
   }
@@ -440,7 +457,7 @@ struct CanonicalTiles {
   /// Rows of a codec that moves them are canonically one after the other.
   static RowParts row_parts(TileShape s) {
     const Index row = C::tile_bytes({1, s.width});
-    return {RowPart{0, row, row}, RowPart{}, RowPart{}};
+    return {RowPart{0, row, row}};
   }
   template <class Work>
   static void to_canonical(Work& work, TileShape s, std::span<const RepackJob> jobs) {

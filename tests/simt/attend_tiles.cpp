@@ -6,6 +6,7 @@
 #include <kvpare/codec/block_float.hpp>
 #include <kvpare/codec/folded.hpp>
 #include <kvpare/codec/fp8.hpp>
+#include <kvpare/codec/ggml.hpp>
 #include <kvpare/codec/group.hpp>
 #include <kvpare/codec/rotation.hpp>
 #include <kvpare/codec/ternary.hpp>
@@ -395,6 +396,47 @@ TEST(AttendTiles, SmallFloats) {
   expect_family<MxFp4<>, Fp8E4M3>();
 }
 
+/// A table of one's own whose groups are smaller than what four lanes load at once: code 0 is no zero.
+template <int bits>
+struct Uneven : detail::GroupTiles<Uneven<bits>, GroupForm{.bits = bits, .table = true, .group = 16}> {
+  static constexpr std::string_view name = "uneven";
+  static constexpr auto levels = [] {
+    std::array<float, std::size_t{1} << bits> all{};
+    float x = -1;
+    for (float& level : all) level = x, x += 2.1f / static_cast<float>(all.size());
+    return all;
+  }();
+  static float scale_of(GroupBits b, const float* = nullptr) {
+    return detail::half_to_float(static_cast<std::uint16_t>(b.scale));
+  }
+  static float zero_of(GroupBits, const float* = nullptr) { return 0; }
+  static float level(std::uint8_t code) { return levels[code]; }
+  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes, Index apart) {
+    float most = 0;
+    for (Index i = 0; i < n; ++i) most = std::max(most, std::abs(x[i * stride]));
+    for (Index i = 0; i < n; ++i) {
+      std::size_t best = 0;
+      for (std::size_t c = 0; c < levels.size(); ++c)
+        if (std::abs(levels[c] * most - x[i * stride]) < std::abs(levels[best] * most - x[i * stride])) best = c;
+      codes[i * apart] = static_cast<std::uint8_t>(best);
+    }
+    return {detail::saturated_half(most), 0};
+  }
+};
+
+TEST(AttendTiles, TablesOfLevels) {
+  expect_family<Iq4Nl, Lloyd<4>>();
+  expect_family<Lloyd<4, true>, Iq4Nl>();
+  expect_family<Lloyd<3>, Lloyd<2>>();
+  expect_family<Lloyd<2>, Lloyd<3, true>>();
+  expect_family<Uneven<4>, Uneven<3>>();
+  expect_family<Uneven<3>, Uneven<2>>();
+  expect_family<Uneven<2>, Uneven<4>>();
+  expect_family<TurboQuant<4>, TurboQuant<3>>();
+  for (const Index width : {64, 256}) expect_family<TurboQuant<3>, TurboQuant<4>>(width);
+  expect_family<Iq4Nl, Lloyd<4>>(96);
+}
+
 TEST(AttendTiles, RawOnOneSide) {
   expect_family<Raw<half>, Int4>();
   expect_family<Raw<bfloat16>, Int8>();
@@ -485,7 +527,7 @@ TEST(AttendTiles, EverythingElseIsDecoded) {
   expect_fused<Group<GroupSpec{.bits = 5}>>({}, 1, Support::generic);
   expect_fused<Int3>({.width = 96}, 1, Support::generic);
   expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
-  expect_fused<TurboQuant<4>>({}, 1, Support::generic);
+  expect_fused<TurboProduct<4>>({}, 1, Support::generic);
   expect_fused<Ternary<>>({}, 1, Support::generic);
   expect_fused<Int8, Affine<4>>({.width = 80}, 1, Support::generic);
   expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);

@@ -13,9 +13,10 @@
 //
 // A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
 // bit 10: an AND makes two operands. Of 3 bits the highest comes from a plane of its own, shifted to where the others
-// are. Small floats move their bits into those of an f16, again a power of two off. `gain(r)` is the power of two that
-// mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the sum of the
-// query, a sum of zeros by probabilities on the output.
+// are. Small floats move their bits into those of an f16, again a power of two off. Tables of up to 16 levels are in
+// registers: codes select their bytes, the two of an f16, or one of an integer that becomes an f16. `gain(r)` is the
+// power of two that mends numbers, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero
+// times the sum of the query, a sum of zeros by probabilities on the output.
 //
 // Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 3 bits
 // 100, 2 bits 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a
@@ -48,7 +49,15 @@ constexpr KVPARE_HD float power_of_two(int k) {
   return kvpare::detail::power_of_two(k < -126 ? -126 : k > 127 ? 127 : k);
 }
 
-enum class CodeKind { none, linear, e4m3, e5m2, e2m1 };
+enum class CodeKind {
+  none,
+  linear,
+  e4m3,
+  e5m2,
+  e2m1,
+  integers,  // a table of integers within a signed byte
+  halves     // a table of levels that are halves, or are rounded to such: 2^-11 of each
+};
 
 /// How codes become 16-bit numbers.
 template <class C>
@@ -72,7 +81,18 @@ struct CodeNumbers {
     if (!form.table || form.bits == 1) return CodeKind::linear;
     if (is_table_of<kvpare::detail::E4M3>()) return CodeKind::e4m3;
     if (is_table_of<kvpare::detail::E5M2>()) return CodeKind::e5m2;
-    return is_table_of<kvpare::detail::E2M1>() ? CodeKind::e2m1 : CodeKind::none;
+    if (is_table_of<kvpare::detail::E2M1>()) return CodeKind::e2m1;
+    return form.bits <= 4 ? kind_of_levels() : CodeKind::none;
+  }
+  static constexpr CodeKind kind_of_levels() {
+    bool integers = true, halves = true;
+    for (std::size_t code = 0; code < std::size_t{1} << (form.bits & 7); ++code) {
+      const float x = level(code), size = x < 0 ? -x : x;
+      const bool in_byte = x >= -128 && x <= 127;
+      integers = integers && in_byte && x == static_cast<float>(static_cast<int>(in_byte ? x : 0));
+      halves = halves && (x == 0 || (size >= 0x1p-14f && size <= 65504));
+    }
+    return integers ? CodeKind::integers : halves ? CodeKind::halves : CodeKind::none;
   }
   static constexpr float level(std::size_t code) {
     if constexpr (form.table)
@@ -83,25 +103,35 @@ struct CodeNumbers {
 
  public:
   static constexpr CodeKind kind = find_kind();
+  /// Whether levels are looked up in registers. Code 0 is no zero then.
+  static constexpr bool looked_up = kind == CodeKind::integers || kind == CodeKind::halves;
+  static constexpr int table_registers = !looked_up ? 0 : (kind == CodeKind::halves ? 2 : 1) * (bits == 4 ? 4 : 2);
   /// level = factor * (the number, mended) + offset
   static constexpr float factor = kind == CodeKind::linear ? level(1) - level(0) : 1.0f;
   static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
   /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that
   /// count from here, not from 0: else all tokens or channels would shift together.
-  static constexpr float middle = 0.5f * static_cast<float>(1 << bits);
+  static constexpr float middle = kind == CodeKind::linear ? 0.5f * static_cast<float>(1 << bits) : 0.0f;
   static constexpr int most_gain = kind == CodeKind::linear ? 24
                                    : kind == CodeKind::e4m3 ? 8
                                    : kind == CodeKind::e2m1 ? 14
                                                             : 0;
 
   /// Codes i and i + per_word of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
-  /// `high` has their highest bits, where these have a plane, in the low byte of each half.
-  template <bool in_place = true>
+  /// `high_bits` has their highest bits, where these have a plane, in the low byte of each half.
+  template <class Block, bool in_place = true>
   static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, std::uint32_t high_bits, int i) {
     const int at = i * low_bits;
     if constexpr (kind == CodeKind::linear) {
       const int up = in_place ? at & 7 : 0;
       return codes_at(word, high_bits, i, up);
+    } else if constexpr (kind == CodeKind::integers) {
+      const std::uint32_t levels = look_up<Block, 0>(selectors<Block>(word, high_bits, i & ~1));
+      const std::uint32_t x = Block::permute(levels, 0x64646464u, i % 2 == 0 ? 0x4240 : 0x4341);  // 1024 + 128 + level
+      return Block::fma2(x, 0x3c003c00u, 0xe480e480u, F16{});
+    } else if constexpr (kind == CodeKind::halves) {
+      const std::uint32_t codes = selectors<Block>(word, high_bits, i & ~1);
+      return Block::permute(look_up<Block, 0>(codes), look_up<Block, 1>(codes), i % 2 == 0 ? 0x6240 : 0x7351);
     } else {
       const std::uint32_t high = word << (16 - bits - at);  // each code at the top of its half
       if constexpr (kind == CodeKind::e5m2) return high & 0xff00ff00u;
@@ -115,6 +145,40 @@ struct CodeNumbers {
   }
 
  private:
+  /// Selectors of `permute` for registers i and i + 1: their low codes, then their high ones, a nibble each.
+  template <class Block>
+  static KVPARE_DEVICE std::uint32_t selectors(std::uint32_t word, std::uint32_t high_bits, int i) {
+    if constexpr (bits == 4)
+      return Block::permute(word, 0, i == 0 ? 0x0020 : 0x0031);
+    else
+      return Block::permute(codes_at(word, high_bits, i, 0) | codes_at(word, high_bits, i + 1, 4), 0, 0x0020);
+  }
+  /// Byte `plane` of the levels of four codes: of halves, or of level + 128. Sixteen levels are two tables of eight,
+  /// from which the top bits of the codes choose.
+  template <class Block, int plane>
+  static KVPARE_DEVICE std::uint32_t look_up(std::uint32_t codes) {
+    constexpr std::uint32_t t0 = table_word(plane, 0), t1 = table_word(plane, 1);
+    if constexpr (bits < 4) {
+      return Block::permute(t0, t1, codes);
+    } else {
+      constexpr std::uint32_t t2 = table_word(plane, 2), t3 = table_word(plane, 3);
+      const std::uint32_t within = codes & 0x7777u;
+      return Block::permute(Block::permute(t0, t1, within), Block::permute(t2, t3, within),
+                            (codes & 0x8888u) >> 1 | 0x3210u);
+    }
+  }
+  static constexpr std::uint32_t table_word(int plane, std::size_t word) {
+    std::uint32_t bytes = 0;
+    for (std::size_t k = 0; k < 4; ++k) {
+      const std::size_t code = word * 4 + k;
+      if (code >= std::size_t{1} << (bits & 7)) break;
+      const float x = level(code);
+      const auto number = kind == CodeKind::integers ? static_cast<std::uint32_t>(static_cast<int>(x) + 128)
+                                                     : std::uint32_t{kvpare::detail::float_to_half(x)};
+      bytes |= (number >> 8 * plane & 255u) << 8 * k;
+    }
+    return bytes;
+  }
   static KVPARE_DEVICE std::uint32_t moved(std::uint32_t word, int from, int to) {
     return from < to ? word << (to - from) : word >> (from - to);
   }
@@ -122,7 +186,8 @@ struct CodeNumbers {
   static KVPARE_DEVICE std::uint32_t codes_at(std::uint32_t word, std::uint32_t high_bits, int i, int up) {
     std::uint32_t two = moved(word, i * low_bits, up) & (((1u << low_bits) - 1u) * 0x00010001u) << up;
     if constexpr (bits != low_bits)
-      two |= moved(high_bits, FragmentLayout<C, Side::keys>::high_bit(i), up + low_bits) & 0x00010001u << (up + low_bits);
+      two |= moved(high_bits, FragmentLayout<C, Side::keys>::high_bit(i), up + low_bits) &
+             0x00010001u << (up + low_bits);
     return two;
   }
 };
@@ -158,7 +223,8 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
   KVPARE_DEVICE void load(Block& b, const TilePlace& at, int row, int lane) {
     constexpr Index rows = side == Side::keys ? 1 : 2;
     const TileShape shape{at.page_tokens, D};
-    const auto* from = reinterpret_cast<const LaneWords<load_bytes>*>(at.page + row * (rows * Layout::row_bytes(shape)));
+    const auto* from =
+        reinterpret_cast<const LaneWords<load_bytes>*>(at.page + row * (rows * Layout::row_bytes(shape)));
     KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) this->low[j] = b.load(from + j * lanes + lane);
     if constexpr (Layout::has_high) {
       const std::byte* bytes = at.page + Layout::high_at(shape) + row * (rows * Layout::high_row_bytes(shape));
@@ -170,15 +236,17 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
     }
   }
   /// Register r; zeros where it is not `wanted`.
-  template <bool in_place = true>
+  template <class Block, bool in_place = true>
   KVPARE_DEVICE std::uint32_t pair(int r, int lane, bool wanted = true) const {
     const int word = r / Numbers::per_word, j = word / words, w = word % words;
     std::uint32_t high_bits = 0;
     if constexpr (Layout::has_high) {
       high_bits = this->high[j].w[w / 2] >> (words == 1 ? lane % 2 * 8 : w % 2 * 8);
-      high_bits = wanted ? high_bits : 0u;
+      if constexpr (!Numbers::looked_up) high_bits = wanted ? high_bits : 0u;
     }
-    return Numbers::template pair<in_place>(wanted ? this->low[j].w[w] : 0u, high_bits, r % Numbers::per_word);
+    const std::uint32_t low_bits = wanted || Numbers::looked_up ? this->low[j].w[w] : 0u;
+    const std::uint32_t two = Numbers::template pair<Block, in_place>(low_bits, high_bits, r % Numbers::per_word);
+    return wanted || !Numbers::looked_up ? two : 0u;
   }
 };
 
@@ -317,13 +385,14 @@ struct CodedSide {
   static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, per_word = Layout::per_unit;
   using Row = CodeRow<C, side, D, load_bytes>;
 
-  static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
+  static constexpr int temporaries = (span > 1 && has_zero ? 20 : 0) + Numbers::table_registers;
   /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
   static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
   static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
   /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
+  template <class Block>
   static KVPARE_DEVICE std::uint32_t operand(const Row& row, int r, int part, int lane) {
-    return row.pair(r, lane, span == 1 || lane * span / Row::lanes == part % span);
+    return row.template pair<Block>(r, lane, span == 1 || lane * span / Row::lanes == part % span);
   }
 
   static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes),
@@ -396,8 +465,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
         KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) c[i] = q.starts[part * 8 + t * 2 + (i & 1)];
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x;
-        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t), Base::operand(k.row[1], r, part, t),
-                                    Base::operand(k.row[0], r + 1, part, t), Base::operand(k.row[1], r + 1, part, t)};
+        const auto operand = [&](int h, int of) { return Base::template operand<Block>(k.row[h], of, part, t); };
+        const std::uint32_t a[4] = {operand(0, r), operand(1, r), operand(0, r + 1), operand(1, r + 1)};
         const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
         b.mma(c, a, high.w, Kind{});
       }
@@ -483,8 +552,8 @@ struct ChannelKeys {
       KVPARE_DEVICE_UNROLL for (int x = 0; x < 2; ++x) {
         const int word = (r + x) / per_word, i = (r + x) % per_word, j = word / words;
         const int place = word % words * (32 / bits) + i;
-        a[2 * x] = k.row[0].template pair<false>(r + x, t);
-        a[2 * x + 1] = k.row[1].template pair<false>(r + x, t);
+        a[2 * x] = k.row[0].template pair<Block, false>(r + x, t);
+        a[2 * x + 1] = k.row[1].template pair<Block, false>(r + x, t);
         const std::uint32_t scale = two<Block>(k.scale[j], place);
         scaled[x] = Block::mul2(plain.w[x], scale, F16{});
         if constexpr (form.zero != ZeroType::none) {
@@ -690,8 +759,8 @@ struct CodedValues : CodedSide<C, Side::values, D> {
       }
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x, m = r / 2;
-        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g), Base::operand(v.row[0], r + 1, part, g),
-                                    Base::operand(v.row[1], r, part, g), Base::operand(v.row[1], r + 1, part, g)};
+        const auto operand = [&](int i, int of) { return Base::template operand<Block>(v.row[i], of, part, g); };
+        const std::uint32_t a[4] = {operand(0, r), operand(0, r + 1), operand(1, r), operand(1, r + 1)};
         b.mma(acc[m], a, columns, Kind{});
       }
     }

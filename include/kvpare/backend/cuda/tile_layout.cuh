@@ -6,10 +6,10 @@
 //                 keys     code c of token t at bit t * W * bits + c * bits: a word's codes i and i + 16 / bits are a pair
 //                 values   tokens 2u and 2u + 1 interleaved by 16 bits: a word's low half is 16 / bits channels of token 2u,
 //                          its high half the same channels of token 2u + 1: the same channel of both tokens is a pair
-//               3 bits: [low bits][high bits][scales][zeros]. The two low bits lie as codes of 2 bits do. The highest bits
-//               of 8 codes, those of a half word of low bits, are a byte: that of code i is bit 2 (i % 4) + i / 4, so that
-//               four pairs find theirs with one shift. Bytes go by fours, of two words of low bits: a word of high bits has
-//               in its low half the bytes of both low halves, in its high half those of both high halves.
+//               3 bits: [low bits][high bits][scales][zeros]. The two low bits lie as codes of 2 bits do. The highest
+//               bits of 8 codes, those of a half word of low bits, are a byte: that of code i is bit 2 (i % 4) + i / 4,
+//               so that four pairs find theirs with one shift. Bytes go by fours, of two words of low bits: a word of
+//               high bits has in its low half the bytes of both low halves, in its high half those of both high halves.
 //   canonical   what is not group quantisation, codes of 5 bits, and 3 bits of widths that 32 does not divide
 //
 // `repack` goes between this and the canonical bytes.
@@ -59,8 +59,8 @@ struct FragmentLayout {
   static constexpr KVPARE_HD Index group_of(TileShape s, Index t, Index c) {
     return form.along == Along::channels ? (t * s.width + c) / group(s) : t / group(s) * s.width + c;
   }
-  /// The 16 bits that hold the (low bits of the) codes [c, c + per_unit) of token t, c a multiple of that: their offset in
-  /// bytes.
+  /// The 16 bits that hold the (low bits of the) codes [c, c + per_unit) of token t, c a multiple of that: their offset
+  /// in bytes.
   static constexpr KVPARE_HD Index unit_at(TileShape s, Index t, Index c) {
     const Index unit = c / per_unit;
     return side == Side::keys ? t * row_bytes(s) + unit * 2 : t / 2 * 2 * row_bytes(s) + unit * 4 + t % 2 * 2;

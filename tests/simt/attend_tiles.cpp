@@ -317,7 +317,7 @@ void expect_family(Index width = 128) {
 }
 
 TEST(AttendTiles, RawRowsOfSixteenBits) {
-  for (const Index width : {64, 96, 128, 256})
+  for (const Index width : {64, 80, 96, 128, 256})
     for (const Index page_tokens : {16, 64}) {
       expect_fused<Raw<half>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
       expect_fused<Raw<bfloat16>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
@@ -372,13 +372,16 @@ TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
 }
 
 TEST(AttendTiles, Widths) {
-  for (const Index width : {64, 96, 256}) {
+  for (const Index width : {64, 80, 96, 256}) {
     expect_family<Int8, Affine<4>>(width);
     expect_family<Affine<4>, Int8>(width);
   }
   for (const Index width : {64, 256}) expect_family<Int4, Int2>(width);
   expect_family<Affine<4, 32>, Symmetric<4, 64>>(256);
   expect_family<Symmetric<8, 16>, Affine<8, 64>>(64);
+  expect_family<Affine<8, 16>, Symmetric<8, 16>>(80);
+  expect_family<Fp8E4M3, Lloyd<4>>(80);
+  expect_family<Lloyd<4>, Fp8E5M2>(80);
   expect_family<Affine<2, 16>, Affine<2, 32>>(256);
 }
 
@@ -445,6 +448,8 @@ TEST(AttendTiles, RawOnOneSide) {
 TEST(AttendTiles, FoldedForms) {
   expect_family<Rotated<Int4>, ChannelAffine<Int8>>();
   expect_family<Rotated<Int8, 7>, Rotated<Affine<4, 32>, 3>>(96);
+  expect_family<Rotated<Int8, 7>, ChannelAffine<Int8>>(80);
+  expect_family<ChannelAffine<Int8>, Rotated<Int4>>(80);
   expect_family<ZipVlKeys<8>, ZipVlValues<4>>();
   expect_family<Balanced<Rotated<Int8, 1>>, Rotated<ChannelScaled<Int8>>>(64);
   expect_family<Rotated<KiviKeys<4, 32>>, Rotated<Int4>>(256);
@@ -529,7 +534,8 @@ TEST(AttendTiles, EverythingElseIsDecoded) {
   expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
   expect_fused<TurboProduct<4>>({}, 1, Support::generic);
   expect_fused<Ternary<>>({}, 1, Support::generic);
-  expect_fused<Int8, Affine<4>>({.width = 80}, 1, Support::generic);
+  expect_fused<Int8, Affine<4, 16>>({.width = 80}, 1, Support::generic);
+  expect_fused<Int2>({.width = 80}, 1, Support::generic);
   expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);
   expect_fused<Raw<float>>({}, 1, Support::generic);
 }

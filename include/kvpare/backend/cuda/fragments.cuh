@@ -10,6 +10,7 @@
 //   keys     lane holds tokens g and g + 8, of each D / 4 channels; 4 lanes load 64 bytes of a row
 //   values   lane holds tokens 2t, 2t + 1, 2t + 8, 2t + 9, of each D / 8 channels
 //   register r of a lane's row or pair of tokens: two numbers of 16 bits
+//   Where a lane's share is not whole words (D = 80, 4 bits: two and a half), two lanes halve the last one's registers.
 //
 // A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
 // bit 10: an AND makes two operands. Of 3 bits the highest comes from a plane of its own, shifted to where the others
@@ -210,13 +211,31 @@ struct CodeWords<load_bytes, loads, true> {
   LaneWords<load_bytes> low[loads];
   LaneWords<load_bytes == 4 ? 4 : load_bytes / 2> high[loads];  // of one word of low bits: shared with a neighbour
 };
+struct NoHalfWord {};
+struct HalfWord {
+  std::uint32_t last;  // a word that two lanes share: each has half of its registers
+};
 template <class C, Side side, int D, int load_bytes>
 struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 32 / load_bytes,
-                           FragmentLayout<C, side>::has_high> {
+                           FragmentLayout<C, side>::has_high>,
+                 std::conditional_t<D * FragmentLayout<C, side>::low_bits / 32 % 4 == 2, HalfWord, NoHalfWord> {
   using Layout = FragmentLayout<C, side>;
   using Numbers = CodeNumbers<C>;
   static constexpr int words = load_bytes / 4, loads = D * Layout::low_bits / 32 / load_bytes;
   static constexpr int lanes = side == Side::keys ? 4 : 8;  // that share a row
+  static constexpr bool has_half = D * Layout::low_bits / 32 % 4 == 2;
+  static_assert(!(has_half && Layout::has_high));
+
+  /// Which word of the row register r of a lane is from, and which of that word's registers it is.
+  static constexpr KVPARE_HD int word_of(int lane, int r) {
+    const int word = r / Numbers::per_word;
+    return word < loads * words ? (word / words * lanes + lane) * words + word % words
+                                : loads * words * lanes + lane / 2;
+  }
+  static constexpr KVPARE_HD int place_of(int lane, int r) {
+    const int place = r % Numbers::per_word;
+    return r / Numbers::per_word < loads * words ? place : place + lane % 2 * (Numbers::per_word / 2);
+  }
 
   /// Row `row` of keys, or pair `row` of tokens of values.
   template <class Block>
@@ -226,6 +245,8 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
     const auto* from =
         reinterpret_cast<const LaneWords<load_bytes>*>(at.page + row * (rows * Layout::row_bytes(shape)));
     KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) this->low[j] = b.load(from + j * lanes + lane);
+    if constexpr (has_half)
+      this->last = b.load(reinterpret_cast<const std::uint32_t*>(from + loads * lanes) + lane / 2);
     if constexpr (Layout::has_high) {
       const std::byte* bytes = at.page + Layout::high_at(shape) + row * (rows * Layout::high_row_bytes(shape));
       KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
@@ -244,7 +265,10 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
       high_bits = this->high[j].w[w / 2] >> (words == 1 ? lane % 2 * 8 : w % 2 * 8);
       if constexpr (!Numbers::looked_up) high_bits = wanted ? high_bits : 0u;
     }
-    const std::uint32_t low_bits = wanted || Numbers::looked_up ? this->low[j].w[w] : 0u;
+    std::uint32_t low_bits = this->low[j < loads ? j : 0].w[w];
+    if constexpr (has_half)
+      if (j == loads) low_bits = this->last >> lane % 2 * 8;  // its own registers are where the first ones are
+    if (!wanted && !Numbers::looked_up) low_bits = 0;
     const std::uint32_t two = Numbers::template pair<Block, in_place>(low_bits, high_bits, r % Numbers::per_word);
     return wanted || !Numbers::looked_up ? two : 0u;
   }
@@ -284,7 +308,7 @@ template <Element T, int D>
 struct RawKeys {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 2, 16), words = load_bytes / 4, loads = D / 2 / load_bytes;
-  static constexpr bool fits = D % 32 == 0, may_split = true, has_sums = false;
+  static constexpr bool fits = D % 16 == 0, may_split = true, has_sums = false;
   static constexpr int temporaries = 0;  // registers beside those that are held
   static constexpr int groups = 1, most_gain = 0, norm = 12;
   static constexpr float code_factor = 1;
@@ -375,14 +399,18 @@ struct CodedSide {
   static constexpr int groups = D / group;
   /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then
   /// every group has its lanes, and products of its own in which the others' codes are zeros.
+  static constexpr int per_word = Layout::per_unit;
   static constexpr int span = group * bits >= 128 ? 1 : 128 / (group * bits);
+  /// What is left over by whole words: half of one, of a whole row of one group.
+  static constexpr int half_word = D * bits / 32 % 4 == 2 && groups == 1 && per_word == 4 ? 2 : 0;
   static constexpr int load_bytes =
-      D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, span > 1 ? 4 : group * bits / 32);
+      (D * bits / 32 - half_word) % 4 != 0 || D * bits % 32 != 0 || D % group != 0
+          ? 0
+          : lane_load(D * bits / 32 - half_word, span > 1 ? 4 : group * bits / 32);
   static constexpr bool scaled = form.scale != ScaleType::one;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
                                (scaled || !has_zero) && groups <= 16 && (span == 1 || span == 2 || span == 4);
-  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1, per_word = Layout::per_unit;
   using Row = CodeRow<C, side, D, load_bytes>;
 
   static constexpr int temporaries = (span > 1 && has_zero ? 20 : 0) + Numbers::table_registers;
@@ -422,7 +450,7 @@ struct CodedSide {
 template <GroupCodec C, int D>
 struct CodedKeys : CodedSide<C, Side::keys, D> {
   using Base = CodedSide<C, Side::keys, D>;
-  using Base::bits, Base::groups, Base::group, Base::per_word, Base::words, Base::scaled;
+  using Base::bits, Base::groups, Base::group, Base::per_word, Base::scaled;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool may_split = false, has_sums = Base::has_zero;
@@ -443,8 +471,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   };
 
   static constexpr KVPARE_HD int channel(int t, int r, int half) {
-    const int word = r / per_word;
-    return ((word / words * 4 + t) * words + word % words) * (32 / bits) + r % per_word + half * per_word;
+    return Base::Row::word_of(t, r) * (32 / bits) + Base::Row::place_of(t, r) + half * per_word;
   }
   static constexpr KVPARE_HD int gain(int r) { return Numbers::gain(r % per_word); }
 
@@ -581,7 +608,7 @@ template <Element T, int D>
 struct RawValues {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 4, 16), words = load_bytes / 4, loads = D / 4 / load_bytes;
-  static constexpr bool fits = D % 32 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
+  static constexpr bool fits = D % 16 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
   static constexpr int groups = 1, temporaries = 0;
   static constexpr DType type = dtype_of<T>();
 
@@ -676,7 +703,7 @@ struct RawValues {
 template <GroupCodec C, int D>
 struct CodedValues : CodedSide<C, Side::values, D> {
   using Base = CodedSide<C, Side::values, D>;
-  using Base::groups, Base::group, Base::per_word, Base::words, Base::scaled, Base::has_zero;
+  using Base::groups, Base::group, Base::per_word, Base::scaled, Base::has_zero;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
@@ -686,8 +713,7 @@ struct CodedValues : CodedSide<C, Side::values, D> {
     typename Base::Scales scales;  // tokens g, g + 8
   };
   static constexpr KVPARE_HD int channel(int g, int r) {
-    const int word = r / per_word;
-    return ((word / words * 8 + g) * words + word % words) * per_word + r % per_word;
+    return Base::Row::word_of(g, r) * per_word + Base::Row::place_of(g, r);
   }
   /// What zeros add to register r of a lane.
   static KVPARE_DEVICE float zero_of(const float (&zeros)[has_zero ? groups : 1][2], int g, int r, int j) {

@@ -237,6 +237,14 @@ class Scene {
       using Layout = cuda::FragmentLayout<Stored, side>;
       constexpr int low_bits = Layout::low_bits;
       std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
+      const auto put_trits = [&](Index t, const std::uint8_t* codes) {
+        for (Index y = 0; y < 26; ++y) {
+          unsigned digits = 0;
+          for (int k = 0; k < 5; ++k)
+            digits = digits * 3 + (k < Layout::trits_of(y) ? unsigned{codes[Layout::trit_channel(y, k)]} : 0u);
+          to[Layout::trit_byte_at(shape, t, y)] = static_cast<std::byte>((digits * 256 + 242) / 243);
+        }
+      };
       const auto put_code = [&](Index t, Index c, std::uint8_t code) {
         constexpr Index per_unit = Layout::per_unit;
         const Index first = c / per_unit * per_unit, at = Layout::unit_at(shape, t, first);
@@ -259,7 +267,10 @@ class Scene {
         const Index groups = shape.width / Layout::group(shape);
         for (Index t = 0; t < shape.tokens; ++t) {
           Stored::read_row(shape, canonical, t, codes.data(), scales.data());
-          for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
+          if constexpr (Stored::form.ternary)
+            put_trits(t, codes.data());
+          else
+            for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
           for (Index g = 0; g < groups; ++g) put_scale(t * groups + g, scales[static_cast<std::size_t>(g)]);
         }
       } else {
@@ -440,6 +451,12 @@ TEST(AttendTiles, TablesOfLevels) {
   expect_family<Iq4Nl, Lloyd<4>>(96);
 }
 
+TEST(AttendTiles, Ternary) {
+  expect_family<Ternary<>, Ternary<TernaryFit::amax>>();
+  expect_family<Ternary<TernaryFit::mean>, Int4>();
+  expect_family<Rotated<Int4>, Rotated<Ternary<>>>();
+}
+
 TEST(AttendTiles, RawOnOneSide) {
   expect_family<Raw<half>, Int4>();
   expect_family<Raw<bfloat16>, Int8>();
@@ -520,7 +537,7 @@ TEST(AttendTiles, SeveralFormsInOneList) {
     s.add<Pair<Raw<half>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Int4, Int2>>(3, Support::fused);
     s.add<Pair<Int3, Int3>>(1, Support::fused);
-    s.add<Pair<Ternary<>, Ternary<>>>(1, Support::generic);
+    s.add<Pair<Ternary<>, Ternary<>>>(1, Support::generic);  // of 64 channels
     s.add<Pair<KiviKeys<4, 0>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Fp8E4M3, Fp8E5M2>>(1, Support::fused);
     s.add<Pair<Int8, Affine<4>>>(2, Support::fused);
@@ -533,7 +550,9 @@ TEST(AttendTiles, EverythingElseIsDecoded) {
   expect_fused<Int3>({.width = 96}, 1, Support::generic);
   expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
   expect_fused<TurboProduct<4>>({}, 1, Support::generic);
-  expect_fused<Ternary<>>({}, 1, Support::generic);
+  expect_fused<Ternary<>>({.width = 64}, 1, Support::generic);
+  expect_fused<Ternary<TernaryFit::mean, Along::channels, 32>>({}, 1, Support::generic);
+  expect_fused<Ternary<TernaryFit::mean, Along::tokens, 32>>({}, 1, Support::generic);
   expect_fused<Int8, Affine<4, 16>>({.width = 80}, 1, Support::generic);
   expect_fused<Int2>({.width = 80}, 1, Support::generic);
   expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);

@@ -14,15 +14,16 @@
 //
 // A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
 // bit 10: an AND makes two operands. Of 3 bits the highest comes from a plane of its own, shifted to where the others
-// are. Small floats move their bits into those of an f16, again a power of two off. Tables of up to 16 levels are in
-// registers: codes select their bytes, the two of an f16, or one of an integer that becomes an f16. `gain(r)` is the
-// power of two that mends numbers, on the query's side or the output's. Zeros and offsets are of rank 1: a token's zero
-// times the sum of the query, a sum of zeros by probabilities on the output.
+// are. Of ternary codes a multiplication by 3 moves the next digits of two bytes there. Small floats move their bits
+// into those of an f16, again a power of two off. Tables of up to 16 levels are in registers: codes select their bytes,
+// the two of an f16, or one of an integer that becomes an f16. `gain(r)` is the power of two that mends numbers, on the
+// query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the sum of the query, a sum of
+// zeros by probabilities on the output.
 //
 // Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 3 bits
-// 100, 2 bits 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a
-// lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them, and 460
-// at 4 bits.
+// 100, 2 bits 68, ternary 56. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0
+// and 2.4 a lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them,
+// and 460 at 4 bits.
 #pragma once
 
 #include <bit>
@@ -78,7 +79,7 @@ struct CodeNumbers {
     return true;
   }
   static constexpr CodeKind find_kind() {
-    if (form.ternary || !has_fragment_order<C>()) return CodeKind::none;
+    if (!has_fragment_order<C>()) return CodeKind::none;
     if (!form.table || form.bits == 1) return CodeKind::linear;
     if (is_table_of<kvpare::detail::E4M3>()) return CodeKind::e4m3;
     if (is_table_of<kvpare::detail::E5M2>()) return CodeKind::e5m2;
@@ -112,7 +113,9 @@ struct CodeNumbers {
   static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
   /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that
   /// count from here, not from 0: else all tokens or channels would shift together.
-  static constexpr float middle = kind == CodeKind::linear ? 0.5f * static_cast<float>(1 << bits) : 0.0f;
+  static constexpr float middle = form.ternary               ? 1.0f
+                                  : kind == CodeKind::linear ? 0.5f * static_cast<float>(1 << bits)
+                                                             : 0.0f;
   static constexpr int most_gain = kind == CodeKind::linear ? 24
                                    : kind == CodeKind::e4m3 ? 8
                                    : kind == CodeKind::e2m1 ? 14
@@ -142,6 +145,7 @@ struct CodeNumbers {
   }
   template <bool in_place = true>
   static constexpr KVPARE_HD int gain(int i) {
+    if (form.ternary) return most_gain - 8;
     return kind == CodeKind::linear && in_place ? most_gain - (i * low_bits & 7) : most_gain;
   }
 
@@ -226,6 +230,12 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
   static constexpr bool has_half = D * Layout::low_bits / 32 % 4 == 2;
   static_assert(!(has_half && Layout::has_high));
 
+  /// The channel of half `half` of register r of a lane; of values both halves are of one channel.
+  static constexpr KVPARE_HD int channel(int lane, int r, int half) {
+    constexpr int per_word = Numbers::per_word;
+    return side == Side::keys ? word_of(lane, r) * 2 * per_word + place_of(lane, r) + half * per_word
+                              : word_of(lane, r) * per_word + place_of(lane, r);
+  }
   /// Which word of the row register r of a lane is from, and which of that word's registers it is.
   static constexpr KVPARE_HD int word_of(int lane, int r) {
     const int word = r / Numbers::per_word;
@@ -272,6 +282,50 @@ struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 3
     const std::uint32_t two = Numbers::template pair<Block, in_place>(low_bits, high_bits, r % Numbers::per_word);
     return wanted || !Numbers::looked_up ? two : 0u;
   }
+};
+
+/// The same of ternary codes, 128 channels: digits of two bytes at a time are in bits 8 and 9 of each half.
+template <class C, Side side>
+struct TernaryRow {
+  using Layout = FragmentLayout<C, side>;
+  static constexpr bool keys = side == Side::keys;
+  static constexpr int lanes = keys ? 4 : 8;
+  std::uint32_t first, second, last;  // registers 0 to 9, 10 to 14, 15
+
+  static constexpr KVPARE_HD int channel(int lane, int r, int half) {
+    return keys ? lane * 32 + half * 16 + r : lane * 16 + r;
+  }
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const TilePlace& at, int row, int lane) {
+    const auto* from = reinterpret_cast<const std::uint32_t*>(at.page) + row * Index{keys ? 4 : 8};
+    const std::byte* rest = at.page + Layout::high_at({at.page_tokens, 128}) + row * Index{keys ? 10 : 20};
+    first = b.load(from + lane);
+    if constexpr (keys) {
+      second = b.load(reinterpret_cast<const std::uint16_t*>(rest) + lane);
+      last = b.load(reinterpret_cast<const std::uint16_t*>(rest) + 4);
+    } else {
+      second = b.load(reinterpret_cast<const std::uint32_t*>(rest) + lane / 2);
+      last = b.load(reinterpret_cast<const std::uint32_t*>(rest) + 4);
+    }
+  }
+  template <class Block, bool in_place = true>
+  KVPARE_DEVICE std::uint32_t pair(int r, int lane, bool = true) const {
+    constexpr std::uint32_t bytes = 0x00ff00ffu;
+    std::uint32_t two = 0;
+    if (r < 10) {
+      two = (r < 5 ? first : first >> 8) & bytes;
+    } else {
+      const std::uint32_t of_both = r < 15 ? second : last;
+      two = keys ? Block::permute(of_both, 0, 0x4140) : of_both >> lane % 2 * 8 & bytes;
+      if (r == 15) two = two * power_of_three(keys ? lane : lane / 2) & bytes;
+    }
+    KVPARE_DEVICE_UNROLL for (int k = 0; k < 4; ++k)
+      if (k < r % 5 && r < 15) two = two * 3 & bytes;
+    return two * 3 & 0x03000300u;
+  }
+
+ private:
+  static KVPARE_DEVICE std::uint32_t power_of_three(int k) { return 0x1b090301u >> 8 * k & 255u; }
 };
 
 template <class T>
@@ -404,14 +458,15 @@ struct CodedSide {
   /// What is left over by whole words: half of one, of a whole row of one group.
   static constexpr int half_word = D * bits / 32 % 4 == 2 && groups == 1 && per_word == 4 ? 2 : 0;
   static constexpr int load_bytes =
-      (D * bits / 32 - half_word) % 4 != 0 || D * bits % 32 != 0 || D % group != 0
+      form.ternary ? (D == 128 && groups == 1 ? 4 : 0)
+      : (D * bits / 32 - half_word) % 4 != 0 || D * bits % 32 != 0 || D % group != 0
           ? 0
           : lane_load(D * bits / 32 - half_word, span > 1 ? 4 : group * bits / 32);
   static constexpr bool scaled = form.scale != ScaleType::one;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
                                (scaled || !has_zero) && groups <= 16 && (span == 1 || span == 2 || span == 4);
-  using Row = CodeRow<C, side, D, load_bytes>;
+  using Row = std::conditional_t<form.ternary, TernaryRow<C, side>, CodeRow<C, side, D, load_bytes>>;
 
   static constexpr int temporaries = (span > 1 && has_zero ? 20 : 0) + Numbers::table_registers;
   /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
@@ -471,7 +526,7 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   };
 
   static constexpr KVPARE_HD int channel(int t, int r, int half) {
-    return Base::Row::word_of(t, r) * (32 / bits) + Base::Row::place_of(t, r) + half * per_word;
+    return Base::Row::channel(t, r, half);
   }
   static constexpr KVPARE_HD int gain(int r) { return Numbers::gain(r % per_word); }
 
@@ -713,7 +768,7 @@ struct CodedValues : CodedSide<C, Side::values, D> {
     typename Base::Scales scales;  // tokens g, g + 8
   };
   static constexpr KVPARE_HD int channel(int g, int r) {
-    return Base::Row::word_of(g, r) * per_word + Base::Row::place_of(g, r);
+    return Base::Row::channel(g, r, 0);
   }
   /// What zeros add to register r of a lane.
   static KVPARE_DEVICE float zero_of(const float (&zeros)[has_zero ? groups : 1][2], int g, int r, int j) {

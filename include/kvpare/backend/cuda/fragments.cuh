@@ -21,9 +21,9 @@
 // zeros by probabilities on the output.
 //
 // Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 3 bits
-// 100, 2 bits 68, ternary 56. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0
-// and 2.4 a lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them,
-// and 460 at 4 bits.
+// 100, 2 bits 68, ternary 56. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or
+// 3.0 and 2.4 a lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of
+// them, and 460 at 4 bits.
 #pragma once
 
 #include <bit>

@@ -13,9 +13,10 @@ namespace formats {
 using raw = Formats<Both<Half>, Both<Raw<bfloat16>>, Both<Raw<float>>>;
 using integers = Formats<Both<Half>, Both<Int8>, Both<Int4>, Both<Int2>, Both<Int1>>;
 using groups = Formats<Both<Half>, Pair<KiviKeys<2>, Half>, Pair<KiviKeys<2>, KiviValues<2>>, Pair<KiviKeys<4>, KiviValues<4>>,
-                       Both<Symmetric<4, 32>>>;
+                       Both<Symmetric<4, 32>>, Pair<KiviKeys<3>, Affine<3, 64>>>;
 using floats = Formats<Both<Half>, Both<Fp8E4M3>, Both<MxFp4<>>, Both<NvFp4<>>>;
 using folded = Formats<Both<Half>, Both<Rotated<Int4>>, Both<TurboQuant<4>>, Pair<MikvKeys<4>, MikvGroup<4>>>;
+using tables = Formats<Both<Half>, Both<Iq4Nl>, Both<TurboQuant<3>>, Both<Lloyd<4>>, Both<Lloyd<2>>>;
 using blocks = Formats<Both<Half>, Both<Q8_0>, Both<Q4_0>, Both<Ternary<>>, Both<Int3>>;
 using one_of_each = Formats<Both<Half>, Both<Int4>, Pair<KiviKeys<2>, KiviValues<2>>, Both<Fp8E4M3>, Both<Rotated<Int4>>,
                             Both<Ternary<>>>;

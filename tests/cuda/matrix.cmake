@@ -19,7 +19,7 @@ function(kvpare_compile_kernels out architecture formats)
   set(${out} ${${out}} ${file} PARENT_SCOPE)
 endfunction()
 
-set(families raw integers groups floats folded blocks)
+set(families raw integers groups floats folded tables blocks)
 set(others sm_80 sm_89 sm_100 sm_120)
 set(matrix)
 kvpare_compile_kernels(matrix sm_90 one_of_each KVPARE_WITH_POLICIES)

@@ -6,6 +6,7 @@
 #include <kvpare/codec/block_float.hpp>
 #include <kvpare/codec/folded.hpp>
 #include <kvpare/codec/fp8.hpp>
+#include <kvpare/codec/ggml.hpp>
 #include <kvpare/codec/group.hpp>
 #include <kvpare/codec/rotation.hpp>
 #include <kvpare/codec/ternary.hpp>
@@ -234,15 +235,27 @@ class Scene {
     }
     if constexpr (cuda::has_fragment_order<Stored>()) {
       using Layout = cuda::FragmentLayout<Stored, side>;
-      constexpr int bits = Stored::form.bits;
+      constexpr int low_bits = Layout::low_bits;
       std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
+      const auto put_trits = [&](Index t, const std::uint8_t* codes) {
+        for (Index y = 0; y < 26; ++y) {
+          unsigned digits = 0;
+          for (int k = 0; k < 5; ++k)
+            digits = digits * 3 + (k < Layout::trits_of(y) ? unsigned{codes[Layout::trit_channel(y, k)]} : 0u);
+          to[Layout::trit_byte_at(shape, t, y)] = static_cast<std::byte>((digits * 256 + 242) / 243);
+        }
+      };
       const auto put_code = [&](Index t, Index c, std::uint8_t code) {
-        constexpr Index per_unit = 16 / bits;
-        const Index at = Layout::unit_at(shape, t, c / per_unit * per_unit);
+        constexpr Index per_unit = Layout::per_unit;
+        const Index first = c / per_unit * per_unit, at = Layout::unit_at(shape, t, first);
+        const unsigned low = code & ((1u << low_bits) - 1u), high = unsigned{code} >> low_bits;
         std::uint16_t unit;
         std::memcpy(&unit, to + at, 2);
-        unit = static_cast<std::uint16_t>(unit | code << c % per_unit * bits);
+        unit = static_cast<std::uint16_t>(unit | low << c % per_unit * low_bits);
         std::memcpy(to + at, &unit, 2);
+        if constexpr (Layout::has_high)
+          to[Layout::high_unit_at(shape, t, first)] |=
+              static_cast<std::byte>(high << Layout::high_bit(static_cast<int>(c - first)));
       };
       const auto put_scale = [&](Index group, GroupBits b) {
         std::memcpy(to + Layout::scales_at(shape) + group * Layout::scale_bytes, &b.scale, Layout::scale_bytes);
@@ -254,7 +267,10 @@ class Scene {
         const Index groups = shape.width / Layout::group(shape);
         for (Index t = 0; t < shape.tokens; ++t) {
           Stored::read_row(shape, canonical, t, codes.data(), scales.data());
-          for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
+          if constexpr (Stored::form.ternary)
+            put_trits(t, codes.data());
+          else
+            for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
           for (Index g = 0; g < groups; ++g) put_scale(t * groups + g, scales[static_cast<std::size_t>(g)]);
         }
       } else {
@@ -312,7 +328,7 @@ void expect_family(Index width = 128) {
 }
 
 TEST(AttendTiles, RawRowsOfSixteenBits) {
-  for (const Index width : {64, 96, 128, 256})
+  for (const Index width : {64, 80, 96, 128, 256})
     for (const Index page_tokens : {16, 64}) {
       expect_fused<Raw<half>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
       expect_fused<Raw<bfloat16>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
@@ -348,6 +364,16 @@ TEST(AttendTiles, CodesInGroupsOfARow) {
   expect_family<Extreme, Symmetric<8, 16>>();
 }
 
+TEST(AttendTiles, ThreeBitsInTwoPlanes) {
+  expect_family<Int3, Affine<3>>();
+  expect_family<Affine<3>, Int3>();
+  expect_family<Affine<3, 64>, Symmetric<3, 32>>();  // loads of one word; two groups in a load
+  expect_family<Symmetric<3, 16>, Affine<3, 64>>();
+  expect_family<KiviKeys<3, 32>, Affine<3, 32>>();
+  for (const Index width : {64, 256}) expect_family<Int3, Affine<3>>(width);
+  expect_family<KiviKeys<3, 16>, Symmetric<3, 64>>(256);
+}
+
 TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
   expect_family<Affine<2, 32>, Affine<1, 32>>();
   expect_family<Affine<1, 32>, Affine<2, 16>>();
@@ -357,13 +383,16 @@ TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
 }
 
 TEST(AttendTiles, Widths) {
-  for (const Index width : {64, 96, 256}) {
+  for (const Index width : {64, 80, 96, 256}) {
     expect_family<Int8, Affine<4>>(width);
     expect_family<Affine<4>, Int8>(width);
   }
   for (const Index width : {64, 256}) expect_family<Int4, Int2>(width);
   expect_family<Affine<4, 32>, Symmetric<4, 64>>(256);
   expect_family<Symmetric<8, 16>, Affine<8, 64>>(64);
+  expect_family<Affine<8, 16>, Symmetric<8, 16>>(80);
+  expect_family<Fp8E4M3, Lloyd<4>>(80);
+  expect_family<Lloyd<4>, Fp8E5M2>(80);
   expect_family<Affine<2, 16>, Affine<2, 32>>(256);
 }
 
@@ -381,6 +410,53 @@ TEST(AttendTiles, SmallFloats) {
   expect_family<MxFp4<>, Fp8E4M3>();
 }
 
+/// A table of one's own whose groups are smaller than what four lanes load at once: code 0 is no zero.
+template <int bits>
+struct Uneven : detail::GroupTiles<Uneven<bits>, GroupForm{.bits = bits, .table = true, .group = 16}> {
+  static constexpr std::string_view name = "uneven";
+  static constexpr auto levels = [] {
+    std::array<float, std::size_t{1} << bits> all{};
+    float x = -1;
+    for (float& level : all) level = x, x += 2.1f / static_cast<float>(all.size());
+    return all;
+  }();
+  static float scale_of(GroupBits b, const float* = nullptr) {
+    return detail::half_to_float(static_cast<std::uint16_t>(b.scale));
+  }
+  static float zero_of(GroupBits, const float* = nullptr) { return 0; }
+  static float level(std::uint8_t code) { return levels[code]; }
+  static GroupBits quantize(const float* x, Index stride, Index n, const float*, std::uint8_t* codes, Index apart) {
+    float most = 0;
+    for (Index i = 0; i < n; ++i) most = std::max(most, std::abs(x[i * stride]));
+    for (Index i = 0; i < n; ++i) {
+      std::size_t best = 0;
+      for (std::size_t c = 0; c < levels.size(); ++c)
+        if (std::abs(levels[c] * most - x[i * stride]) < std::abs(levels[best] * most - x[i * stride])) best = c;
+      codes[i * apart] = static_cast<std::uint8_t>(best);
+    }
+    return {detail::saturated_half(most), 0};
+  }
+};
+
+TEST(AttendTiles, TablesOfLevels) {
+  expect_family<Iq4Nl, Lloyd<4>>();
+  expect_family<Lloyd<4, true>, Iq4Nl>();
+  expect_family<Lloyd<3>, Lloyd<2>>();
+  expect_family<Lloyd<2>, Lloyd<3, true>>();
+  expect_family<Uneven<4>, Uneven<3>>();
+  expect_family<Uneven<3>, Uneven<2>>();
+  expect_family<Uneven<2>, Uneven<4>>();
+  expect_family<TurboQuant<4>, TurboQuant<3>>();
+  for (const Index width : {64, 256}) expect_family<TurboQuant<3>, TurboQuant<4>>(width);
+  expect_family<Iq4Nl, Lloyd<4>>(96);
+}
+
+TEST(AttendTiles, Ternary) {
+  expect_family<Ternary<>, Ternary<TernaryFit::amax>>();
+  expect_family<Ternary<TernaryFit::mean>, Int4>();
+  expect_family<Rotated<Int4>, Rotated<Ternary<>>>();
+}
+
 TEST(AttendTiles, RawOnOneSide) {
   expect_family<Raw<half>, Int4>();
   expect_family<Raw<bfloat16>, Int8>();
@@ -389,6 +465,8 @@ TEST(AttendTiles, RawOnOneSide) {
 TEST(AttendTiles, FoldedForms) {
   expect_family<Rotated<Int4>, ChannelAffine<Int8>>();
   expect_family<Rotated<Int8, 7>, Rotated<Affine<4, 32>, 3>>(96);
+  expect_family<Rotated<Int8, 7>, ChannelAffine<Int8>>(80);
+  expect_family<ChannelAffine<Int8>, Rotated<Int4>>(80);
   expect_family<ZipVlKeys<8>, ZipVlValues<4>>();
   expect_family<Balanced<Rotated<Int8, 1>>, Rotated<ChannelScaled<Int8>>>(64);
   expect_family<Rotated<KiviKeys<4, 32>>, Rotated<Int4>>(256);
@@ -458,7 +536,8 @@ TEST(AttendTiles, SeveralFormsInOneList) {
   for (int again = 0; again < 2; ++again) {
     s.add<Pair<Raw<half>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Int4, Int2>>(3, Support::fused);
-    s.add<Pair<Int3, Int3>>(1, Support::generic);
+    s.add<Pair<Int3, Int3>>(1, Support::fused);
+    s.add<Pair<Ternary<>, Ternary<>>>(1, Support::generic);  // of 64 channels
     s.add<Pair<KiviKeys<4, 0>, Raw<half>>>(2, Support::fused);
     s.add<Pair<Fp8E4M3, Fp8E5M2>>(1, Support::fused);
     s.add<Pair<Int8, Affine<4>>>(2, Support::fused);
@@ -467,11 +546,15 @@ TEST(AttendTiles, SeveralFormsInOneList) {
 }
 
 TEST(AttendTiles, EverythingElseIsDecoded) {
-  expect_fused<Int3>({}, 1, Support::generic);
+  expect_fused<Group<GroupSpec{.bits = 5}>>({}, 1, Support::generic);
+  expect_fused<Int3>({.width = 96}, 1, Support::generic);
   expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
-  expect_fused<TurboQuant<4>>({}, 1, Support::generic);
-  expect_fused<Ternary<>>({}, 1, Support::generic);
-  expect_fused<Int8, Affine<4>>({.width = 80}, 1, Support::generic);
+  expect_fused<TurboProduct<4>>({}, 1, Support::generic);
+  expect_fused<Ternary<>>({.width = 64}, 1, Support::generic);
+  expect_fused<Ternary<TernaryFit::mean, Along::channels, 32>>({}, 1, Support::generic);
+  expect_fused<Ternary<TernaryFit::mean, Along::tokens, 32>>({}, 1, Support::generic);
+  expect_fused<Int8, Affine<4, 16>>({.width = 80}, 1, Support::generic);
+  expect_fused<Int2>({.width = 80}, 1, Support::generic);
   expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);
   expect_fused<Raw<float>>({}, 1, Support::generic);
 }

@@ -110,7 +110,22 @@ struct Tiles {
     for (std::size_t n = 0; n < canonical.size(); ++n)  // any bytes at all
       for (std::size_t i = 0; i < canonical[n].size(); ++i)
         canonical[n][i] = static_cast<std::byte>(random_bits(seed + n, static_cast<Index>(i)) & 255);
+    write_trits();
     repack(true);
+  }
+  /// Of ternary rows, bytes that are written: below 243.
+  void write_trits() {
+    using Stored = typename cuda::DeviceTiles<C, Side::keys>::Stored;
+    if constexpr (GroupCodec<Stored>)
+      if constexpr (Stored::form.ternary && Stored::form.along == Along::channels) {
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.width));
+        std::vector<GroupBits> scales(static_cast<std::size_t>(shape.width));
+        for (Bytes& tile_bytes : canonical)
+          for (Index t = 0; t < shape.tokens; ++t) {
+            Stored::read_row(shape, tile_bytes.data(), t, codes.data(), scales.data());
+            Stored::write_row(shape, tile_bytes.data(), t, codes.data(), scales.data());
+          }
+      }
   }
   static std::vector<float> state_of(Index width, std::uint64_t seed) {
     std::vector<float> x(static_cast<std::size_t>(state_floats<C>(width)));
@@ -297,15 +312,17 @@ void check_moves(simt::Runtime& runtime, Work& work, TileShape shape, Side side)
   }
 }
 
-/// What tile_layout.cuh says, from its words alone: codes in pairs, then scales, then zeros.
+/// What tile_layout.cuh says, from its words alone: codes in pairs (of 3 bits the low two, then the highest), then
+/// scales, then zeros.
 template <Codec C>
 void check_layout(simt::Runtime& runtime, Work& work, TileShape shape, Side side) {
   if constexpr (cuda::has_fragment_order<C>()) {
-    if (shape.width * C::form.bits % 16 != 0) return;
+    if (shape.width * C::form.bits % 16 != 0 || (C::form.bits == 3 && shape.width % 32 != 0)) return;
+    if (C::form.ternary && shape.width != 128) return;
     Tiles<C> tiles(runtime, work, shape, side, 61);
     const Bytes all = tiles.memory.now();
     const std::byte* tile = all.data() + Tiles<C>::guard;
-    const Index bits = C::form.bits, group = C::form.group_of(shape);
+    const Index bits = C::form.bits == 3 ? 2 : C::form.bits, group = C::form.group_of(shape);
     std::vector<float> row(static_cast<std::size_t>(shape.width));
     for (Index t = 0; t < shape.tokens; ++t) {
       C::decode(shape, tiles.canonical[0].data(), t, tiles.host_state(), row.data());
@@ -318,10 +335,27 @@ void check_layout(simt::Runtime& runtime, Work& work, TileShape shape, Side side
         unsigned two = 0;
         for (Index k = 0; k < 2 && bit / 8 + k < tiles.bytes; ++k)
           two |= std::to_integer<unsigned>(tile[bit / 8 + k]) << 8 * k;
-        const auto code = static_cast<std::uint8_t>(two >> bit % 8 & ((1u << bits) - 1u));
+        auto code = static_cast<std::uint8_t>(two >> bit % 8 & ((1u << bits) - 1u));
+        if (C::form.ternary) {
+          // Runs of 16 channels: five in each of two bytes of the first 16, in one of the other 10, one at the end.
+          const Index run = c / 16, e = c % 16, y = e < 10 ? run * 2 + e / 5 : e < 15 ? run : 8 + run % 2;
+          const Index plane = e < 10 ? 0 : shape.tokens * 16, row_bytes = e < 10 ? 16 : 10;
+          Index place = plane + t * row_bytes + y;
+          if (side == Side::values) place = plane + t / 2 * 2 * row_bytes + y / 2 * 4 + t % 2 * 2 + y % 2;
+          constexpr unsigned powers[] = {1, 3, 9, 27, 81};
+          const unsigned rest = std::to_integer<unsigned>(tile[place]) * powers[e < 15 ? e % 5 : run / 2] & 255u;
+          code = static_cast<std::uint8_t>(rest * 3 >> 8);
+        }
+        if (C::form.bits == 3) {
+          // Its two low bits are in half `half` of word `word` of the plane; two words have one of highest bits.
+          const Index word = bit / 32, half = bit / 16 % 2, i = bit % 16 / 2;
+          const Index high = shape.tokens * shape.width * 2 + word / 2 * 32 + half * 16 + word % 2 * 8;
+          const unsigned byte = std::to_integer<unsigned>(tile[high / 8]);
+          code = static_cast<std::uint8_t>(code | (byte >> (i % 4 * 2 + i / 4) & 1u) << 2);
+        }
         const Index g =
             C::form.along == Along::channels ? t * (shape.width / group) + c / group : t / group * shape.width + c;
-        const std::byte* scales = tile + shape.tokens * shape.width * bits / 8;
+        const std::byte* scales = tile + shape.tokens * (C::form.ternary ? 26 : shape.width * C::form.bits / 8);
         const std::byte* zeros = scales + C::form.groups(shape) * detail::scale_size(C::form.scale);
         GroupBits x;
         for (Index k = 0; k < detail::scale_size(C::form.scale); ++k)

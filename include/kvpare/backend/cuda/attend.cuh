@@ -59,6 +59,8 @@ const PairOps<Work>* fused_ops(Index page_tokens, Index key_dim, Index value_dim
   switch (key_dim) {
     case 64:
       return fused_ops<Work, K, V, 64>(page_tokens);
+    case 80:
+      return fused_ops<Work, K, V, 80>(page_tokens);
     case 96:
       return fused_ops<Work, K, V, 96>(page_tokens);
     case 128:

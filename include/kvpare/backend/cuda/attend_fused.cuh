@@ -213,15 +213,17 @@ struct FusedAttend {
                   0};
     }
     for (int i = b.warp(); i < rows_of_task; i += warps) {
-      float x[D / 32] = {};
+      float x[lane_numbers<D>] = {};
       if (i < rows) {
         const std::byte* row = query_row(run, layer, task.first_row + i);
-        KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) x[e] = number_at(b, row, run.query_type, e * 32 + b.lane());
+        KVPARE_DEVICE_UNROLL for (int e = 0; e < lane_numbers<D>; ++e)
+          if (has_number<D>(e, b.lane())) x[e] = number_at(b, row, run.query_type, e * 32 + b.lane());
       }
       float bias = WarpFold<K, D>::query(b, run.key_state, x);
       if constexpr (FoldedCodec<K>) bias = warp_sum(b, bias);
       float most = 0;
-      KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) {
+      KVPARE_DEVICE_UNROLL for (int e = 0; e < lane_numbers<D>; ++e) {
+        if (!has_number<D>(e, b.lane())) continue;
         most = std::fmax(most, std::fabs(x[e]));
         staged[i * D + e * 32 + b.lane()] = x[e];
       }
@@ -329,18 +331,19 @@ struct FusedAttend {
       float peak = no_logit;
       KVPARE_DEVICE_UNROLL for (int w = 0; w < warps; ++w) peak = std::fmax(peak, all[w * joined_floats + i]);
       const float base = peak == no_logit ? 0.0f : peak;
-      float total = 0, x[D / 32] = {};
+      float total = 0, x[lane_numbers<D>] = {};
       KVPARE_DEVICE_UNROLL for (int w = 0; w < warps; ++w) {
         const float* of_warp = all + w * joined_floats;
         const float sum_w = of_warp[rows_of_task + i];
         const float weight = sum_w == 0 ? 0.0f : sum_w != sum_w ? sum_w : Block::exp2(of_warp[i] - base);
         total += sum_w * weight;
         if (weight != 0)
-          KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e)
-            x[e] += of_warp[2 * rows_of_task + i * D + e * 32 + b.lane()] * weight;
+          KVPARE_DEVICE_UNROLL for (int e = 0; e < lane_numbers<D>; ++e)
+            if (has_number<D>(e, b.lane())) x[e] += of_warp[2 * rows_of_task + i * D + e * 32 + b.lane()] * weight;
       }
       WarpFold<V, D>::output(b, state, total, x);
-      KVPARE_DEVICE_UNROLL for (int e = 0; e < D / 32; ++e) out[2 * rows_of_task + i * D + e * 32 + b.lane()] = x[e];
+      KVPARE_DEVICE_UNROLL for (int e = 0; e < lane_numbers<D>; ++e)
+        if (has_number<D>(e, b.lane())) out[2 * rows_of_task + i * D + e * 32 + b.lane()] = x[e];
       if (b.lane() == 0) out[i] = peak, out[rows_of_task + i] = total;
     }
   }

@@ -42,8 +42,8 @@ struct RowPart {
   Index at = 0, stride = 0, bytes = 0;
   bool paired = false;
 };
-/// Codes, scales, zeros; parts of no bytes are not there.
-using RowParts = std::array<RowPart, 3>;
+/// Codes (their low bits and their high ones), scales, zeros; parts of no bytes are not there.
+using RowParts = std::array<RowPart, 4>;
 
 /// What a codec handle of the device points to.
 template <class Work>

@@ -10,19 +10,24 @@
 //   keys     lane holds tokens g and g + 8, of each D / 4 channels; 4 lanes load 64 bytes of a row
 //   values   lane holds tokens 2t, 2t + 1, 2t + 8, 2t + 9, of each D / 8 channels
 //   register r of a lane's row or pair of tokens: two numbers of 16 bits
+//   Where a lane's share is not whole words (D = 80, 4 bits: two and a half), two lanes halve the last one's registers.
 //
 // A code of up to 8 bits in the low bits of an f16 whose exponent is 0 is code * 2^-24, exactly, wherever it lies below
-// bit 10: an AND makes two operands. Small floats move their bits into those of an f16, again a power of two off.
-// `gain(r)` is the power of two that mends it, on the query's side or the output's. Zeros and offsets are of rank 1: a
-// token's zero times the sum of the query, a sum of zeros by probabilities on the output.
+// bit 10: an AND makes two operands. Of 3 bits the highest comes from a plane of its own, shifted to where the others
+// are. Of ternary codes a multiplication by 3 moves the next digits of two bytes there. Small floats move their bits
+// into those of an f16, again a power of two off. Tables of up to 16 levels are in registers: codes select their bytes,
+// the two of an f16, or one of an integer that becomes an f16. `gain(r)` is the power of two that mends numbers, on the
+// query's side or the output's. Zeros and offsets are of rank 1: a token's zero times the sum of the query, a sum of
+// zeros by probabilities on the output.
 //
-// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 2 bits
-// 68. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or 3.0 and 2.4 a lane and
-// number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of them, and 460 at 4
-// bits.
+// Bytes per token and kv head (keys and values, D = 128, a scale per token): f16 512, 8 bits 260, 4 bits 132, 3 bits
+// 100, 2 bits 68, ternary 56. Instructions per tile of 16 tokens and warp (sm_90, D = 128): f16 390, 4 bits 310, or
+// 3.0 and 2.4 a lane and number. While memory brings a tile at 4.3 TB/s, a multiprocessor of an H200 can issue 1770 of
+// them, and 460 at 4 bits.
 #pragma once
 
 #include <bit>
+#include <type_traits>
 
 #include "../../codec/raw.hpp"
 #include "../../codec/small_float.hpp"
@@ -46,14 +51,22 @@ constexpr KVPARE_HD float power_of_two(int k) {
   return kvpare::detail::power_of_two(k < -126 ? -126 : k > 127 ? 127 : k);
 }
 
-enum class CodeKind { none, linear, e4m3, e5m2, e2m1 };
+enum class CodeKind {
+  none,
+  linear,
+  e4m3,
+  e5m2,
+  e2m1,
+  integers,  // a table of integers within a signed byte
+  halves     // a table of levels that are halves, or are rounded to such: 2^-11 of each
+};
 
 /// How codes become 16-bit numbers.
 template <class C>
 struct CodeNumbers {
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits;
-  static constexpr int per_word = 16 / bits;  // registers that a word of codes becomes
+  static constexpr int bits = form.bits, low_bits = bits == 3 ? 2 : bits;
+  static constexpr int per_word = 16 / low_bits;  // registers that a word of codes becomes
 
  private:
   template <class Float>
@@ -66,11 +79,22 @@ struct CodeNumbers {
     return true;
   }
   static constexpr CodeKind find_kind() {
-    if (form.ternary || !has_fragment_order<C>()) return CodeKind::none;
+    if (!has_fragment_order<C>()) return CodeKind::none;
     if (!form.table || form.bits == 1) return CodeKind::linear;
     if (is_table_of<kvpare::detail::E4M3>()) return CodeKind::e4m3;
     if (is_table_of<kvpare::detail::E5M2>()) return CodeKind::e5m2;
-    return is_table_of<kvpare::detail::E2M1>() ? CodeKind::e2m1 : CodeKind::none;
+    if (is_table_of<kvpare::detail::E2M1>()) return CodeKind::e2m1;
+    return form.bits <= 4 ? kind_of_levels() : CodeKind::none;
+  }
+  static constexpr CodeKind kind_of_levels() {
+    bool integers = true, halves = true;
+    for (std::size_t code = 0; code < std::size_t{1} << (form.bits & 7); ++code) {
+      const float x = level(code), size = x < 0 ? -x : x;
+      const bool in_byte = x >= -128 && x <= 127;
+      integers = integers && in_byte && x == static_cast<float>(static_cast<int>(in_byte ? x : 0));
+      halves = halves && (x == 0 || (size >= 0x1p-14f && size <= 65504));
+    }
+    return integers ? CodeKind::integers : halves ? CodeKind::halves : CodeKind::none;
   }
   static constexpr float level(std::size_t code) {
     if constexpr (form.table)
@@ -81,24 +105,37 @@ struct CodeNumbers {
 
  public:
   static constexpr CodeKind kind = find_kind();
+  /// Whether levels are looked up in registers. Code 0 is no zero then.
+  static constexpr bool looked_up = kind == CodeKind::integers || kind == CodeKind::halves;
+  static constexpr int table_registers = !looked_up ? 0 : (kind == CodeKind::halves ? 2 : 1) * (bits == 4 ? 4 : 2);
   /// level = factor * (the number, mended) + offset
   static constexpr float factor = kind == CodeKind::linear ? level(1) - level(0) : 1.0f;
   static constexpr float offset = kind == CodeKind::linear ? level(0) : 0.0f;
   /// The middle of the codes. What a query or a probability loses when it is rounded is multiplied with codes that
   /// count from here, not from 0: else all tokens or channels would shift together.
-  static constexpr float middle = 0.5f * static_cast<float>(1 << bits);
+  static constexpr float middle = form.ternary               ? 1.0f
+                                  : kind == CodeKind::linear ? 0.5f * static_cast<float>(1 << bits)
+                                                             : 0.0f;
   static constexpr int most_gain = kind == CodeKind::linear ? 24
                                    : kind == CodeKind::e4m3 ? 8
                                    : kind == CodeKind::e2m1 ? 14
                                                             : 0;
 
-  /// Codes i and i + 16 / bits of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
-  template <bool in_place = true>
-  static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, int i) {
-    const int at = i * bits;
+  /// Codes i and i + per_word of a word. In place: 2^24 / gain(i) times the code; else all codes are where code 0 is.
+  /// `high_bits` has their highest bits, where these have a plane, in the low byte of each half.
+  template <class Block, bool in_place = true>
+  static KVPARE_DEVICE std::uint32_t pair(std::uint32_t word, std::uint32_t high_bits, int i) {
+    const int at = i * low_bits;
     if constexpr (kind == CodeKind::linear) {
       const int up = in_place ? at & 7 : 0;
-      return word >> (at - up) & (((1u << bits) - 1u) * 0x00010001u) << up;
+      return codes_at(word, high_bits, i, up);
+    } else if constexpr (kind == CodeKind::integers) {
+      const std::uint32_t levels = look_up<Block, 0>(selectors<Block>(word, high_bits, i & ~1));
+      const std::uint32_t x = Block::permute(levels, 0x64646464u, i % 2 == 0 ? 0x4240 : 0x4341);  // 1024 + 128 + level
+      return Block::fma2(x, 0x3c003c00u, 0xe480e480u, F16{});
+    } else if constexpr (kind == CodeKind::halves) {
+      const std::uint32_t codes = selectors<Block>(word, high_bits, i & ~1);
+      return Block::permute(look_up<Block, 0>(codes), look_up<Block, 1>(codes), i % 2 == 0 ? 0x6240 : 0x7351);
     } else {
       const std::uint32_t high = word << (16 - bits - at);  // each code at the top of its half
       if constexpr (kind == CodeKind::e5m2) return high & 0xff00ff00u;
@@ -108,8 +145,187 @@ struct CodeNumbers {
   }
   template <bool in_place = true>
   static constexpr KVPARE_HD int gain(int i) {
-    return kind == CodeKind::linear && in_place ? most_gain - (i * bits & 7) : most_gain;
+    if (form.ternary) return most_gain - 8;
+    return kind == CodeKind::linear && in_place ? most_gain - (i * low_bits & 7) : most_gain;
   }
+
+ private:
+  /// Selectors of `permute` for registers i and i + 1: their low codes, then their high ones, a nibble each.
+  template <class Block>
+  static KVPARE_DEVICE std::uint32_t selectors(std::uint32_t word, std::uint32_t high_bits, int i) {
+    if constexpr (bits == 4)
+      return Block::permute(word, 0, i == 0 ? 0x0020 : 0x0031);
+    else
+      return Block::permute(codes_at(word, high_bits, i, 0) | codes_at(word, high_bits, i + 1, 4), 0, 0x0020);
+  }
+  /// Byte `plane` of the levels of four codes: of halves, or of level + 128. Sixteen levels are two tables of eight,
+  /// from which the top bits of the codes choose.
+  template <class Block, int plane>
+  static KVPARE_DEVICE std::uint32_t look_up(std::uint32_t codes) {
+    constexpr std::uint32_t t0 = table_word(plane, 0), t1 = table_word(plane, 1);
+    if constexpr (bits < 4) {
+      return Block::permute(t0, t1, codes);
+    } else {
+      constexpr std::uint32_t t2 = table_word(plane, 2), t3 = table_word(plane, 3);
+      const std::uint32_t within = codes & 0x7777u;
+      return Block::permute(Block::permute(t0, t1, within), Block::permute(t2, t3, within),
+                            (codes & 0x8888u) >> 1 | 0x3210u);
+    }
+  }
+  static constexpr std::uint32_t table_word(int plane, std::size_t word) {
+    std::uint32_t bytes = 0;
+    for (std::size_t k = 0; k < 4; ++k) {
+      const std::size_t code = word * 4 + k;
+      if (code >= std::size_t{1} << (bits & 7)) break;
+      const float x = level(code);
+      const auto number = kind == CodeKind::integers ? static_cast<std::uint32_t>(static_cast<int>(x) + 128)
+                                                     : std::uint32_t{kvpare::detail::float_to_half(x)};
+      bytes |= (number >> 8 * plane & 255u) << 8 * k;
+    }
+    return bytes;
+  }
+  static KVPARE_DEVICE std::uint32_t moved(std::uint32_t word, int from, int to) {
+    return from < to ? word << (to - from) : word >> (from - to);
+  }
+  /// Both codes from bit `up` of their halves on, zeros around them.
+  static KVPARE_DEVICE std::uint32_t codes_at(std::uint32_t word, std::uint32_t high_bits, int i, int up) {
+    std::uint32_t two = moved(word, i * low_bits, up) & (((1u << low_bits) - 1u) * 0x00010001u) << up;
+    if constexpr (bits != low_bits)
+      two |= moved(high_bits, FragmentLayout<C, Side::keys>::high_bit(i), up + low_bits) &
+             0x00010001u << (up + low_bits);
+    return two;
+  }
+};
+
+/// Where a tile of 16 tokens is.
+struct TilePlace {
+  const std::byte* page = nullptr;  // keys or values of the page
+  Index row_bytes = 0;              // of raw rows
+  int first = 0;                    // slot of its first token
+  Index page_tokens = 0;
+};
+
+/// What a lane has of a row of keys, or of the rows of a pair of tokens of values: words of codes, as loaded.
+template <int load_bytes, int loads, bool has_high>
+struct CodeWords {
+  LaneWords<load_bytes> low[loads];
+};
+template <int load_bytes, int loads>
+struct CodeWords<load_bytes, loads, true> {
+  LaneWords<load_bytes> low[loads];
+  LaneWords<load_bytes == 4 ? 4 : load_bytes / 2> high[loads];  // of one word of low bits: shared with a neighbour
+};
+struct NoHalfWord {};
+struct HalfWord {
+  std::uint32_t last;  // a word that two lanes share: each has half of its registers
+};
+template <class C, Side side, int D, int load_bytes>
+struct CodeRow : CodeWords<load_bytes, D * FragmentLayout<C, side>::low_bits / 32 / load_bytes,
+                           FragmentLayout<C, side>::has_high>,
+                 std::conditional_t<D * FragmentLayout<C, side>::low_bits / 32 % 4 == 2, HalfWord, NoHalfWord> {
+  using Layout = FragmentLayout<C, side>;
+  using Numbers = CodeNumbers<C>;
+  static constexpr int words = load_bytes / 4, loads = D * Layout::low_bits / 32 / load_bytes;
+  static constexpr int lanes = side == Side::keys ? 4 : 8;  // that share a row
+  static constexpr bool has_half = D * Layout::low_bits / 32 % 4 == 2;
+  static_assert(!(has_half && Layout::has_high));
+
+  /// The channel of half `half` of register r of a lane; of values both halves are of one channel.
+  static constexpr KVPARE_HD int channel(int lane, int r, int half) {
+    constexpr int per_word = Numbers::per_word;
+    return side == Side::keys ? word_of(lane, r) * 2 * per_word + place_of(lane, r) + half * per_word
+                              : word_of(lane, r) * per_word + place_of(lane, r);
+  }
+  /// Which word of the row register r of a lane is from, and which of that word's registers it is.
+  static constexpr KVPARE_HD int word_of(int lane, int r) {
+    const int word = r / Numbers::per_word;
+    return word < loads * words ? (word / words * lanes + lane) * words + word % words
+                                : loads * words * lanes + lane / 2;
+  }
+  static constexpr KVPARE_HD int place_of(int lane, int r) {
+    const int place = r % Numbers::per_word;
+    return r / Numbers::per_word < loads * words ? place : place + lane % 2 * (Numbers::per_word / 2);
+  }
+
+  /// Row `row` of keys, or pair `row` of tokens of values.
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const TilePlace& at, int row, int lane) {
+    constexpr Index rows = side == Side::keys ? 1 : 2;
+    const TileShape shape{at.page_tokens, D};
+    const auto* from =
+        reinterpret_cast<const LaneWords<load_bytes>*>(at.page + row * (rows * Layout::row_bytes(shape)));
+    KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) this->low[j] = b.load(from + j * lanes + lane);
+    if constexpr (has_half)
+      this->last = b.load(reinterpret_cast<const std::uint32_t*>(from + loads * lanes) + lane / 2);
+    if constexpr (Layout::has_high) {
+      const std::byte* bytes = at.page + Layout::high_at(shape) + row * (rows * Layout::high_row_bytes(shape));
+      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
+        const int place = j * lanes + lane;
+        this->high[j] = b.load(reinterpret_cast<const std::remove_reference_t<decltype(this->high[0])>*>(bytes) +
+                               (words == 1 ? place / 2 : place));
+      }
+    }
+  }
+  /// Register r; zeros where it is not `wanted`.
+  template <class Block, bool in_place = true>
+  KVPARE_DEVICE std::uint32_t pair(int r, int lane, bool wanted = true) const {
+    const int word = r / Numbers::per_word, j = word / words, w = word % words;
+    std::uint32_t high_bits = 0;
+    if constexpr (Layout::has_high) {
+      high_bits = this->high[j].w[w / 2] >> (words == 1 ? lane % 2 * 8 : w % 2 * 8);
+      if constexpr (!Numbers::looked_up) high_bits = wanted ? high_bits : 0u;
+    }
+    std::uint32_t low_bits = this->low[j < loads ? j : 0].w[w];
+    if constexpr (has_half)
+      if (j == loads) low_bits = this->last >> lane % 2 * 8;  // its own registers are where the first ones are
+    if (!wanted && !Numbers::looked_up) low_bits = 0;
+    const std::uint32_t two = Numbers::template pair<Block, in_place>(low_bits, high_bits, r % Numbers::per_word);
+    return wanted || !Numbers::looked_up ? two : 0u;
+  }
+};
+
+/// The same of ternary codes, 128 channels: digits of two bytes at a time are in bits 8 and 9 of each half.
+template <class C, Side side>
+struct TernaryRow {
+  using Layout = FragmentLayout<C, side>;
+  static constexpr bool keys = side == Side::keys;
+  static constexpr int lanes = keys ? 4 : 8;
+  std::uint32_t first, second, last;  // registers 0 to 9, 10 to 14, 15
+
+  static constexpr KVPARE_HD int channel(int lane, int r, int half) {
+    return keys ? lane * 32 + half * 16 + r : lane * 16 + r;
+  }
+  template <class Block>
+  KVPARE_DEVICE void load(Block& b, const TilePlace& at, int row, int lane) {
+    const auto* from = reinterpret_cast<const std::uint32_t*>(at.page) + row * Index{keys ? 4 : 8};
+    const std::byte* rest = at.page + Layout::high_at({at.page_tokens, 128}) + row * Index{keys ? 10 : 20};
+    first = b.load(from + lane);
+    if constexpr (keys) {
+      second = b.load(reinterpret_cast<const std::uint16_t*>(rest) + lane);
+      last = b.load(reinterpret_cast<const std::uint16_t*>(rest) + 4);
+    } else {
+      second = b.load(reinterpret_cast<const std::uint32_t*>(rest) + lane / 2);
+      last = b.load(reinterpret_cast<const std::uint32_t*>(rest) + 4);
+    }
+  }
+  template <class Block, bool in_place = true>
+  KVPARE_DEVICE std::uint32_t pair(int r, int lane, bool = true) const {
+    constexpr std::uint32_t bytes = 0x00ff00ffu;
+    std::uint32_t two = 0;
+    if (r < 10) {
+      two = (r < 5 ? first : first >> 8) & bytes;
+    } else {
+      const std::uint32_t of_both = r < 15 ? second : last;
+      two = keys ? Block::permute(of_both, 0, 0x4140) : of_both >> lane % 2 * 8 & bytes;
+      if (r == 15) two = two * power_of_three(keys ? lane : lane / 2) & bytes;
+    }
+    KVPARE_DEVICE_UNROLL for (int k = 0; k < 4; ++k)
+      if (k < r % 5 && r < 15) two = two * 3 & bytes;
+    return two * 3 & 0x03000300u;
+  }
+
+ private:
+  static KVPARE_DEVICE std::uint32_t power_of_three(int k) { return 0x1b090301u >> 8 * k & 255u; }
 };
 
 template <class T>
@@ -129,14 +345,6 @@ KVPARE_DEVICE bool all_finite(std::uint32_t x, BF16) {
   return (x & 0x7f80u) != 0x7f80u && (x & 0x7f800000u) != 0x7f800000u;
 }
 
-/// Where a tile of 16 tokens is.
-struct TilePlace {
-  const std::byte* page = nullptr;  // keys or values of the page
-  Index row_bytes = 0;              // of raw rows
-  int first = 0;                    // slot of its first token
-  Index page_tokens = 0;
-};
-
 /// Query rows of a task as the second operand, and what is known of them.
 struct QueryFragments {
   const std::uint32_t* high;  // [D / 16][lane][2]
@@ -154,7 +362,7 @@ template <Element T, int D>
 struct RawKeys {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 2, 16), words = load_bytes / 4, loads = D / 2 / load_bytes;
-  static constexpr bool fits = D % 32 == 0, may_split = true, has_sums = false;
+  static constexpr bool fits = D % 16 == 0, may_split = true, has_sums = false;
   static constexpr int temporaries = 0;  // registers beside those that are held
   static constexpr int groups = 1, most_gain = 0, norm = 12;
   static constexpr float code_factor = 1;
@@ -238,35 +446,36 @@ struct CodedSide {
   using Layout = FragmentLayout<C, side>;
   using Kind = F16;
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits;
+  static constexpr int bits = Layout::low_bits;
   static constexpr int group = static_cast<int>(form.along == Along::tokens ? D
                                                 : form.group > 0            ? form.group
                                                                             : D / form.parts);
   static constexpr int groups = D / group;
   /// A load of four (eight) lanes is within one group; or is 128 bits of a row, in which there are `span` groups: then
   /// every group has its lanes, and products of its own in which the others' codes are zeros.
+  static constexpr int per_word = Layout::per_unit;
   static constexpr int span = group * bits >= 128 ? 1 : 128 / (group * bits);
+  /// What is left over by whole words: half of one, of a whole row of one group.
+  static constexpr int half_word = D * bits / 32 % 4 == 2 && groups == 1 && per_word == 4 ? 2 : 0;
   static constexpr int load_bytes =
-      D * bits % 128 != 0 || D % group != 0 ? 0 : lane_load(D * bits / 32, span > 1 ? 4 : group * bits / 32);
+      form.ternary ? (D == 128 && groups == 1 ? 4 : 0)
+      : (D * bits / 32 - half_word) % 4 != 0 || D * bits % 32 != 0 || D % group != 0
+          ? 0
+          : lane_load(D * bits / 32 - half_word, span > 1 ? 4 : group * bits / 32);
   static constexpr bool scaled = form.scale != ScaleType::one;
   static constexpr bool has_zero = form.zero != ZeroType::none || Numbers::offset != 0;
   static constexpr bool fits = Numbers::kind != CodeKind::none && load_bytes > 0 && form.along == Along::channels &&
                                (scaled || !has_zero) && groups <= 16 && (span == 1 || span == 2 || span == 4);
-  static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
-                       loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
-  static constexpr int per_word = 16 / bits;
+  using Row = std::conditional_t<form.ternary, TernaryRow<C, side>, CodeRow<C, side, D, load_bytes>>;
 
-  static constexpr int temporaries = span > 1 && has_zero ? 20 : 0;
+  static constexpr int temporaries = (span > 1 && has_zero ? 20 : 0) + Numbers::table_registers;
   /// Registers of a row (a pair of tokens) that belong to a group, and the first of them.
   static constexpr int registers = span > 1 ? per_word : D / 8 / groups;
   static constexpr KVPARE_HD int first_register(int part) { return part / span * registers; }
   /// Register r of a row, for group `part`; `lane` of `lanes` that share a load.
-  static KVPARE_DEVICE std::uint32_t operand(const LaneWords<load_bytes> (&row)[loads], int r, int part, int lane,
-                                             int lanes) {
-    const int at = r / per_word;
-    std::uint32_t word = row[at / words].w[at % words];
-    if constexpr (span > 1) word = lane * span / lanes == part % span ? word : 0u;
-    return Numbers::pair(word, r % per_word);
+  template <class Block>
+  static KVPARE_DEVICE std::uint32_t operand(const Row& row, int r, int part, int lane) {
+    return row.template pair<Block>(r, lane, span == 1 || lane * span / Row::lanes == part % span);
   }
 
   static constexpr int scale_bytes = static_cast<int>(Layout::scale_bytes),
@@ -296,7 +505,7 @@ struct CodedSide {
 template <GroupCodec C, int D>
 struct CodedKeys : CodedSide<C, Side::keys, D> {
   using Base = CodedSide<C, Side::keys, D>;
-  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::load_bytes;
+  using Base::bits, Base::groups, Base::group, Base::per_word, Base::scaled;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool may_split = false, has_sums = Base::has_zero;
@@ -312,24 +521,19 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
   }
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];
+    typename Base::Row row[2];  // tokens g, g + 8
     typename Base::Scales scales;
   };
 
   static constexpr KVPARE_HD int channel(int t, int r, int half) {
-    const int word = r / per_word;
-    return ((word / words * 4 + t) * words + word % words) * (32 / bits) + r % per_word + half * per_word;
+    return Base::Row::channel(t, r, half);
   }
   static constexpr KVPARE_HD int gain(int r) { return Numbers::gain(r % per_word); }
 
   template <class Block>
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
-    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
-    }
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) k.row[h].load(b, at, at.first + g + 8 * h, t);
     Base::load_scales(b, at, k.scales);
   }
   template <class Block>
@@ -343,9 +547,8 @@ struct CodedKeys : CodedSide<C, Side::keys, D> {
         KVPARE_DEVICE_UNROLL for (int i = 0; i < 4; ++i) c[i] = q.starts[part * 8 + t * 2 + (i & 1)];
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x;
-        const std::uint32_t a[4] = {Base::operand(k.row[0], r, part, t, 4), Base::operand(k.row[1], r, part, t, 4),
-                                    Base::operand(k.row[0], r + 1, part, t, 4),
-                                    Base::operand(k.row[1], r + 1, part, t, 4)};
+        const auto operand = [&](int h, int of) { return Base::template operand<Block>(k.row[h], of, part, t); };
+        const std::uint32_t a[4] = {operand(0, r), operand(1, r), operand(0, r + 1), operand(1, r + 1)};
         const auto high = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
         b.mma(c, a, high.w, Kind{});
       }
@@ -370,7 +573,7 @@ struct ChannelKeys {
   using Layout = FragmentLayout<C, Side::keys>;
   using Kind = F16;
   static constexpr GroupForm form = C::form;
-  static constexpr int bits = form.bits, per_word = 16 / bits;
+  static constexpr int bits = Layout::low_bits, per_word = Layout::per_unit;
   static constexpr int load_bytes = D * bits % 128 != 0 ? 0 : lane_load(D * bits / 32, 16);
   static constexpr int words = load_bytes > 0 ? load_bytes / 4 : 1,
                        loads = load_bytes > 0 ? D *bits / 32 / load_bytes : 1;
@@ -388,7 +591,7 @@ struct ChannelKeys {
   static KVPARE_DEVICE float state_factor(const float*) { return 1; }
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];
+    CodeRow<C, Side::keys, D, load_bytes> row[2];
     LaneWords<16> scale[loads][scale_loads], zero[form.zero == ZeroType::none ? 1 : loads][scale_loads];
   };
 
@@ -402,11 +605,7 @@ struct ChannelKeys {
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& k) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
     const TileShape shape{at.page_tokens, D};
-    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first + g + 8 * h) * Index{D * bits / 8});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) k.row[h][j] = b.load(row + j * 4 + t);
-    }
+    KVPARE_DEVICE_UNROLL for (int h = 0; h < 2; ++h) k.row[h].load(b, at, at.first + g + 8 * h, t);
     const Index first = at.first / Layout::group(shape) * D;
     KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) {
       const Index channel = first + (j * 4 + t) * numbers;
@@ -427,6 +626,7 @@ struct ChannelKeys {
   template <class Block>
   static KVPARE_DEVICE void score(Block& b, const Registers& k, const QueryFragments& q, const TilePlace&, const float*,
                                   float (&s)[4]) {
+    const int t = b.lane() & 3;
     float c[4] = {}, bias[4] = {};
     KVPARE_DEVICE_UNROLL for (int r = 0; r < D / 8; r += 2) {
       const auto plain = *reinterpret_cast<const LaneWords<8>*>(q.high + (r / 2 * 32 + b.lane()) * 2);
@@ -434,8 +634,8 @@ struct ChannelKeys {
       KVPARE_DEVICE_UNROLL for (int x = 0; x < 2; ++x) {
         const int word = (r + x) / per_word, i = (r + x) % per_word, j = word / words;
         const int place = word % words * (32 / bits) + i;
-        a[2 * x] = Numbers::template pair<false>(k.row[0][j].w[word % words], i);
-        a[2 * x + 1] = Numbers::template pair<false>(k.row[1][j].w[word % words], i);
+        a[2 * x] = k.row[0].template pair<Block, false>(r + x, t);
+        a[2 * x + 1] = k.row[1].template pair<Block, false>(r + x, t);
         const std::uint32_t scale = two<Block>(k.scale[j], place);
         scaled[x] = Block::mul2(plain.w[x], scale, F16{});
         if constexpr (form.zero != ZeroType::none) {
@@ -463,7 +663,7 @@ template <Element T, int D>
 struct RawValues {
   using Kind = typename KindOf<T>::type;
   static constexpr int load_bytes = lane_load(D / 4, 16), words = load_bytes / 4, loads = D / 4 / load_bytes;
-  static constexpr bool fits = D % 32 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
+  static constexpr bool fits = D % 16 == 0, coded = false, may_be_nan = true, scaled = false, has_zero = false;
   static constexpr int groups = 1, temporaries = 0;
   static constexpr DType type = dtype_of<T>();
 
@@ -558,19 +758,17 @@ struct RawValues {
 template <GroupCodec C, int D>
 struct CodedValues : CodedSide<C, Side::values, D> {
   using Base = CodedSide<C, Side::values, D>;
-  using Base::bits, Base::groups, Base::group, Base::loads, Base::per_word, Base::words, Base::scaled, Base::has_zero,
-      Base::load_bytes;
+  using Base::groups, Base::group, Base::per_word, Base::scaled, Base::has_zero;
   using typename Base::Kind;
   using typename Base::Numbers;
   static constexpr bool coded = true, may_be_nan = Numbers::kind == CodeKind::e5m2;
 
   struct Registers {
-    LaneWords<load_bytes> row[2][loads];  // tokens 2t, 2t + 1; 2t + 8, 2t + 9
-    typename Base::Scales scales;         // tokens g, g + 8
+    typename Base::Row row[2];     // tokens 2t, 2t + 1; 2t + 8, 2t + 9
+    typename Base::Scales scales;  // tokens g, g + 8
   };
   static constexpr KVPARE_HD int channel(int g, int r) {
-    const int word = r / per_word;
-    return ((word / words * 8 + g) * words + word % words) * per_word + r % per_word;
+    return Base::Row::channel(g, r, 0);
   }
   /// What zeros add to register r of a lane.
   static KVPARE_DEVICE float zero_of(const float (&zeros)[has_zero ? groups : 1][2], int g, int r, int j) {
@@ -595,19 +793,15 @@ struct CodedValues : CodedSide<C, Side::values, D> {
   template <class Block>
   static KVPARE_DEVICE void load(Block& b, const TilePlace& at, Registers& v) {
     const int g = b.lane() >> 2, t = b.lane() & 3;
-    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
-      const auto* row =
-          reinterpret_cast<const LaneWords<load_bytes>*>(at.page + (at.first / 2 + t + 4 * i) * Index{D * bits / 4});
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j) v.row[i][j] = b.load(row + j * 8 + g);
-    }
+    KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) v.row[i].load(b, at, at.first / 2 + t + 4 * i, g);
     Base::load_scales(b, at, v.scales);
   }
   static KVPARE_DEVICE void clear(int t, std::uint32_t seen, Registers& v) {
     KVPARE_DEVICE_UNROLL for (int i = 0; i < 2; ++i) {
       const std::uint32_t two = seen >> (2 * t + 8 * i);
       const std::uint32_t keep = ((two & 1u) != 0 ? 0xffffu : 0u) | ((two & 2u) != 0 ? 0xffff0000u : 0u);
-      KVPARE_DEVICE_UNROLL for (int j = 0; j < loads; ++j)
-        KVPARE_DEVICE_UNROLL for (int w = 0; w < words; ++w) v.row[i][j].w[w] &= keep;
+      KVPARE_DEVICE_UNROLL for (auto& load : v.row[i].low)
+        KVPARE_DEVICE_UNROLL for (auto& word : load.w) word &= keep;
     }
   }
   /// A power of two above the largest scale of token g + 8h, as an exponent.
@@ -646,8 +840,8 @@ struct CodedValues : CodedSide<C, Side::values, D> {
       }
       KVPARE_DEVICE_UNROLL for (int x = 0; x < Base::registers; x += 2) {
         const int r = Base::first_register(part) + x, m = r / 2;
-        const std::uint32_t a[4] = {Base::operand(v.row[0], r, part, g, 8), Base::operand(v.row[0], r + 1, part, g, 8),
-                                    Base::operand(v.row[1], r, part, g, 8), Base::operand(v.row[1], r + 1, part, g, 8)};
+        const auto operand = [&](int i, int of) { return Base::template operand<Block>(v.row[i], of, part, g); };
+        const std::uint32_t a[4] = {operand(0, r), operand(0, r + 1), operand(1, r), operand(1, r + 1)};
         b.mma(acc[m], a, columns, Kind{});
       }
     }

@@ -170,7 +170,7 @@ namespace detail {
 template <class Work>
 RowParts parts_of(const SideOf<Work>& tile, TileShape shape) {
   if (tile.ops != nullptr) return tile.ops->row_parts(shape);
-  return {RowPart{0, tile.row_bytes, shape.width * size_of(tile.type)}, RowPart{}, RowPart{}};
+  return {RowPart{0, tile.row_bytes, shape.width * size_of(tile.type)}};
 }
 
 /// Moves of one list and format, as sequences: one for each part of its keys and its values.

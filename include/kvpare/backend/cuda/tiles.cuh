@@ -45,8 +45,8 @@ void in_lots(Work& work, std::span<const Job> jobs, const Floats& floats_of, con
 template <class C, Side side>
 struct FragmentAccess {
   using Layout = FragmentLayout<C, side>;
-  static constexpr bool along_channels = Layout::form.along == Along::channels;
-  static constexpr int bits = Layout::bits, per_unit = 16 / bits;  // codes of 16 bits
+  static constexpr bool along_channels = Layout::form.along == Along::channels, ternary = Layout::form.ternary;
+  static constexpr int bits = Layout::bits, low_bits = Layout::low_bits, per_unit = Layout::per_unit;
 
   template <Index bytes>
   static KVPARE_DEVICE std::uint32_t number_at(const std::byte* p) {
@@ -78,17 +78,63 @@ struct FragmentAccess {
     put_number<Layout::zero_bytes>(tile + Layout::zeros_at(s) + g * Layout::zero_bytes, x.zero);
   }
 
+  /// Codes [c, c + per_unit) of token t: 16 bits, and above them their highest bits where these have a plane.
   static KVPARE_DEVICE unsigned unit(TileShape s, const std::byte* tile, Index t, Index c) {
-    return *reinterpret_cast<const std::uint16_t*>(tile + Layout::unit_at(s, t, c));
+    unsigned unit = *reinterpret_cast<const std::uint16_t*>(tile + Layout::unit_at(s, t, c));
+    if constexpr (Layout::has_high)
+      unit |= *reinterpret_cast<const std::uint8_t*>(tile + Layout::high_unit_at(s, t, c)) * 0x10000u;
+    return unit;
   }
   static KVPARE_DEVICE std::uint8_t code(unsigned unit, int i) {
-    return static_cast<std::uint8_t>(unit >> i * bits & ((1u << bits) - 1u));
+    unsigned code = unit >> i * low_bits & ((1u << low_bits) - 1u);
+    if constexpr (Layout::has_high) code |= (unit >> (16 + Layout::high_bit(i)) & 1u) << low_bits;
+    return static_cast<std::uint8_t>(code);
   }
-  /// Codes [c, c + per_unit) of token t.
+  /// A code of a unit whose others are zeros.
+  static KVPARE_DEVICE unsigned unit_of(unsigned code, int i) {
+    if constexpr (Layout::has_high)
+      return (code & ((1u << low_bits) - 1u)) << i * low_bits | (code >> low_bits) << (16 + Layout::high_bit(i));
+    else
+      return code << i * low_bits;
+  }
+  static KVPARE_DEVICE void put_unit(TileShape s, std::byte* tile, Index t, Index c, unsigned unit) {
+    *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
+    if constexpr (Layout::has_high)
+      *reinterpret_cast<std::uint8_t*>(tile + Layout::high_unit_at(s, t, c)) = static_cast<std::uint8_t>(unit >> 16);
+  }
   static KVPARE_DEVICE void put_unit(TileShape s, std::byte* tile, Index t, Index c, const std::uint8_t* codes) {
     unsigned unit = 0;
-    for (int i = 0; i < per_unit; ++i) unit |= unsigned{codes[i]} << i * bits;
-    *reinterpret_cast<std::uint16_t*>(tile + Layout::unit_at(s, t, c)) = static_cast<std::uint16_t>(unit);
+    for (int i = 0; i < per_unit; ++i) unit |= unit_of(codes[i], i);
+    put_unit(s, tile, t, c, unit);
+  }
+
+  /// Byte y of a ternary row whose codes are `code_of(channel)`.
+  template <class CodeOf>
+  static KVPARE_DEVICE void put_trits(TileShape s, std::byte* tile, Index t, Index y, const CodeOf& code_of) {
+    unsigned digits = 0;
+    for (int k = 0; k < 5; ++k)
+      digits = digits * 3 + (k < Layout::trits_of(y) ? unsigned{code_of(Layout::trit_channel(y, k))} : 0u);
+    tile[Layout::trit_byte_at(s, t, y)] = static_cast<std::byte>((digits * 256 + 242) / 243);
+  }
+  /// The code of channel c of token t.
+  static KVPARE_DEVICE std::uint8_t code_at(TileShape s, const std::byte* tile, Index t, Index c) {
+    if constexpr (ternary) {
+      const Index run = c / 16, e = c % 16, y = e < 10 ? run * 2 + e / 5 : e < 15 ? 16 + run : 24 + run % 2;
+      unsigned rest = static_cast<unsigned>(tile[Layout::trit_byte_at(s, t, y)]);
+      for (Index k = e < 15 ? e % 5 : run / 2; k > 0; --k) rest = rest * 3 & 255u;
+      return static_cast<std::uint8_t>(rest * 3 >> 8);
+    } else {
+      const int i = static_cast<int>(c % per_unit);
+      return code(unit(s, tile, t, c - i), i);
+    }
+  }
+  /// All codes of token t.
+  static KVPARE_DEVICE void put_row(TileShape s, std::byte* tile, Index t, const std::uint8_t* codes) {
+    if constexpr (ternary) {
+      for (Index y = 0; y < Layout::trit_bytes; ++y) put_trits(s, tile, t, y, [&](Index c) { return codes[c]; });
+    } else {
+      for (Index c = 0; c < s.width; c += per_unit) put_unit(s, tile, t, c, codes + c);
+    }
   }
 
   static KVPARE_DEVICE GroupBits quantize(const float* x, Index stride, Index n, const float* state,
@@ -101,8 +147,7 @@ struct FragmentAccess {
 
   /// Channel c of token t.
   static KVPARE_DEVICE float number(TileShape s, const std::byte* tile, Index t, Index c, const float* state) {
-    const int i = static_cast<int>(c % per_unit);
-    return value(group(s, tile, Layout::group_of(s, t, c)), state, code(unit(s, tile, t, c - i), i));
+    return value(group(s, tile, Layout::group_of(s, t, c)), state, code_at(s, tile, t, c));
   }
   static KVPARE_DEVICE float value(GroupBits x, const float* state, std::uint8_t code) {
     const float scaled = kvpare::detail::product(C::scale_of(x, state), C::level(code));
@@ -174,12 +219,15 @@ struct FragmentEncode {
       At::put_group(shape, job.tile, slot * groups + g,
                     At::quantize(numbers + g * number_stride, 1, group, job.state, codes + g * code_stride, 1));
     b.sync();
-    const int units = width / At::per_unit;
+    const int units = At::ternary ? static_cast<int>(Layout::trit_bytes) : width / At::per_unit;
     const bool whole = group % At::per_unit == 0;  // a unit is of one group
     for (int u = b.thread(); u < rows * units; u += threads) {
       const int r = u / units, c = u % units * At::per_unit;
       const auto place = [&](int channel) { return (r * groups + channel / group) * code_stride + channel % group; };
-      if (whole) {
+      if constexpr (At::ternary) {
+        At::put_trits(shape, job.tile, slot + r, u % units,
+                      [&](Index channel) { return codes[place(static_cast<int>(channel))]; });
+      } else if (whole) {
         At::put_unit(shape, job.tile, slot + r, c, codes + place(c));
       } else {
         std::uint8_t own[At::per_unit];
@@ -231,7 +279,14 @@ struct FragmentDecode {
   KVPARE_DEVICE void operator()(Block& b) const {
     const DecodeJob job = jobs[b.block()];
     auto* slots = b.template shared<std::uint8_t>(0);
-    const int rows = list_slots(b, job.slots, slots), units = static_cast<int>(shape.width) / At::per_unit;
+    const int rows = list_slots(b, job.slots, slots), width = static_cast<int>(shape.width);
+    if constexpr (At::ternary) {
+      for (int i = b.thread(); i < rows * width; i += threads)
+        job.out[i / width * job.out_stride + i % width] =
+            At::number(shape, job.tile, slots[i / width], i % width, job.state);
+      return;
+    }
+    const int units = width / At::per_unit;
     const bool whole = At::along_channels && Layout::group(shape) % At::per_unit == 0;  // a unit is of one group
     const bool by_four = At::per_unit % 4 == 0 && aligned(job.out, 16) && job.out_stride % 4 == 0;
     for (int u = b.thread(); u < rows * units; u += threads) {
@@ -294,14 +349,12 @@ struct FragmentRepack {
   KVPARE_DEVICE void repack_row(const RepackJob& job, Index t, Index groups, GroupBits* bits,
                                 std::uint8_t* codes) const {
     if constexpr (to_canonical) {
-      for (Index c = 0; c < shape.width; ++c)
-        codes[c] =
-            At::code(At::unit(shape, job.tile, t, c / At::per_unit * At::per_unit), static_cast<int>(c % At::per_unit));
+      for (Index c = 0; c < shape.width; ++c) codes[c] = At::code_at(shape, job.tile, t, c);
       for (Index g = 0; g < groups; ++g) bits[g] = At::group(shape, job.tile, t * groups + g);
       C::write_row(shape, job.canonical, t, codes, bits);
     } else {
       C::read_row(shape, job.canonical, t, codes, bits);
-      for (Index c = 0; c < shape.width; c += At::per_unit) At::put_unit(shape, job.tile, t, c, codes + c);
+      At::put_row(shape, job.tile, t, codes);
       for (Index g = 0; g < groups; ++g) At::put_group(shape, job.tile, t * groups + g, bits[g]);
     }
   }
@@ -311,17 +364,15 @@ struct FragmentRepack {
     const Index first = place / shape.width * group, c = place % shape.width;
     if constexpr (to_canonical) {
       for (Index t = 0; t < group; ++t)
-        codes[t] = At::code(At::unit(shape, job.tile, first + t, c / At::per_unit * At::per_unit),
-                            static_cast<int>(c % At::per_unit));
+        codes[t] = At::code_at(shape, job.tile, first + t, c);
       C::write_run(shape, job.canonical, place, codes, At::group(shape, job.tile, place));
     } else {
       if (c % At::per_unit != 0) return;
       for (int k = 0; k < At::per_unit; ++k) {
         At::put_group(shape, job.tile, place + k, C::read_run(shape, job.canonical, place + k, codes));
-        for (Index t = 0; t < group; ++t) {
-          auto* unit = reinterpret_cast<std::uint16_t*>(job.tile + Layout::unit_at(shape, first + t, c));
-          *unit = static_cast<std::uint16_t>((k == 0 ? 0u : *unit) | unsigned{codes[t]} << k * At::bits);
-        }
+        for (Index t = 0; t < group; ++t)
+          At::put_unit(shape, job.tile, first + t, c,
+                       (k == 0 ? 0u : At::unit(shape, job.tile, first + t, c)) | At::unit_of(codes[t], k));
       }
     }
   }
@@ -347,6 +398,7 @@ struct FragmentTiles {
   static RowParts row_parts(TileShape s) {
     const Index groups = s.width / Layout::group(s);
     return {RowPart{0, Layout::row_bytes(s), Layout::row_bytes(s), side == Side::values},
+            RowPart{Layout::high_at(s), Layout::high_row_bytes(s), Layout::high_row_bytes(s), side == Side::values},
             RowPart{Layout::scales_at(s), groups * Layout::scale_bytes, groups * Layout::scale_bytes},
             RowPart{Layout::zeros_at(s), groups * Layout::zero_bytes, groups * Layout::zero_bytes}};
   }
@@ -440,7 +492,7 @@ struct CanonicalTiles {
   /// Rows of a codec that moves them are canonically one after the other.
   static RowParts row_parts(TileShape s) {
     const Index row = C::tile_bytes({1, s.width});
-    return {RowPart{0, row, row}, RowPart{}, RowPart{}};
+    return {RowPart{0, row, row}};
   }
   template <class Work>
   static void to_canonical(Work& work, TileShape s, std::span<const RepackJob> jobs) {

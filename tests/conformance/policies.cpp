@@ -7,6 +7,7 @@
 #include "oracle/accumulated_attention.hpp"
 #include "oracle/ada_kv.hpp"
 #include "oracle/attention_mass.hpp"
+#include "oracle/csp.hpp"
 #include "oracle/elite_window.hpp"
 #include "oracle/key_diff.hpp"
 #include "oracle/key_norm.hpp"
@@ -214,6 +215,105 @@ TYPED_TEST(Policies, ScoresAreOfTheLayersOwnAttention) {
                 oracle::observation_window(p.queries[0], p.keys[0], how, settings_of(window)));
 }
 
+std::vector<int> modalities_of(const Prompt& p) {
+  std::vector<int> of_tokens;
+  for (const TokenClass c : p.classes())
+    of_tokens.push_back(c == TokenClass::system  ? static_cast<int>(TokenClass::text)
+                        : c == TokenClass::video ? static_cast<int>(TokenClass::image)
+                                                 : static_cast<int>(c));
+  return of_tokens;
+}
+
+Index window_of(const CrossSelf& s, Index rows) {
+  return std::clamp<Index>(
+      s.window > 0 ? s.window : static_cast<Index>(s.window_share * static_cast<double>(rows) + 1e-9), 1, rows);
+}
+
+/// Per kv head, from which budget on a token stays. Protected tokens and the window's are in no list. `nudge`: each
+/// token's own parts are larger by so much than the others know.
+oracle::Array2 cross_self(const Prompt& p, Index layer, const CrossSelf& s, double nudge = 0) {
+  const auto at = static_cast<std::size_t>(layer);
+  const auto modality = modalities_of(p);
+  const Index window = window_of(s, p.tokens());
+  const auto parts = oracle::cross_self_parts(p.queries[at], p.keys[at], modality, settings_of(p.shape(layer)),
+                                              {.cross = s.cross, .n = s.n, .window = window});
+  std::vector<bool> ranked(static_cast<std::size_t>(p.tokens()), true);
+  for (Index t = p.tokens() - window; t < p.tokens(); ++t) ranked[static_cast<std::size_t>(t)] = false;
+  for (const TagSpan& tag : p.tags)
+    for (Position t = tag.begin; tag.is_protected && t < tag.end; ++t) ranked[static_cast<std::size_t>(t)] = false;
+  double c = s.cross;
+  if (s.estimate) {
+    double apart = 0, pairs = 0;
+    for (Index r = p.tokens() - window; r < p.tokens(); ++r)
+      for (Index t = 0; t < p.tokens(); ++t)
+        if (ranked[static_cast<std::size_t>(t)])
+          pairs += 1, apart += oracle::item(modality, r) != oracle::item(modality, t) ? 1 : 0;
+    c = pairs > 0 ? apart / pairs : 0;
+  }
+  oracle::Array2 order(parts.self.rows, parts.self.columns);
+  for (Index h = 0; h < order.rows; ++h) {
+    std::vector<double> self = parts.self.row(h), cross = parts.cross.row(h);
+    for (Index t = 0; t < order.columns; ++t) {
+      double &a = oracle::item(self, t), &b = oracle::item(cross, t);
+      const double own_self = a, own_cross = b;
+      a *= 1 + nudge, b *= 1 + nudge;
+      order.at(h, t) = oracle::kept_from(self, cross, ranked, c, t);
+      a = own_self, b = own_cross;
+    }
+  }
+  return order;
+}
+
+TYPED_TEST(Policies, CrossSelfScores) {
+  std::vector<Case> all = cases();
+  all.push_back(
+      {"protected tokens", {span(5, 20), span(20, 30, TokenClass::image, true), span(40, 50, TokenClass::text, true)}});
+  all.push_back({"four modalities",
+                 {span(3, 20), span(20, 30, TokenClass::audio), span(30, 44, TokenClass::video),
+                  span(44, 50, TokenClass::system), span(50, 66, TokenClass(7))}});
+  const std::vector<CrossSelf> settings{{},
+                                        {.cross = 0, .window = 6},
+                                        {.cross = 1, .window = 3},
+                                        {.cross = 0.3, .n = 0, .window = 1},
+                                        {.cross = 0.9, .n = 20, .window_share = 1},
+                                        {.window_share = 0},
+                                        {.window_share = 0.4, .estimate = true},
+                                        {.window = 500}};
+  std::uint64_t seed = 20;
+  for (const Case& c : all)
+    for (const CrossSelf& s : settings)
+      for (const bool modern : {false, true}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        LayerShape& shape = p.model.layers[0];
+        if (modern) {
+          shape.softcap = 3, shape.window = 40;
+          for (Index h = 0; h < shape.q_heads; ++h) shape.sink_logits.push_back(0.5f * static_cast<float>(h % 5) - 1);
+        }
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        const double rounding = tolerance(Operation::mass).relative;  // that much may be the other way round
+        const auto wanted = cross_self(p, 0, s), best = cross_self(p, 0, s, rounding),
+                   least = cross_self(p, 0, s, -rounding);
+        Positions rows = all_rows(p);
+        if (s.window > 0) rows.erase(rows.begin(), rows.end() - window_of(s, c.tokens));
+        const auto got = fed.scores(0, s, all_tokens, rows);
+        for (Index h = 0; h < c.kv_heads; ++h) {
+          double worst = 0;
+          for (Index t = 0; t < c.tokens; ++t)
+            if (wanted.at(h, t) < oracle::infinity) worst = std::max(worst, wanted.at(h, t));
+          for (Index t = 0; t < c.tokens; ++t) {
+            const double score = got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)];
+            if (wanted.at(h, t) == oracle::infinity)
+              ASSERT_LT(score, -worst) << c.name << ", token " << t << " has no place";
+            else
+              ASSERT_TRUE(-score > best.at(h, t) * (1 - 1e-6) && -score < least.at(h, t) * (1 + 1e-6))
+                  << c.name << ", cross " << s.cross << ", window " << window_of(s, c.tokens) << ", head " << h
+                  << ", token " << t << ": got " << score << ", wanted " << -wanted.at(h, t);
+          }
+        }
+      }
+}
+
 /// Once heads hold different tokens, each has an anchor of its own, and scores are of what is held.
 TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
   const Prompt p = random_prompt(14, 1, 100, 3, 1, {});
@@ -389,6 +489,23 @@ Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
   return kept;
 }
 
+Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    const Index k = oracle::item(budget, l),
+                recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(k) + 1e-9);
+    const auto order = cross_self(p, l, m.scorer);
+    for (Index h = 0; h < order.rows; ++h) {
+      std::vector<double> scores = order.row(h);
+      for (double& x : scores) x = -x;
+      heads.push_back(to_positions(oracle::heavy_and_recent(scores, k - recent, recent)));
+    }
+  }
+  return kept;
+}
+
 /// Survivors by the window's votes, from the budgets of all layers and heads. A budget below the window keeps the newest
 /// of it.
 Kept kept_by_window(const Prompt& p, const ObservationWindow& scorer,
@@ -533,6 +650,10 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         pyramid.budget.schedule = schedule;
         keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
       }
+      auto crossing = with_ratio(csp());
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(air_cache()));
     }
@@ -616,6 +737,26 @@ TYPED_TEST(Policies, SecondRoundOfSnapKv) {
                            .row(0);
                    while (static_cast<Index>(scores.size()) < keys.a)
                      scores.push_back(1000 + static_cast<double>(scores.size()));  // the window
+                   return scores;
+                 });
+  }
+}
+
+TYPED_TEST(Policies, SecondRoundOfCsp) {
+  auto method = csp();
+  method.scorer.window = 6;
+  for (const double ratio : {0.3, 0.6}) {
+    method.keep = Keep::ratio(ratio);
+    second_round(this->be(), method,
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index,
+                     const FirstRound&) {
+                   const std::vector<int> text_only(static_cast<std::size_t>(keys.a), 0);
+                   const auto parts =
+                       oracle::cross_self_parts(queries, keys, text_only, settings_of(shape), {.n = 1, .window = 6});
+                   std::vector<bool> ranked(text_only.size(), true);
+                   std::fill(ranked.end() - 6, ranked.end(), false);
+                   auto scores = oracle::cross_self_order(parts.self.row(0), parts.cross.row(0), ranked, 0.5);
+                   for (double& x : scores) x = -x;
                    return scores;
                  });
   }
@@ -751,6 +892,7 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(pyramid_kv());
   waits_at_most_once(ada_kv());
   waits_at_most_once(air_cache());
+  waits_at_most_once(csp());
 }
 
 TEST(Memory, EverythingIsGivenBack) {

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <random>
 
 #include "accumulated_attention.hpp"
 #include "ada_kv.hpp"
 #include "attend.hpp"
 #include "attention_mass.hpp"
 #include "byte_budget.hpp"
+#include "csp.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
 #include "ggml_rows.hpp"
@@ -736,6 +738,45 @@ TEST(LastRow, IsTheNewestTokensAttention) {
   expect_near(per_head.row(0), {.6, .4}, 1e-12);
   expect_near(per_head.row(1), {.2, .8}, 1e-12);
   expect_near(last_row_of_layer(queries, one_hot_keys(2, 2), {}), {.4, .6}, 1e-12);
+}
+
+TEST(CrossSelf, WorkedExample) {
+  const Numbers self{.20, .10, .30, .35, .05, .10}, cross{.30, .10, .05, .05, .05, .05};
+  const std::vector<bool> all(6, true);
+  EXPECT_EQ(cross_self_union(self, cross, 4, 0.5), (Indices{0, 1, 2, 3}));
+  EXPECT_EQ(cross_self_union(self, cross, 4, 0.25), (Indices{0, 2, 3})) << "0 is picked twice";
+  expect_near(cross_self_order(self, cross, all, 0.5), {2, 4, 4, 2, 10, 10}, 1e-12);
+  expect_near(cross_self_order(self, cross, all, 0.25), {4, 4 / .75, 2 / .75, 1 / .75, 6 / .75, 5 / .75}, 1e-12);
+  expect_near(cross_self_order(self, {0, 0, 0, 0, 0, .1}, all, 1), {9, 10, 8, 7, 12, 1}, 0);
+  EXPECT_EQ(cross_self_order({0, 0, .3}, {0, 0, 0}, {true, true, true}, 0.5), (Numbers{infinity, infinity, 2}));
+  // One head, both softmaxes by hand: rows 1 and 2 of modality 1 and 0.
+  Array3 queries(3, 1, 1), keys(3, 1, 1);
+  keys.values = {std::log(2.0), std::log(4.0), 0}, queries.values = {0, 1, 1};
+  const auto parts = cross_self_parts(queries, keys, {0, 1, 0}, {}, {.n = 1, .window = 2});
+  expect_near(parts.self.values, {2. / 8, 4. / 7, 1. / 8}, 1e-12);
+  expect_near(parts.cross.values, {2. / 7, 4. / 8, 0}, 1e-12);
+}
+
+/// For every budget the first in order are the union that the specification makes of two lists, and more where these
+/// are fewer.
+TEST(CrossSelf, TheOrderIsTheUnionForEveryBudget) {
+  std::mt19937_64 dice(5);
+  for (int round = 0; round < 300; ++round) {
+    const Index tokens = 1 + static_cast<Index>(dice() % 30);
+    Numbers self, cross;
+    for (Index j = 0; j < tokens; ++j) {
+      self.push_back(dice() % 4 == 0 ? 0 : static_cast<double>(dice() % 97));
+      cross.push_back(dice() % 4 == 0 ? 0 : static_cast<double>(dice() % 97));
+    }
+    const double c = static_cast<double>(dice() % 11) / 10;
+    Numbers order = cross_self_order(self, cross, std::vector<bool>(self.size(), true), c);
+    for (double& x : order) x = -x;
+    for (Index k = 0; k <= tokens; ++k) {
+      const Indices first = select_top(order, k), both = cross_self_union(self, cross, k, c);
+      EXPECT_TRUE(std::includes(first.begin(), first.end(), both.begin(), both.end())) << "c " << c << ", budget " << k;
+      EXPECT_EQ(count_of(first), k);
+    }
+  }
 }
 
 TEST(KeyNorm, HandNumbers) {

@@ -52,6 +52,9 @@ TEST(Settings, EveryPartCanBeSet) {
       (TopK{.among = ClassSet(TokenClass::image) | TokenClass::audio, .heads = SelectHeads::kv, .recent_share = 0.5}));
   EXPECT_EQ(air.keep, Keep::ratio(0.25));
 
+  const auto csp = made("csp(cross=0.25, n=0, window_share=0.3, window=9, estimate=yes)");
+  EXPECT_EQ(scorer_of<CrossSelf>(csp),
+            (CrossSelf{.cross = 0.25, .n = 0, .window_share = 0.3, .window = 9, .estimate = true}));
   const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
   EXPECT_EQ(scorer_of<ObservationWindow>(snap),
             (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
@@ -176,7 +179,7 @@ TEST(Settings, AFileIsTextWithComments) {
 TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
-                 "pyramid_kv ada_kv air_cache");
+                 "pyramid_kv ada_kv air_cache csp");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",

@@ -187,6 +187,62 @@ TYPED_TEST(SpecExample, SnapKvKeepsItsWindowAndTheBest) {
   }
 }
 
+// ---- CSP
+
+/// exp(logits) of the last two rows: 3 1 3 .5 .5 1 and 4 2 1 7 1 1 3; with n = 1 they are divided by 10 and 20. Modalities
+/// T V V T V V T.
+Prompt csp_prompt() {
+  return prompt_of_rows(
+      {{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, {3, 1, 3, .5, .5, 1}, {4, 2, 1, 7, 1, 1, 3}},
+      {{.begin = 1, .end = 3, .token_class = TokenClass::image},
+       {.begin = 4, .end = 6, .token_class = TokenClass::image}});
+}
+
+TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
+  const Prompt p = csp_prompt();
+  const auto kept = [&](double cross, Index tokens, double recent_share) {
+    auto method = csp();
+    method.scorer.window = 2, method.scorer.cross = cross;
+    method.selector.recent_share = recent_share;
+    method.keep = Keep::tokens(tokens);
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 7);
+    fed.cache.compress(fed.id, method);
+    return fed.cache.kept(fed.id, 0, 0);
+  };
+  EXPECT_EQ(kept(0.5, 5, 0.2), (Positions{0, 1, 2, 3, 6})) << "{3, 2} by self, {0, 1} by cross";
+  EXPECT_EQ(kept(0.25, 5, 0.2), (Positions{0, 1, 2, 3, 6})) << "{3, 2, 0} and {0}: 0 is picked twice, 1 fills up";
+  // By self alone 3 2 0 1, by cross alone 0 1 and then .05 each.
+  EXPECT_EQ(kept(0, 3, 0), (Positions{0, 2, 3}));
+  EXPECT_EQ(kept(1, 2, 0), (Positions{0, 1}));
+  EXPECT_EQ(kept(0.5, 2, 0), (Positions{0, 3})) << "one of each";
+}
+
+/// Keys 5 and 6, the window's own, are in no list and have places beside them: 5 the fifth by self, behind its equal key 1.
+TYPED_TEST(SpecExample, CspScores) {
+  const Prompt p = csp_prompt();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 7);
+  const auto scores = [&](const CrossSelf& scorer) {
+    return fed.scores(0, scorer, all_tokens, {0, 1, 2, 3, 4, 5, 6})[0];
+  };
+  // By self .20 .10 .30 .35 .05 | .10 .15: places 3 4 2 1 5 | 5 4. By cross .30 .10 and .05 each: 1 2 ….
+  expect_near(scores({.cross = 0.5, .window = 2}), 0, {-2, -4, -4, -2, -10, -10, -8});
+  expect_near(scores({.cross = 0.25, .window = 2}), 0,
+              {-4, -4 / .75, -2 / .75, -1 / .75, -5 / .75, -5 / .75, -4 / .75});
+  expect_near(scores({.cross = 0, .window = 2}), 0, {-3, -4, -2, -1, -5, -5, -4});
+  // Nothing gives 6 by cross: it goes on after that list, in its place by self.
+  expect_near(scores({.cross = 1, .window = 2}), 0, {-1, -2});
+  expect_near(scores({.cross = 1, .window = 2}), 6, {-7 - 4});
+  EXPECT_EQ(scores({.cross = 0.5, .window_share = 0.3}), scores({.cross = 0.5, .window = 2})) << "2.1 rows";
+  // Rows V, T; keys in the lists T V V T V: 2 of 5 and 3 of 5 pairs are of two modalities.
+  EXPECT_EQ(scores({.cross = 0.9, .window = 2, .estimate = true}), scores({.cross = 0.5, .window = 2}));
+  // The denominator does not matter to one row; of two it changes the weights.
+  EXPECT_EQ(scores({.n = 0, .window = 1}), scores({.n = 5, .window = 1}));
+  // n = 0: rows of 9 and 19. By self .2105 .1111 .3333 .3684 .0556, by cross .3333 .1053 .0526 .0556 .0526.
+  expect_near(scores({.cross = 1, .n = 0, .window = 2}), 0, {-1, -2, -4, -3, -5, -6, -11});
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

@@ -5,6 +5,7 @@
 #include "../policy/budget/strength_skewness.hpp"
 #include "../policy/budget/uniform.hpp"
 #include "../policy/score/accumulated_attention.hpp"
+#include "../policy/score/csp.hpp"
 #include "../policy/score/elite_window.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
@@ -51,6 +52,10 @@ inline auto ada_kv() {
   return Compressor{ObservationWindow{.pool = 7, .pooling = Pooling::max}, Uniform{},
                     TopK{.heads = SelectHeads::shared}, Keep::ratio(0.2)};
 }
+
+/// CSP (arXiv 2412.04652): the best by attention within a modality and the best by attention across modalities, half each;
+/// the last tenth of the prompt's rows look. Half of the budget is for the newest.
+inline auto csp() { return Compressor{CrossSelf{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
 
 /// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with
 /// one choice per layer.

@@ -19,8 +19,8 @@
 
 namespace kvpare {
 
-using AnyScorer =
-    AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, EliteWindow>;
+using AnyScorer = AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow,
+                        EliteWindow, CrossSelf>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -49,6 +49,8 @@ inline std::span<const Recipe> known_recipes() {
              any(ada_kv())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
+      Recipe{"csp", "the best by attention within a modality and by attention across modalities, and the newest",
+             "CSP, arXiv 2412.04652", any(csp())},
   };
   return recipes;
 }

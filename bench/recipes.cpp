@@ -13,6 +13,7 @@ const bool added = [] {
   add_recipe("h2o", kvpare::h2o(), {.layers = 1, .most_tokens = 16384});  // reads all rows; one layer is enough to wait for
   add_recipe("key_diff", kvpare::key_diff(), last_row);
   add_recipe("key_norm", kvpare::key_norm(), last_row);
+  add_recipe("lag_kv", kvpare::lag_kv(), last_row);
   add_recipe("pyramid_kv", kvpare::pyramid_kv(), {.query_rows = 8});
   add_recipe("random", kvpare::random_choice(), last_row);                // looks at no query
   add_recipe("snap_kv", kvpare::snap_kv(), last_rows);

@@ -11,6 +11,7 @@
 #include "oracle/elite_window.hpp"
 #include "oracle/key_diff.hpp"
 #include "oracle/key_norm.hpp"
+#include "oracle/lag_kv.hpp"
 #include "oracle/last_row.hpp"
 #include "oracle/observation_window.hpp"
 #include "oracle/pyramid.hpp"
@@ -314,6 +315,60 @@ TYPED_TEST(Policies, CrossSelfScores) {
       }
 }
 
+oracle::LagKvSettings settings_of(const LagKv& s) { return {.sinks = s.sinks, .lag = s.lag, .across = s.across}; }
+
+TYPED_TEST(Policies, LagKvScores) {
+  const std::vector<LagKv> settings{{},
+                                    {.sinks = 0, .lag = 1},
+                                    {.lag = 8},
+                                    {.lag = 8, .across = true},
+                                    {.sinks = 0, .lag = 35},  // two whole partitions of 70
+                                    {.sinks = 1, .lag = 35},  // one token short of them
+                                    {.sinks = 1000, .lag = 16, .across = true}};
+  std::uint64_t seed = 400;
+  for (const Case& c : cases())
+    for (const LagKv& s : settings)
+      for (const Index value_width : {16, 1, 7}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        if (value_width != 16) {
+          Dice dice{seed};
+          p.model.layers[0].value_dim = value_width;
+          p.values[0] = random_array(dice, c.tokens, c.kv_heads, value_width, DType::f32);
+        }
+        for (Index t = 0; t < c.tokens; ++t) p.keys[0].at(t, 0, 3) = 2;  // the same all over
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        const auto wanted = oracle::lag_kv(p.keys[0], p.values[0], settings_of(s));
+        const auto got = fed.scores(0, s, all_tokens, {});
+        for (Index h = 0; h < c.kv_heads; ++h)
+          for (Index t = 0; t < c.tokens; ++t)
+            ASSERT_TRUE(
+                close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t), {0, 1e-6}))
+                << c.name << ", lag " << s.lag << ", head " << h << ", token " << t;
+      }
+}
+
+TYPED_TEST(Policies, LagKvOfANaN) {
+  Prompt p = random_prompt(16, 1, 41, 1, 1, {});
+  p.values[0].at(17, 0, 2) = std::numeric_limits<double>::quiet_NaN();  // in the third of five partitions
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 41);
+  for (const bool across : {false, true}) {
+    const auto scores = fed.scores(0, LagKv{.sinks = 1, .lag = 8, .across = across}, all_tokens, {})[0];
+    for (std::size_t t = 0; t < 41; ++t) EXPECT_EQ(std::isnan(scores[t]), t >= 9 && t < 25) << "token " << t;
+  }
+}
+
+TYPED_TEST(Policies, LagKvOfTokensAllAlike) {
+  Prompt p = random_prompt(17, 1, 20, 1, 1, {});
+  p.keys[0] = oracle::Array3(20, 1, 16, 1.5), p.values[0] = oracle::Array3(20, 1, 16, -2);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 20);
+  const auto scores = fed.scores(0, LagKv{.sinks = 0, .lag = 4}, all_tokens, {})[0];
+  for (std::size_t t = 0; t < 16; ++t)
+    EXPECT_EQ(scores[t], static_cast<double>(3 - t % 4) / 4) << "the lower ranks higher, token " << t;
+}
+
 /// Once heads hold different tokens, each has an anchor of its own, and scores are of what is held.
 TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
   const Prompt p = random_prompt(14, 1, 100, 3, 1, {});
@@ -323,22 +378,26 @@ TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
     auto coin = random_choice();
     coin.keep = Keep::tokens(37);
     fed.cache.compress(fed.id, coin);
-    const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {});
+    const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {}),
+               lags = fed.scores(0, LagKv{.lag = 8}, all_tokens, {});
     for (Index h = 0; h < 3; ++h) {
       const auto at = static_cast<std::size_t>(h);
       const Positions held = fed.cache.kept(fed.id, 0, h);
       ASSERT_EQ(held.size(), 37u);
-      std::vector<std::vector<double>> keys;
+      std::vector<std::vector<double>> keys, values;
       for (const Position t : held) {
-        keys.emplace_back();
+        keys.emplace_back(), values.emplace_back();
         for (Index d = 0; d < p.keys[0].c; ++d) keys.back().push_back(p.keys[0].at(t, h, d));
+        for (Index d = 0; d < p.values[0].c; ++d) values.back().push_back(p.values[0].at(t, h, d));
       }
+      const auto lag = oracle::lag_kv_of_head(keys, values, {.lag = 8});
       const auto wanted = oracle::key_diff_of_head(keys);
       const auto norm = oracle::key_norm(p.keys[0]).row(h);
       for (std::size_t i = 0; i < held.size(); ++i) {
         const auto t = static_cast<std::size_t>(held[i]);
         EXPECT_TRUE(close(diffs[at][t], wanted[i], tolerance(Operation::product))) << "head " << h << " token " << t;
         EXPECT_TRUE(close(norms[at][t], norm[t], tolerance(Operation::product))) << "head " << h << " token " << t;
+        EXPECT_TRUE(close(lags[at][t], lag[i], {0, 1e-6})) << "head " << h << " token " << t;
       }
     }
   }
@@ -475,14 +534,19 @@ Kept wanted_kept(const Prompt& p, const Compressor<LastRow, Uniform>& m) {
 }
 
 template <class S>
-  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff>)
+  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff> || std::same_as<S, LagKv>)
 Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const auto at = static_cast<std::size_t>(l);
-    const auto scores = std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
+    const auto scores = [&] {
+      if constexpr (std::same_as<S, LagKv>)
+        return oracle::lag_kv(p.keys[at], p.values[at], settings_of(m.scorer));
+      else
+        return std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
+    }();
     for (Index h = 0; h < scores.rows; ++h)
       heads.push_back(to_positions(oracle::select_top(scores.row(h), budget[at])));
   }
@@ -650,6 +714,10 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         pyramid.budget.schedule = schedule;
         keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
       }
+      auto lag = with_ratio(lag_kv());
+      keeps_what_the_paper_keeps(this->be(), p, c, lag);
+      lag.scorer.lag = 8;
+      keeps_what_the_paper_keeps(this->be(), p, c, lag);
       auto crossing = with_ratio(csp());
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
       crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
@@ -893,6 +961,7 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(ada_kv());
   waits_at_most_once(air_cache());
   waits_at_most_once(csp());
+  waits_at_most_once(lag_kv());
 }
 
 TEST(Memory, EverythingIsGivenBack) {

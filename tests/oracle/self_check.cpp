@@ -17,6 +17,7 @@
 #include "ggml_rows.hpp"
 #include "key_diff.hpp"
 #include "key_norm.hpp"
+#include "lag_kv.hpp"
 #include "last_row.hpp"
 #include "mixed_cache.hpp"
 #include "number_formats.hpp"
@@ -777,6 +778,21 @@ TEST(CrossSelf, TheOrderIsTheUnionForEveryBudget) {
       EXPECT_EQ(count_of(first), k);
     }
   }
+}
+
+TEST(LagKv, HandNumbers) {
+  // A sink, a partition, its reference with ranges 0..2, 0..4 of the keys and 0..1, 0..1 of the values, one more token.
+  const Vectors keys{{9, 9}, {2, 4}, {2, 0}, {0, 0}, {2, 4}, {7, 7}},
+      values{{9, 9}, {0, 2}, {0, 0}, {1, 0}, {0, 1}, {7, 7}};
+  // deviations 0 and sqrt(1/2) of the keys, sqrt(2) and 0 of the values
+  const double k = std::exp(std::sqrt(.5)), v = std::exp(std::sqrt(2.0));
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 2, .across = true}),
+              {10, 1 / (1 + k) + v / (1 + v), k / (1 + k) + 1 / (1 + v), 4, 5, 6}, 1e-12);
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 2}), {10, .5, 0, 4, 5, 6}, 0);
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 3}), {10, 4, 5, 6, 7, 8}, 0);  // nothing to compare with
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 9, .lag = 2}), {10, 9, 8, 7, 6, 5}, 0);
+  expect_near(lag_relative({{5, 1}, {6, 1}}, {{3, 0}, {3, 2}}), {.5, .5}, 1e-12);  // a channel without range
+  EXPECT_EQ(lag_kv_of_head({}, {}, {}), Numbers{});
 }
 
 TEST(KeyNorm, HandNumbers) {

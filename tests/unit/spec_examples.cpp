@@ -243,6 +243,33 @@ TYPED_TEST(SpecExample, CspScores) {
   expect_near(scores({.cross = 1, .n = 0, .window = 2}), 0, {-1, -2, -4, -3, -5, -6, -11});
 }
 
+// ---- LagKV
+
+/// By hand: a sink, a partition, its reference, one more token. Over the reference keys range 0..2 and 0..4, values 0..1, so
+/// that the deviations are 0 and sqrt(1/2) of the keys, sqrt(2) and 0 of the values.
+TYPED_TEST(SpecExample, LagKvComparesWithWhatFollows) {
+  const std::vector<std::vector<double>> keys{{9, 9}, {2, 4}, {2, 0}, {0, 0}, {2, 4}, {7, 7}},
+      values{{9, 9}, {0, 2}, {0, 0}, {1, 0}, {0, 1}, {7, 7}};
+  Prompt p = random_prompt(1, 1, 6, 1, 1, {}, 2);
+  for (Index t = 0; t < 6; ++t)
+    for (Index c = 0; c < 2; ++c) {
+      p.keys[0].at(t, 0, c) = keys[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+      p.values[0].at(t, 0, c) = values[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+    }
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 6);
+  const auto scores = [&](const LagKv& scorer) { return fed.scores(0, scorer, all_tokens, {})[0]; };
+  expect_near(scores({.sinks = 1, .lag = 2, .across = true}), 0, {10, 1.13467, 0.86533, 4, 5, 6});
+  expect_near(scores({.sinks = 1, .lag = 2}), 0, {10, .5, 0, 4, 5, 6});
+  expect_near(scores({.sinks = 1, .lag = 3}), 0, {10, 4, 5, 6, 7, 8});
+
+  auto method = lag_kv();
+  method.scorer.sinks = 1, method.scorer.lag = 2;
+  method.keep = Keep::tokens(5);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 3, 4, 5}));
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

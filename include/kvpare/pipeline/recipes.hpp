@@ -9,6 +9,7 @@
 #include "../policy/score/elite_window.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
+#include "../policy/score/lag_kv.hpp"
 #include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/unobserved.hpp"
@@ -40,6 +41,9 @@ inline auto key_norm() { return Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::r
 
 /// KeyDiff (arXiv 2504.15364): keys unlike the others stay.
 inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// LagKV (arXiv 2504.04704): keys and values unlike those that follow stay; 4 sinks, partitions of 128.
+inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
 inline auto pyramid_kv() {

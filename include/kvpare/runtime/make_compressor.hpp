@@ -20,7 +20,7 @@
 namespace kvpare {
 
 using AnyScorer = AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow,
-                        EliteWindow, CrossSelf>;
+                        EliteWindow, CrossSelf, LagKv>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -51,6 +51,8 @@ inline std::span<const Recipe> known_recipes() {
              "AirCache, arXiv 2503.23956", any(air_cache())},
       Recipe{"csp", "the best by attention within a modality and by attention across modalities, and the newest",
              "CSP, arXiv 2412.04652", any(csp())},
+      Recipe{"lag_kv", "keys and values unlike those that follow, and the newest", "LagKV, arXiv 2504.04704",
+             any(lag_kv())},
   };
   return recipes;
 }

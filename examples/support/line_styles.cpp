@@ -13,11 +13,20 @@ struct RecipeColour {
   Rgb colour;
 };
 constexpr RecipeColour colours[] = {
-    {"full", {60, 60, 60}},       {"random", {140, 140, 140}},  {"streaming_llm", {150, 100, 60}},
-    {"h2o", {30, 140, 70}},       {"tova", {130, 80, 170}},     {"key_norm", {20, 160, 165}},
-    {"key_diff", {215, 90, 160}}, {"snap_kv", {31, 110, 180}},  {"pyramid_kv", {225, 140, 20}},
-    {"ada_kv", {110, 190, 235}},  {"air_cache", {205, 35, 45}}, {"csp", {120, 120, 20}},
+    {"full", {60, 60, 60}},
+    {"random", {140, 140, 140}},
+    {"streaming_llm", {150, 100, 60}},
+    {"h2o", {30, 140, 70}},
+    {"tova", {130, 80, 170}},
+    {"key_norm", {20, 160, 165}},
+    {"key_diff", {215, 90, 160}},
+    {"snap_kv", {31, 110, 180}},
+    {"pyramid_kv", {225, 140, 20}},
+    {"ada_kv", {110, 190, 235}},
+    {"air_cache", {205, 35, 45}},
+    {"csp", {120, 120, 20}},
     {"lag_kv", {90, 60, 60}},
+    {"expected_attention", {60, 60, 150}},
 };
 
 Rgb colour_of(std::string_view recipe) {

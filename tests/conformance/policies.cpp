@@ -9,6 +9,7 @@
 #include "oracle/attention_mass.hpp"
 #include "oracle/csp.hpp"
 #include "oracle/elite_window.hpp"
+#include "oracle/expected_attention.hpp"
 #include "oracle/key_diff.hpp"
 #include "oracle/key_norm.hpp"
 #include "oracle/lag_kv.hpp"
@@ -369,6 +370,97 @@ TYPED_TEST(Policies, LagKvOfTokensAllAlike) {
     EXPECT_EQ(scores[t], static_cast<double>(3 - t % 4) / 4) << "the lower ranks higher, token " << t;
 }
 
+/// Rows `tokens` of one head.
+std::vector<std::vector<double>> rows_of(const oracle::Array3& x, const Positions& tokens, Index head) {
+  std::vector<std::vector<double>> rows;
+  for (const Position t : tokens) {
+    rows.emplace_back();
+    for (Index d = 0; d < x.c; ++d) rows.back().push_back(x.at(t, head, d));
+  }
+  return rows;
+}
+
+/// Scores by kv head and position of what a head holds, seen by these rows; the first tokens of all are sinks.
+std::vector<double> expected_of_head(const Prompt& p, Index layer, Index head, const ExpectedAttention& s,
+                                     const Positions& rows, const Positions& held, Position last_sink) {
+  const auto at = static_cast<std::size_t>(layer);
+  Positions used, others;
+  for (const Position r : rows)
+    if (r > last_sink) used.push_back(r);
+  for (const Position t : held)
+    if (t > last_sink) others.push_back(t);
+  const LayerShape& shape = p.shape(layer);
+  std::vector<std::vector<std::vector<double>>> queries;
+  for (Index q = head * shape.group(); q < (head + 1) * shape.group(); ++q)
+    queries.push_back(rows_of(p.queries[at], used.empty() ? rows : used, q));
+  const auto scores = oracle::expected_attention_of_head(queries, rows_of(p.keys[at], others, head),
+                                                         rows_of(p.values[at], others, head),
+                                                         {.scale = static_cast<double>(shape.scale),
+                                                          .covariance = s.covariance,
+                                                          .value_norm = s.value_norm,
+                                                          .epsilon = s.epsilon});
+  std::vector<double> all(static_cast<std::size_t>(p.tokens()), std::numeric_limits<double>::quiet_NaN());
+  for (const Position t : held)
+    all[static_cast<std::size_t>(t)] = scores.empty() ? 1 : *std::max_element(scores.begin(), scores.end()) + 1;
+  for (std::size_t i = 0; i < others.size(); ++i) all[static_cast<std::size_t>(others[i])] = scores[i];
+  return all;
+}
+
+TYPED_TEST(Policies, ExpectedAttentionScores) {
+  const std::vector<ExpectedAttention> settings{{},
+                                                {.sinks = 0, .window = 1},
+                                                {.window = 20, .value_norm = false},
+                                                {.covariance = false, .epsilon = 0.02},
+                                                {.sinks = 1000}};
+  std::uint64_t seed = 600;
+  for (const Case& c : cases())
+    for (const ExpectedAttention& s : settings) {
+      Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+      p.model.layers[0].value_dim = 7;
+      Dice dice{seed};
+      p.values[0] = random_array(dice, c.tokens, c.kv_heads, 7, DType::f32);
+      for (double& q : p.queries[0].values) q += 0.25;  // a mean worth the name
+      FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+      fed.append(0, c.tokens);
+      Positions rows = all_rows(p);
+      if (s.window > 0) rows.erase(rows.begin(), rows.end() - s.window);
+      const auto got = fed.scores(0, s, all_tokens, rows);
+      for (Index h = 0; h < c.kv_heads; ++h) {
+        const auto wanted = expected_of_head(p, 0, h, s, rows, all_rows(p), static_cast<Position>(s.sinks - 1));
+        for (Index t = 0; t < c.tokens; ++t)
+          ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], oracle::item(wanted, t),
+                            tolerance(Operation::mass)))
+              << c.name << ", window " << s.window << ", head " << h << ", token " << t;
+      }
+    }
+}
+
+/// Exponents of some hundred, where exp alone is infinite; numbers that are none.
+TYPED_TEST(Policies, ExpectedAttentionOfLargeKeysAndOfANaN) {
+  Prompt p = random_prompt(18, 1, 40, 2, 2, {});
+  for (double& k : p.keys[0].values) k *= 20;
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const auto scores = fed.scores(0, ExpectedAttention{}, all_tokens, all_rows(p));
+  for (const auto& row : scores)
+    for (const double x : row) EXPECT_TRUE(std::isfinite(x));
+
+  Prompt odd = random_prompt(18, 1, 40, 2, 2, {});
+  odd.keys[0].at(20, 0, 3) = odd.values[0].at(30, 1, 0) = std::numeric_limits<double>::quiet_NaN();
+  FedCache<typename TestFixture::B> with_odd(this->be(), odd);
+  with_odd.append(0, 40);
+  const auto some = with_odd.scores(0, ExpectedAttention{}, all_tokens, all_rows(odd));
+  for (std::size_t t = 0; t < 40; ++t) {
+    EXPECT_EQ(std::isnan(some[0][t]), t == 20) << "token " << t;
+    EXPECT_EQ(std::isnan(some[1][t]), t == 30) << "token " << t;
+  }
+  odd.queries[0].at(9, 3, 5) = std::numeric_limits<double>::quiet_NaN();
+  for (const bool covariance : {false, true}) {
+    const auto none = with_odd.scores(0, ExpectedAttention{.covariance = covariance}, all_tokens, all_rows(odd));
+    for (std::size_t t = 4; t < 40; ++t) EXPECT_TRUE(std::isnan(none[1][t])) << "token " << t;
+  }
+}
+
 /// Once heads hold different tokens, each has an anchor of its own, and scores are of what is held.
 TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
   const Prompt p = random_prompt(14, 1, 100, 3, 1, {});
@@ -378,6 +470,14 @@ TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
     auto coin = random_choice();
     coin.keep = Keep::tokens(37);
     fed.cache.compress(fed.id, coin);
+    Positions any;  // what any head holds: rows to look at
+    for (const Index h : {0, 1, 2}) {
+      const Positions kept = fed.cache.kept(fed.id, 0, h);
+      any.insert(any.end(), kept.begin(), kept.end());
+    }
+    std::sort(any.begin(), any.end());
+    any.erase(std::unique(any.begin(), any.end()), any.end());
+    const auto expected = fed.scores(0, ExpectedAttention{}, all_tokens, any);
     const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {}),
                lags = fed.scores(0, LagKv{.lag = 8}, all_tokens, {});
     for (Index h = 0; h < 3; ++h) {
@@ -391,6 +491,7 @@ TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
         for (Index d = 0; d < p.values[0].c; ++d) values.back().push_back(p.values[0].at(t, h, d));
       }
       const auto lag = oracle::lag_kv_of_head(keys, values, {.lag = 8});
+      const auto expect = expected_of_head(p, 0, h, {}, any, held, any[3]);
       const auto wanted = oracle::key_diff_of_head(keys);
       const auto norm = oracle::key_norm(p.keys[0]).row(h);
       for (std::size_t i = 0; i < held.size(); ++i) {
@@ -398,6 +499,7 @@ TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
         EXPECT_TRUE(close(diffs[at][t], wanted[i], tolerance(Operation::product))) << "head " << h << " token " << t;
         EXPECT_TRUE(close(norms[at][t], norm[t], tolerance(Operation::product))) << "head " << h << " token " << t;
         EXPECT_TRUE(close(lags[at][t], lag[i], {0, 1e-6})) << "head " << h << " token " << t;
+        EXPECT_TRUE(close(expected[at][t], expect[t], tolerance(Operation::mass))) << "head " << h << " token " << t;
       }
     }
   }
@@ -570,6 +672,19 @@ Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
   return kept;
 }
 
+Kept wanted_kept(const Prompt& p, const Compressor<ExpectedAttention, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    for (Index h = 0; h < p.shape(l).kv_heads; ++h)
+      heads.push_back(to_positions(oracle::select_top(
+          expected_of_head(p, l, h, m.scorer, all_rows(p), all_rows(p), static_cast<Position>(m.scorer.sinks - 1)),
+          oracle::item(budget, l))));
+  }
+  return kept;
+}
+
 /// Survivors by the window's votes, from the budgets of all layers and heads. A budget below the window keeps the newest
 /// of it.
 Kept kept_by_window(const Prompt& p, const ObservationWindow& scorer,
@@ -714,6 +829,7 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         pyramid.budget.schedule = schedule;
         keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
       }
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(expected_attention()));
       auto lag = with_ratio(lag_kv());
       keeps_what_the_paper_keeps(this->be(), p, c, lag);
       lag.scorer.lag = 8;
@@ -962,6 +1078,7 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(air_cache());
   waits_at_most_once(csp());
   waits_at_most_once(lag_kv());
+  waits_at_most_once(expected_attention());
 }
 
 TEST(Memory, EverythingIsGivenBack) {

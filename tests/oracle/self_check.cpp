@@ -14,6 +14,7 @@
 #include "csp.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
+#include "expected_attention.hpp"
 #include "ggml_rows.hpp"
 #include "key_diff.hpp"
 #include "key_norm.hpp"
@@ -793,6 +794,48 @@ TEST(LagKv, HandNumbers) {
   expect_near(lag_kv_of_head(keys, values, {.sinks = 9, .lag = 2}), {10, 9, 8, 7, 6, 5}, 0);
   expect_near(lag_relative({{5, 1}, {6, 1}}, {{3, 0}, {3, 2}}), {.5, .5}, 1e-12);  // a channel without range
   EXPECT_EQ(lag_kv_of_head({}, {}, {}), Numbers{});
+}
+
+TEST(ExpectedAttention, HandNumbers) {
+  // queries 1 and 3: mean 2, variance 1; x = 2 k + k^2 / 2
+  const std::vector<std::vector<double>> keys{{0}, {-4}, {-2}}, values{{3, 4}, {0, 1}, {0, 0}};
+  const double all = 2 + std::exp(-2.0), mean_only = 1 + std::exp(-8.0) + std::exp(-4.0);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.value_norm = false}),
+              {1 / all, 1 / all, std::exp(-2.0) / all}, 1e-12);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.covariance = false, .value_norm = false}),
+              {1 / mean_only, std::exp(-8.0) / mean_only, std::exp(-4.0) / mean_only}, 1e-12);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.epsilon = .1}),
+              {5 * (1 / all + .1), 1 / all + .1, 0}, 1e-12);
+  // a second head, where nothing is to be told: a third each
+  expect_near(expected_attention_of_head({{{1}, {3}}, {{0}, {0}}}, keys, values, {.value_norm = false}),
+              {(1 / all + 1. / 3) / 2, (1 / all + 1. / 3) / 2, (std::exp(-2.0) / all + 1. / 3) / 2}, 1e-12);
+  // half the scale: x = k + k^2 / 8
+  const double half = 1 + std::exp(-2.0) + std::exp(-1.5);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.scale = .5, .value_norm = false}),
+              {1 / half, std::exp(-2.0) / half, std::exp(-1.5) / half}, 1e-12);
+  // channels that go together: queries (1, 1), (-1, -1); x = (k_0 + k_1)^2 / 2
+  expect_near(expected_attention_of_head({{{1, 1}, {-1, -1}}}, {{1, 1}, {1, -1}}, {{1}, {1}}, {}),
+              {std::exp(2.0) / (1 + std::exp(2.0)), 1 / (1 + std::exp(2.0))}, 1e-12);
+}
+
+/// The formula is what its name says: the mean of exp(q.k) over many queries of that distribution.
+TEST(ExpectedAttention, IsTheMeanOverManyQueries) {
+  std::mt19937_64 dice(3);
+  std::normal_distribution<double> normal;
+  const double along[2][2] = {{.6, .1}, {-.3, .4}};
+  std::vector<std::vector<double>> queries;
+  for (int i = 0; i < 200000; ++i) {
+    const double a = normal(dice), b = normal(dice);
+    queries.push_back({.5 + along[0][0] * a + along[0][1] * b, -.2 + along[1][0] * a + along[1][1] * b});
+  }
+  const Array2 sigma = covariance_of(queries);
+  const std::vector<double> mean = mean_vector(queries);
+  for (const std::vector<double>& key : {std::vector<double>{1, 0}, {-.5, 1}, {.7, .7}}) {
+    double sum = 0;
+    for (const auto& q : queries)
+      sum += std::exp(.8 * (q[0] * key[0] + q[1] * key[1])) / static_cast<double>(queries.size());
+    EXPECT_NEAR(std::exp(expected_exponent(mean, sigma, key, .8)), sum, 0.01 * sum);
+  }
 }
 
 TEST(KeyNorm, HandNumbers) {

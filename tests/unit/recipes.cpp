@@ -20,6 +20,10 @@ TEST(Recipes, AreTheirParts) {
                                TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
   EXPECT_EQ(lag_kv(),
             (Compressor{LagKv{.sinks = 4, .lag = 128, .across = false}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(
+      expected_attention(),
+      (Compressor{ExpectedAttention{.sinks = 4, .window = 0, .covariance = true, .value_norm = true, .epsilon = 0},
+                  Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
@@ -31,6 +35,8 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
   EXPECT_EQ(CrossSelf{}.reads(), (Reads{.rows = Reads::Rows::all}))
       << "a share of the rows: of how many is known at the end";
   EXPECT_EQ(CrossSelf{.window = 9}.reads(), (Reads{.rows = Reads::Rows::last, .count = 9}));
+  EXPECT_EQ(ExpectedAttention{}.reads(), (Reads{.rows = Reads::Rows::all}));
+  EXPECT_EQ(ExpectedAttention{.window = 9}.reads(), (Reads{.rows = Reads::Rows::last, .count = 9}));
   EXPECT_EQ(LagKv{}.reads(), Reads{});
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
@@ -43,11 +49,12 @@ static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_cop
 static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> &&
               Scorer<AccumulatedAttention, cpu::Backend> && Scorer<Random, cpu::Backend> &&
               Scorer<SinksAndRecent, cpu::Backend> && Scorer<CrossSelf, cpu::Backend> && Scorer<LagKv, cpu::Backend> &&
-              Scorer<AnyScorer, cpu::Backend>);
+              Scorer<ExpectedAttention, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
 static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> &&
               Scorer<AccumulatedAttention, WalledBackend> && Scorer<Random, WalledBackend> &&
               Scorer<SinksAndRecent, WalledBackend> && Scorer<CrossSelf, WalledBackend> &&
-              Scorer<LagKv, WalledBackend> && Scorer<AnyScorer, WalledBackend>);
+              Scorer<LagKv, WalledBackend> && Scorer<ExpectedAttention, WalledBackend> &&
+              Scorer<AnyScorer, WalledBackend>);
 
 template <class Rig>
 class RecipesByName : public OnRig<Rig> {};
@@ -73,6 +80,8 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("snap_kv")), kept_with(this->be(), p, snap_kv()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("air_cache")), kept_with(this->be(), p, air_cache()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("lag_kv")), kept_with(this->be(), p, lag_kv()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("expected_attention")),
+            kept_with(this->be(), p, expected_attention()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("csp")), kept_with(this->be(), p, csp()));
 }
 
@@ -97,6 +106,11 @@ TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
                                    {"lag_kv", "lag_kv(sinks=1)"},
                                    {"lag_kv(keep=0.6)", "lag_kv(keep=0.6,lag=8)"},
                                    {"lag_kv(keep=0.6,lag=8)", "lag_kv(keep=0.6,lag=8,across=yes)"},
+                                   {"expected_attention(sinks=0)", "expected_attention(sinks=9)"},
+                                   {"expected_attention", "expected_attention(window=5)"},
+                                   {"expected_attention", "expected_attention(covariance=no)"},
+                                   {"expected_attention", "expected_attention(value_norm=no)"},
+                                   {"expected_attention", "expected_attention(epsilon=1)"},
                                    {"air_cache", "air_cache(alpha=0.1)"},
                                    {"air_cache", "air_cache(heads=kv)"},
                                    {"air_cache", "air_cache(budget=uniform)"},

@@ -270,6 +270,29 @@ TYPED_TEST(SpecExample, LagKvComparesWithWhatFollows) {
   EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 3, 4, 5}));
 }
 
+// ---- Expected Attention
+
+/// By hand: a sink, then queries 1 and 3, of mean 2 and variance 1, so that x = 2 k + k^2 / 2 is 0, 0 and -2 for keys 0, -4
+/// and -2; values of length 5, 1 and 2.
+TYPED_TEST(SpecExample, ExpectedAttentionOfAGaussian) {
+  Prompt p = random_prompt(1, 1, 4, 1, 1, {}, 1);
+  p.queries[0].values = {9, 1, 3, 3}, p.keys[0].values = {50, 0, -4, -2}, p.values[0].values = {70, 5, -1, 2};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 4);
+  const auto scores = [&](const ExpectedAttention& scorer) { return fed.scores(0, scorer, all_tokens, {0, 1, 2})[0]; };
+  expect_near(scores({.sinks = 1, .value_norm = false}), 0, {1.46831, .46831, .46831, .06338});
+  expect_near(scores({.sinks = 1}), 0, {3.34155, 2.34155, .46831, .12676});
+  expect_near(scores({.sinks = 1, .epsilon = 0.1}), 0, {3.84155, 2.84155, .56831, .32676});
+  expect_near(scores({.sinks = 1, .covariance = false, .value_norm = false}), 0, {1.98169, .98169, .00033, .01798});
+
+  auto method = expected_attention();
+  method.scorer.sinks = 1;
+  method.keep = Keep::tokens(2);
+  fed.observe(method, 0, 3);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1}));
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

@@ -7,6 +7,7 @@
 #include "../policy/score/accumulated_attention.hpp"
 #include "../policy/score/csp.hpp"
 #include "../policy/score/elite_window.hpp"
+#include "../policy/score/expected_attention.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
 #include "../policy/score/lag_kv.hpp"
@@ -44,6 +45,10 @@ inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::r
 
 /// LagKV (arXiv 2504.04704): keys and values unlike those that follow stay; 4 sinks, partitions of 128.
 inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// Expected Attention (arXiv 2510.00636): what queries like those of the prompt would give, times the value's length; 4
+/// sinks.
+inline auto expected_attention() { return Compressor{ExpectedAttention{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
 inline auto pyramid_kv() {

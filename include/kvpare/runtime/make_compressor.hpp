@@ -20,7 +20,7 @@
 namespace kvpare {
 
 using AnyScorer = AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow,
-                        EliteWindow, CrossSelf, LagKv>;
+                        EliteWindow, CrossSelf, LagKv, ExpectedAttention>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -53,6 +53,8 @@ inline std::span<const Recipe> known_recipes() {
              "CSP, arXiv 2412.04652", any(csp())},
       Recipe{"lag_kv", "keys and values unlike those that follow, and the newest", "LagKV, arXiv 2504.04704",
              any(lag_kv())},
+      Recipe{"expected_attention", "what queries like those of the prompt would attend to, times the value's length",
+             "Expected Attention, arXiv 2510.00636", any(expected_attention())},
   };
   return recipes;
 }

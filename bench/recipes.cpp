@@ -10,7 +10,7 @@ const bool added = [] {
   csp.scorer.window = last_rows.query_rows;
   add_recipe("ada_kv", kvpare::ada_kv(), last_rows);
   add_recipe("csp", csp, last_rows);
-  add_recipe("expected_attention", kvpare::expected_attention(), last_rows);
+  add_recipe("expected_attention", kvpare::expected_attention(), {.layers = 1, .query_rows = 32, .most_tokens = 16384});
   add_recipe("h2o", kvpare::h2o(), {.layers = 1, .most_tokens = 16384});  // reads all rows; one layer is enough to wait for
   add_recipe("key_diff", kvpare::key_diff(), last_row);
   add_recipe("key_norm", kvpare::key_norm(), last_row);

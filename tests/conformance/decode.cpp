@@ -618,11 +618,11 @@ TYPED_TEST(Decode, KeyNormsAndCoinsActAtDecode) {
 
 TEST(DecodeMethods, WhoCanAct) {
   const auto acts = [](const char* words) { return acts_at_decode(make_compressor(words)); };
-  for (const char* words :
-       {"h2o", "tova", "streaming_llm", "random", "key_norm", "key_diff", "h2o(keep=64t)", "h2o(budget=pyramid)"})
+  for (const char* words : {"h2o", "tova", "streaming_llm", "random", "key_norm", "key_diff", "lag_kv", "h2o(keep=64t)",
+                            "h2o(budget=pyramid)"})
     EXPECT_TRUE(acts(words)) << words;
-  for (const char* words : {"snap_kv", "ada_kv", "pyramid_kv", "air_cache", "h2o(keep=8p)", "h2o(keep=1MiB)",
-                            "tova(budget=strength_skewness)"})
+  for (const char* words : {"snap_kv", "ada_kv", "pyramid_kv", "air_cache", "csp", "expected_attention", "h2o(keep=8p)",
+                            "h2o(keep=1MiB)", "tova(budget=strength_skewness)"})
     EXPECT_FALSE(acts(words)) << words;
   EXPECT_TRUE(acts_at_decode(h2o()));
   EXPECT_FALSE(acts_at_decode(snap_kv()));

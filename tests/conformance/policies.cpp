@@ -7,9 +7,12 @@
 #include "oracle/accumulated_attention.hpp"
 #include "oracle/ada_kv.hpp"
 #include "oracle/attention_mass.hpp"
+#include "oracle/csp.hpp"
 #include "oracle/elite_window.hpp"
+#include "oracle/expected_attention.hpp"
 #include "oracle/key_diff.hpp"
 #include "oracle/key_norm.hpp"
+#include "oracle/lag_kv.hpp"
 #include "oracle/last_row.hpp"
 #include "oracle/observation_window.hpp"
 #include "oracle/pyramid.hpp"
@@ -168,6 +171,250 @@ TYPED_TEST(Policies, ScoresAreOfTheLayersOwnAttention) {
                 oracle::observation_window(p.queries[0], p.keys[0], how, settings_of(window)));
 }
 
+std::vector<int> modalities_of(const Prompt& p) {
+  std::vector<int> of_tokens;
+  for (const TokenClass c : p.classes())
+    of_tokens.push_back(c == TokenClass::system  ? static_cast<int>(TokenClass::text)
+                        : c == TokenClass::video ? static_cast<int>(TokenClass::image)
+                                                 : static_cast<int>(c));
+  return of_tokens;
+}
+
+Index window_of(const CrossSelf& s, Index rows) {
+  return std::clamp<Index>(
+      s.window > 0 ? s.window : static_cast<Index>(s.window_share * static_cast<double>(rows) + 1e-9), 1, rows);
+}
+
+/// Per kv head, from which budget on a token stays. Protected tokens and the window's are in no list. `nudge`: each
+/// token's own parts are larger by so much than the others know.
+oracle::Array2 cross_self(const Prompt& p, Index layer, const CrossSelf& s, double nudge = 0) {
+  const auto at = static_cast<std::size_t>(layer);
+  const auto modality = modalities_of(p);
+  const Index window = window_of(s, p.tokens());
+  const auto parts = oracle::cross_self_parts(p.queries[at], p.keys[at], modality, settings_of(p.shape(layer)),
+                                              {.cross = s.cross, .n = s.n, .window = window});
+  std::vector<bool> ranked(static_cast<std::size_t>(p.tokens()), true);
+  for (Index t = p.tokens() - window; t < p.tokens(); ++t) ranked[static_cast<std::size_t>(t)] = false;
+  for (const TagSpan& tag : p.tags)
+    for (Position t = tag.begin; tag.is_protected && t < tag.end; ++t) ranked[static_cast<std::size_t>(t)] = false;
+  double c = s.cross;
+  if (s.estimate) {
+    double apart = 0, pairs = 0;
+    for (Index r = p.tokens() - window; r < p.tokens(); ++r)
+      for (Index t = 0; t < p.tokens(); ++t)
+        if (ranked[static_cast<std::size_t>(t)])
+          pairs += 1, apart += oracle::item(modality, r) != oracle::item(modality, t) ? 1 : 0;
+    c = pairs > 0 ? apart / pairs : 0;
+  }
+  oracle::Array2 order(parts.self.rows, parts.self.columns);
+  for (Index h = 0; h < order.rows; ++h) {
+    std::vector<double> self = parts.self.row(h), cross = parts.cross.row(h);
+    for (Index t = 0; t < order.columns; ++t) {
+      double &a = oracle::item(self, t), &b = oracle::item(cross, t);
+      const double own_self = a, own_cross = b;
+      a *= 1 + nudge, b *= 1 + nudge;
+      order.at(h, t) = oracle::kept_from(self, cross, ranked, c, t);
+      a = own_self, b = own_cross;
+    }
+  }
+  return order;
+}
+
+TYPED_TEST(Policies, CrossSelfScores) {
+  std::vector<Case> all = cases_for<TypeParam>();
+  all.push_back(
+      {"protected tokens", {span(5, 20), span(20, 30, TokenClass::image, true), span(40, 50, TokenClass::text, true)}});
+  all.push_back({"four modalities",
+                 {span(3, 20), span(20, 30, TokenClass::audio), span(30, 44, TokenClass::video),
+                  span(44, 50, TokenClass::system), span(50, 66, TokenClass(7))}});
+  const std::vector<CrossSelf> settings{{},
+                                        {.cross = 0, .window = 6},
+                                        {.cross = 1, .window = 3},
+                                        {.cross = 0.3, .n = 0, .window = 1},
+                                        {.cross = 0.9, .n = 20, .window_share = 1},
+                                        {.window_share = 0},
+                                        {.window_share = 0.4, .estimate = true},
+                                        {.window = 500}};
+  std::uint64_t seed = 20;
+  for (const Case& c : all)
+    for (const CrossSelf& s : settings)
+      for (const bool modern : {false, true}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        LayerShape& shape = p.model.layers[0];
+        if (modern) {
+          shape.softcap = 3, shape.window = 40;
+          for (Index h = 0; h < shape.q_heads; ++h) shape.sink_logits.push_back(0.5f * static_cast<float>(h % 5) - 1);
+        }
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        const double rounding = tolerance(Operation::mass).relative;  // that much may be the other way round
+        const auto wanted = cross_self(p, 0, s), best = cross_self(p, 0, s, rounding),
+                   least = cross_self(p, 0, s, -rounding);
+        Positions rows = all_rows(p);
+        if (s.window > 0) rows.erase(rows.begin(), rows.end() - window_of(s, c.tokens));
+        const auto got = fed.scores(0, s, all_tokens, rows);
+        for (Index h = 0; h < c.kv_heads; ++h) {
+          double worst = 0;
+          for (Index t = 0; t < c.tokens; ++t)
+            if (wanted.at(h, t) < oracle::infinity) worst = std::max(worst, wanted.at(h, t));
+          for (Index t = 0; t < c.tokens; ++t) {
+            const double score = got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)];
+            if (wanted.at(h, t) == oracle::infinity)
+              ASSERT_LT(score, -worst) << c.name << ", token " << t << " has no place";
+            else
+              ASSERT_TRUE(-score > best.at(h, t) * (1 - 1e-6) && -score < least.at(h, t) * (1 + 1e-6))
+                  << c.name << ", cross " << s.cross << ", window " << window_of(s, c.tokens) << ", head " << h
+                  << ", token " << t << ": got " << score << ", wanted " << -wanted.at(h, t);
+          }
+        }
+      }
+}
+
+oracle::LagKvSettings settings_of(const LagKv& s) { return {.sinks = s.sinks, .lag = s.lag, .across = s.across}; }
+
+TYPED_TEST(Policies, LagKvScores) {
+  const std::vector<LagKv> settings{{},
+                                    {.sinks = 0, .lag = 1},
+                                    {.lag = 8},
+                                    {.lag = 8, .across = true},
+                                    {.sinks = 0, .lag = 35},  // two whole partitions of 70
+                                    {.sinks = 1, .lag = 35},  // one token short of them
+                                    {.sinks = 1000, .lag = 16, .across = true}};
+  std::uint64_t seed = 400;
+  for (const Case& c : cases_for<TypeParam>())
+    for (const LagKv& s : settings)
+      for (const Index value_width : {16, 1, 7}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        if (value_width != 16) {
+          Dice dice{seed};
+          p.model.layers[0].value_dim = value_width;
+          p.values[0] = random_array(dice, c.tokens, c.kv_heads, value_width, DType::f32);
+        }
+        for (Index t = 0; t < c.tokens; ++t) p.keys[0].at(t, 0, 3) = 2;  // the same all over
+        FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+        fed.append(0, c.tokens);
+        const auto wanted = oracle::lag_kv(p.keys[0], p.values[0], settings_of(s));
+        const auto got = fed.scores(0, s, all_tokens, {});
+        for (Index h = 0; h < c.kv_heads; ++h)
+          for (Index t = 0; t < c.tokens; ++t)
+            ASSERT_TRUE(
+                close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t), {0, 1e-6}))
+                << c.name << ", lag " << s.lag << ", head " << h << ", token " << t;
+      }
+}
+
+TYPED_TEST(Policies, LagKvOfANaN) {
+  Prompt p = random_prompt(16, 1, 41, 1, 1, {});
+  p.values[0].at(17, 0, 2) = std::numeric_limits<double>::quiet_NaN();  // in the third of five partitions
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 41);
+  for (const bool across : {false, true}) {
+    const auto scores = fed.scores(0, LagKv{.sinks = 1, .lag = 8, .across = across}, all_tokens, {})[0];
+    for (std::size_t t = 0; t < 41; ++t) EXPECT_EQ(std::isnan(scores[t]), t >= 9 && t < 25) << "token " << t;
+  }
+}
+
+TYPED_TEST(Policies, LagKvOfTokensAllAlike) {
+  Prompt p = random_prompt(17, 1, 20, 1, 1, {});
+  p.keys[0] = oracle::Array3(20, 1, 16, 1.5), p.values[0] = oracle::Array3(20, 1, 16, -2);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 20);
+  const auto scores = fed.scores(0, LagKv{.sinks = 0, .lag = 4}, all_tokens, {})[0];
+  for (std::size_t t = 0; t < 16; ++t)
+    EXPECT_EQ(scores[t], static_cast<double>(3 - t % 4) / 4) << "the lower ranks higher, token " << t;
+}
+
+/// Rows `tokens` of one head.
+std::vector<std::vector<double>> rows_of(const oracle::Array3& x, const Positions& tokens, Index head) {
+  std::vector<std::vector<double>> rows;
+  for (const Position t : tokens) {
+    rows.emplace_back();
+    for (Index d = 0; d < x.c; ++d) rows.back().push_back(x.at(t, head, d));
+  }
+  return rows;
+}
+
+/// Scores by kv head and position of what a head holds, seen by these rows; the first tokens of all are sinks.
+std::vector<double> expected_of_head(const Prompt& p, Index layer, Index head, const ExpectedAttention& s,
+                                     const Positions& rows, const Positions& held, Position last_sink) {
+  const auto at = static_cast<std::size_t>(layer);
+  Positions used, others;
+  for (const Position r : rows)
+    if (r > last_sink) used.push_back(r);
+  for (const Position t : held)
+    if (t > last_sink) others.push_back(t);
+  const LayerShape& shape = p.shape(layer);
+  std::vector<std::vector<std::vector<double>>> queries;
+  for (Index q = head * shape.group(); q < (head + 1) * shape.group(); ++q)
+    queries.push_back(rows_of(p.queries[at], used.empty() ? rows : used, q));
+  const auto scores = oracle::expected_attention_of_head(queries, rows_of(p.keys[at], others, head),
+                                                         rows_of(p.values[at], others, head),
+                                                         {.scale = static_cast<double>(shape.scale),
+                                                          .covariance = s.covariance,
+                                                          .value_norm = s.value_norm,
+                                                          .epsilon = s.epsilon});
+  std::vector<double> all(static_cast<std::size_t>(p.tokens()), std::numeric_limits<double>::quiet_NaN());
+  for (const Position t : held)
+    all[static_cast<std::size_t>(t)] = scores.empty() ? 1 : *std::max_element(scores.begin(), scores.end()) + 1;
+  for (std::size_t i = 0; i < others.size(); ++i) all[static_cast<std::size_t>(others[i])] = scores[i];
+  return all;
+}
+
+TYPED_TEST(Policies, ExpectedAttentionScores) {
+  const std::vector<ExpectedAttention> settings{{},
+                                                {.sinks = 0, .window = 1},
+                                                {.window = 20, .value_norm = false},
+                                                {.covariance = false, .epsilon = 0.02},
+                                                {.sinks = 1000}};
+  std::uint64_t seed = 600;
+  for (const Case& c : cases_for<TypeParam>())
+    for (const ExpectedAttention& s : settings) {
+      Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+      p.model.layers[0].value_dim = 7;
+      Dice dice{seed};
+      p.values[0] = random_array(dice, c.tokens, c.kv_heads, 7, DType::f32);
+      for (double& q : p.queries[0].values) q += 0.25;  // a mean worth the name
+      FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+      fed.append(0, c.tokens);
+      Positions rows = all_rows(p);
+      if (s.window > 0) rows.erase(rows.begin(), rows.end() - s.window);
+      const auto got = fed.scores(0, s, all_tokens, rows);
+      for (Index h = 0; h < c.kv_heads; ++h) {
+        const auto wanted = expected_of_head(p, 0, h, s, rows, all_rows(p), static_cast<Position>(s.sinks - 1));
+        for (Index t = 0; t < c.tokens; ++t)
+          ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], oracle::item(wanted, t),
+                            tolerance(Operation::mass)))
+              << c.name << ", window " << s.window << ", head " << h << ", token " << t;
+      }
+    }
+}
+
+/// Exponents of some hundred, where exp alone is infinite; numbers that are none.
+TYPED_TEST(Policies, ExpectedAttentionOfLargeKeysAndOfANaN) {
+  Prompt p = random_prompt(18, 1, 40, 2, 2, {});
+  for (double& k : p.keys[0].values) k *= 20;
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const auto scores = fed.scores(0, ExpectedAttention{}, all_tokens, all_rows(p));
+  for (const auto& row : scores)
+    for (const double x : row) EXPECT_TRUE(std::isfinite(x));
+
+  Prompt odd = random_prompt(18, 1, 40, 2, 2, {});
+  odd.keys[0].at(20, 0, 3) = odd.values[0].at(30, 1, 0) = std::numeric_limits<double>::quiet_NaN();
+  FedCache<typename TestFixture::B> with_odd(this->be(), odd);
+  with_odd.append(0, 40);
+  const auto some = with_odd.scores(0, ExpectedAttention{}, all_tokens, all_rows(odd));
+  for (std::size_t t = 0; t < 40; ++t) {
+    EXPECT_EQ(std::isnan(some[0][t]), t == 20) << "token " << t;
+    EXPECT_EQ(std::isnan(some[1][t]), t == 30) << "token " << t;
+  }
+  odd.queries[0].at(9, 3, 5) = std::numeric_limits<double>::quiet_NaN();
+  for (const bool covariance : {false, true}) {
+    const auto none = with_odd.scores(0, ExpectedAttention{.covariance = covariance}, all_tokens, all_rows(odd));
+    for (std::size_t t = 4; t < 40; ++t) EXPECT_TRUE(std::isnan(none[1][t])) << "token " << t;
+  }
+}
+
 /// Once heads hold different tokens, each has an anchor of its own, and scores are of what is held.
 TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
   const Prompt p = random_prompt(14, 1, 100, 3, 1, {});
@@ -177,22 +424,36 @@ TYPED_TEST(Policies, KeyScoresOfHeadsThatDiffer) {
     auto coin = random_choice();
     coin.keep = Keep::tokens(37);
     fed.cache.compress(fed.id, coin);
-    const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {});
+    Positions any;  // what any head holds: rows to look at
+    for (const Index h : {0, 1, 2}) {
+      const Positions kept = fed.cache.kept(fed.id, 0, h);
+      any.insert(any.end(), kept.begin(), kept.end());
+    }
+    std::sort(any.begin(), any.end());
+    any.erase(std::unique(any.begin(), any.end()), any.end());
+    const auto expected = fed.scores(0, ExpectedAttention{}, all_tokens, any);
+    const auto norms = fed.scores(0, KeyNorm{}, all_tokens, {}), diffs = fed.scores(0, KeyDiff{}, all_tokens, {}),
+               lags = fed.scores(0, LagKv{.lag = 8}, all_tokens, {});
     for (Index h = 0; h < 3; ++h) {
       const auto at = static_cast<std::size_t>(h);
       const Positions held = fed.cache.kept(fed.id, 0, h);
       ASSERT_EQ(held.size(), 37u);
-      std::vector<std::vector<double>> keys;
+      std::vector<std::vector<double>> keys, values;
       for (const Position t : held) {
-        keys.emplace_back();
+        keys.emplace_back(), values.emplace_back();
         for (Index d = 0; d < p.keys[0].c; ++d) keys.back().push_back(p.keys[0].at(t, h, d));
+        for (Index d = 0; d < p.values[0].c; ++d) values.back().push_back(p.values[0].at(t, h, d));
       }
+      const auto lag = oracle::lag_kv_of_head(keys, values, {.lag = 8});
+      const auto expect = expected_of_head(p, 0, h, {}, any, held, any[3]);
       const auto wanted = oracle::key_diff_of_head(keys);
       const auto norm = oracle::key_norm(p.keys[0]).row(h);
       for (std::size_t i = 0; i < held.size(); ++i) {
         const auto t = static_cast<std::size_t>(held[i]);
         EXPECT_TRUE(close(diffs[at][t], wanted[i], tolerance(Operation::product))) << "head " << h << " token " << t;
         EXPECT_TRUE(close(norms[at][t], norm[t], tolerance(Operation::product))) << "head " << h << " token " << t;
+        EXPECT_TRUE(close(lags[at][t], lag[i], {0, 1e-6})) << "head " << h << " token " << t;
+        EXPECT_TRUE(close(expected[at][t], expect[t], tolerance(Operation::mass))) << "head " << h << " token " << t;
       }
     }
   }
@@ -323,16 +584,51 @@ Kept wanted_kept(const Prompt& p, const Compressor<LastRow, Uniform>& m) {
 }
 
 template <class S>
-  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff>)
+  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff> || std::same_as<S, LagKv>)
 Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const auto at = static_cast<std::size_t>(l);
-    const auto scores = std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
+    const auto scores = [&] {
+      if constexpr (std::same_as<S, LagKv>)
+        return oracle::lag_kv(p.keys[at], p.values[at], settings_of(m.scorer));
+      else
+        return std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
+    }();
     for (Index h = 0; h < scores.rows; ++h)
       heads.push_back(to_positions(oracle::select_top(scores.row(h), budget[at])));
+  }
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    const Index k = oracle::item(budget, l),
+                recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(k) + 1e-9);
+    const auto order = cross_self(p, l, m.scorer);
+    for (Index h = 0; h < order.rows; ++h) {
+      std::vector<double> scores = order.row(h);
+      for (double& x : scores) x = -x;
+      heads.push_back(to_positions(oracle::heavy_and_recent(scores, k - recent, recent)));
+    }
+  }
+  return kept;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<ExpectedAttention, Uniform>& m) {
+  Kept kept;
+  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
+  for (Index l = 0; l < p.layers(); ++l) {
+    auto& heads = kept.emplace_back();
+    for (Index h = 0; h < p.shape(l).kv_heads; ++h)
+      heads.push_back(to_positions(oracle::select_top(
+          expected_of_head(p, l, h, m.scorer, all_rows(p), all_rows(p), static_cast<Position>(m.scorer.sinks - 1)),
+          oracle::item(budget, l))));
   }
   return kept;
 }
@@ -464,6 +760,16 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       }
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
       keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(air_cache()));
+      if (is_small<TypeParam>() && seed % 5 != 0) continue;  // the rest takes long there
+      keeps_what_the_paper_keeps(this->be(), p, c, with_ratio(expected_attention()));
+      auto lag = with_ratio(lag_kv());
+      keeps_what_the_paper_keeps(this->be(), p, c, lag);
+      lag.scorer.lag = 8;
+      keeps_what_the_paper_keeps(this->be(), p, c, lag);
+      auto crossing = with_ratio(csp());
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
     }
 }
 
@@ -545,6 +851,26 @@ TYPED_TEST(Policies, SecondRoundOfSnapKv) {
                            .row(0);
                    while (static_cast<Index>(scores.size()) < keys.a)
                      scores.push_back(1000 + static_cast<double>(scores.size()));  // the window
+                   return scores;
+                 });
+  }
+}
+
+TYPED_TEST(Policies, SecondRoundOfCsp) {
+  auto method = csp();
+  method.scorer.window = 6;
+  for (const double ratio : {0.3, 0.6}) {
+    method.keep = Keep::ratio(ratio);
+    second_round(this->be(), method,
+                 [&](const LayerShape& shape, const oracle::Array3& queries, const oracle::Array3& keys, Index,
+                     const FirstRound&) {
+                   const std::vector<int> text_only(static_cast<std::size_t>(keys.a), 0);
+                   const auto parts =
+                       oracle::cross_self_parts(queries, keys, text_only, settings_of(shape), {.n = 1, .window = 6});
+                   std::vector<bool> ranked(text_only.size(), true);
+                   std::fill(ranked.end() - 6, ranked.end(), false);
+                   auto scores = oracle::cross_self_order(parts.self.row(0), parts.cross.row(0), ranked, 0.5);
+                   for (double& x : scores) x = -x;
                    return scores;
                  });
   }
@@ -654,6 +980,9 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(pyramid_kv());
   waits_at_most_once(ada_kv());
   waits_at_most_once(air_cache());
+  waits_at_most_once(csp());
+  waits_at_most_once(lag_kv());
+  waits_at_most_once(expected_attention());
 }
 
 TEST(Memory, EverythingIsGivenBack) {

@@ -25,12 +25,6 @@ std::vector<bool> visual_tokens(const Prompt& p) {
   return mask;
 }
 
-std::vector<Case> some_cases(bool small) {
-  std::vector<Case> all = cases();
-  if (small) return {all[0], all[5], all[8]};
-  return all;
-}
-
 // ---- VL-Cache
 
 Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
@@ -63,7 +57,7 @@ Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
 
 TYPED_TEST(Rules, VlCache) {
   std::uint64_t seed = 300;
-  for (const Case& c : some_cases(is_small<TypeParam>()))
+  for (const Case& c : cases_for<TypeParam>())
     for (const double ratio : is_small<TypeParam>() ? std::vector{0.1} : std::vector{0.0, 0.1, 0.6}) {
       const Prompt p = random_prompt(++seed, 3, c.tokens, c.kv_heads, c.group, c.tags);
       auto method = vl_cache();
@@ -110,7 +104,7 @@ TEST(RulesOnly, ADensityBudgetNeedsAScorerThatMeasuresIt) {
 
 TYPED_TEST(Rules, PrefixKv) {
   std::uint64_t seed = 400;
-  for (const Case& c : some_cases(is_small<TypeParam>()))
+  for (const Case& c : cases_for<TypeParam>())
     for (const double ratio : is_small<TypeParam>() ? std::vector{0.3} : std::vector{0.05, 0.3, 0.8}) {
       const Prompt p = random_prompt(++seed, 3, c.tokens, c.kv_heads, c.group, c.tags);
       auto method = prefix_kv();
@@ -163,7 +157,7 @@ TYPED_TEST(Rules, LayerBudgetsFromATable) {
 
 TYPED_TEST(Rules, ZipVl) {
   std::uint64_t seed = 500;
-  for (const Case& c : some_cases(is_small<TypeParam>()))
+  for (const Case& c : cases_for<TypeParam>())
     for (const double tau : {0.5, 0.9, 0.975}) {
       const Prompt p = random_prompt(++seed, 2, c.tokens, c.kv_heads, c.group, c.tags);
       auto method = zip_vl();
@@ -194,7 +188,7 @@ TYPED_TEST(Rules, ZipVl) {
 TYPED_TEST(Rules, CormAfterAPrompt) {
   std::uint64_t seed = 600;
   int tried = 0;
-  for (const Case& c : some_cases(is_small<TypeParam>()))
+  for (const Case& c : cases_for<TypeParam>())
     for (const Index w : {1, 6, 30})
       for (const bool sinks : {false, true}) {
         Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <random>
 
 #include "accumulated_attention.hpp"
 #include "ada_kv.hpp"
@@ -11,11 +12,14 @@
 #include "attention_mass.hpp"
 #include "byte_budget.hpp"
 #include "corm.hpp"
+#include "csp.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
+#include "expected_attention.hpp"
 #include "ggml_rows.hpp"
 #include "key_diff.hpp"
 #include "key_norm.hpp"
+#include "lag_kv.hpp"
 #include "last_row.hpp"
 #include "mixed_cache.hpp"
 #include "number_formats.hpp"
@@ -740,6 +744,102 @@ TEST(LastRow, IsTheNewestTokensAttention) {
   expect_near(per_head.row(0), {.6, .4}, 1e-12);
   expect_near(per_head.row(1), {.2, .8}, 1e-12);
   expect_near(last_row_of_layer(queries, one_hot_keys(2, 2), {}), {.4, .6}, 1e-12);
+}
+
+TEST(CrossSelf, WorkedExample) {
+  const Numbers self{.20, .10, .30, .35, .05, .10}, cross{.30, .10, .05, .05, .05, .05};
+  const std::vector<bool> all(6, true);
+  EXPECT_EQ(cross_self_union(self, cross, 4, 0.5), (Indices{0, 1, 2, 3}));
+  EXPECT_EQ(cross_self_union(self, cross, 4, 0.25), (Indices{0, 2, 3})) << "0 is picked twice";
+  expect_near(cross_self_order(self, cross, all, 0.5), {2, 4, 4, 2, 10, 10}, 1e-12);
+  expect_near(cross_self_order(self, cross, all, 0.25), {4, 4 / .75, 2 / .75, 1 / .75, 6 / .75, 5 / .75}, 1e-12);
+  expect_near(cross_self_order(self, {0, 0, 0, 0, 0, .1}, all, 1), {9, 10, 8, 7, 12, 1}, 0);
+  EXPECT_EQ(cross_self_order({0, 0, .3}, {0, 0, 0}, {true, true, true}, 0.5), (Numbers{infinity, infinity, 2}));
+  // One head, both softmaxes by hand: rows 1 and 2 of modality 1 and 0.
+  Array3 queries(3, 1, 1), keys(3, 1, 1);
+  keys.values = {std::log(2.0), std::log(4.0), 0}, queries.values = {0, 1, 1};
+  const auto parts = cross_self_parts(queries, keys, {0, 1, 0}, {}, {.n = 1, .window = 2});
+  expect_near(parts.self.values, {2. / 8, 4. / 7, 1. / 8}, 1e-12);
+  expect_near(parts.cross.values, {2. / 7, 4. / 8, 0}, 1e-12);
+}
+
+/// For every budget the first in order are the union that the specification makes of two lists, and more where these
+/// are fewer.
+TEST(CrossSelf, TheOrderIsTheUnionForEveryBudget) {
+  std::mt19937_64 dice(5);
+  for (int round = 0; round < 300; ++round) {
+    const Index tokens = 1 + static_cast<Index>(dice() % 30);
+    Numbers self, cross;
+    for (Index j = 0; j < tokens; ++j) {
+      self.push_back(dice() % 4 == 0 ? 0 : static_cast<double>(dice() % 97));
+      cross.push_back(dice() % 4 == 0 ? 0 : static_cast<double>(dice() % 97));
+    }
+    const double c = static_cast<double>(dice() % 11) / 10;
+    Numbers order = cross_self_order(self, cross, std::vector<bool>(self.size(), true), c);
+    for (double& x : order) x = -x;
+    for (Index k = 0; k <= tokens; ++k) {
+      const Indices first = select_top(order, k), both = cross_self_union(self, cross, k, c);
+      EXPECT_TRUE(std::includes(first.begin(), first.end(), both.begin(), both.end())) << "c " << c << ", budget " << k;
+      EXPECT_EQ(count_of(first), k);
+    }
+  }
+}
+
+TEST(LagKv, HandNumbers) {
+  // A sink, a partition, its reference with ranges 0..2, 0..4 of the keys and 0..1, 0..1 of the values, one more token.
+  const Vectors keys{{9, 9}, {2, 4}, {2, 0}, {0, 0}, {2, 4}, {7, 7}},
+      values{{9, 9}, {0, 2}, {0, 0}, {1, 0}, {0, 1}, {7, 7}};
+  // deviations 0 and sqrt(1/2) of the keys, sqrt(2) and 0 of the values
+  const double k = std::exp(std::sqrt(.5)), v = std::exp(std::sqrt(2.0));
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 2, .across = true}),
+              {10, 1 / (1 + k) + v / (1 + v), k / (1 + k) + 1 / (1 + v), 4, 5, 6}, 1e-12);
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 2}), {10, .5, 0, 4, 5, 6}, 0);
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 1, .lag = 3}), {10, 4, 5, 6, 7, 8}, 0);  // nothing to compare with
+  expect_near(lag_kv_of_head(keys, values, {.sinks = 9, .lag = 2}), {10, 9, 8, 7, 6, 5}, 0);
+  expect_near(lag_relative({{5, 1}, {6, 1}}, {{3, 0}, {3, 2}}), {.5, .5}, 1e-12);  // a channel without range
+  EXPECT_EQ(lag_kv_of_head({}, {}, {}), Numbers{});
+}
+
+TEST(ExpectedAttention, HandNumbers) {
+  // queries 1 and 3: mean 2, variance 1; x = 2 k + k^2 / 2
+  const std::vector<std::vector<double>> keys{{0}, {-4}, {-2}}, values{{3, 4}, {0, 1}, {0, 0}};
+  const double all = 2 + std::exp(-2.0), mean_only = 1 + std::exp(-8.0) + std::exp(-4.0);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.value_norm = false}),
+              {1 / all, 1 / all, std::exp(-2.0) / all}, 1e-12);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.covariance = false, .value_norm = false}),
+              {1 / mean_only, std::exp(-8.0) / mean_only, std::exp(-4.0) / mean_only}, 1e-12);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.epsilon = .1}),
+              {5 * (1 / all + .1), 1 / all + .1, 0}, 1e-12);
+  // a second head, where nothing is to be told: a third each
+  expect_near(expected_attention_of_head({{{1}, {3}}, {{0}, {0}}}, keys, values, {.value_norm = false}),
+              {(1 / all + 1. / 3) / 2, (1 / all + 1. / 3) / 2, (std::exp(-2.0) / all + 1. / 3) / 2}, 1e-12);
+  // half the scale: x = k + k^2 / 8
+  const double half = 1 + std::exp(-2.0) + std::exp(-1.5);
+  expect_near(expected_attention_of_head({{{1}, {3}}}, keys, values, {.scale = .5, .value_norm = false}),
+              {1 / half, std::exp(-2.0) / half, std::exp(-1.5) / half}, 1e-12);
+  // channels that go together: queries (1, 1), (-1, -1); x = (k_0 + k_1)^2 / 2
+  expect_near(expected_attention_of_head({{{1, 1}, {-1, -1}}}, {{1, 1}, {1, -1}}, {{1}, {1}}, {}),
+              {std::exp(2.0) / (1 + std::exp(2.0)), 1 / (1 + std::exp(2.0))}, 1e-12);
+}
+
+/// The formula is what its name says: the mean of exp(q.k) over many queries of that distribution.
+TEST(ExpectedAttention, IsTheMeanOverManyQueries) {
+  std::mt19937_64 dice(3);
+  std::normal_distribution<double> normal;
+  const double along[2][2] = {{.6, .1}, {-.3, .4}};
+  std::vector<std::vector<double>> queries;
+  for (int i = 0; i < 200000; ++i) {
+    const double a = normal(dice), b = normal(dice);
+    queries.push_back({.5 + along[0][0] * a + along[0][1] * b, -.2 + along[1][0] * a + along[1][1] * b});
+  }
+  const Array2 sigma = covariance_of(queries);
+  const std::vector<double> mean = mean_vector(queries);
+  for (const std::vector<double>& key : {std::vector<double>{1, 0}, {-.5, 1}, {.7, .7}}) {
+    double sum = 0;
+    for (const auto& q : queries)
+      sum += std::exp(.8 * (q[0] * key[0] + q[1] * key[1])) / static_cast<double>(queries.size());
+    EXPECT_NEAR(std::exp(expected_exponent(mean, sigma, key, .8)), sum, 0.01 * sum);
+  }
 }
 
 TEST(KeyNorm, HandNumbers) {

@@ -43,6 +43,13 @@ inline std::vector<Case> cases() {
           {"groups of 7", {span(8, 100)}, 129, 3, 7, 64}};
 }
 
+/// All of them, or a few on rigs that want small shapes.
+template <class Rig>
+std::vector<Case> cases_for() {
+  const std::vector<Case> all = cases();
+  return is_small<Rig>() ? std::vector{all[2], all[3], all[10]} : all;
+}
+
 inline oracle::AttentionSettings settings_of(const LayerShape& s) {
   return {.scale = static_cast<double>(s.scale),
           .softcap = static_cast<double>(s.softcap),

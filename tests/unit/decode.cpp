@@ -165,8 +165,8 @@ TYPED_TEST(UnitDecode, EveryMistakeHasASentenceAndChangesNothing) {
 }
 
 TYPED_TEST(UnitDecode, OutputsAreThoseOfAttend) {
-  for (const char* words :
-       {"h2o(keep=80t)", "tova(keep=80t)", "streaming_llm(keep=80t)", "h2o(keep=0.5)", "key_diff(keep=0t)"}) {
+  for (const char* words : {"h2o(keep=80t)", "tova(keep=80t)", "streaming_llm(keep=80t)", "h2o(keep=0.5)",
+                            "key_diff(keep=0t)", "lag_kv(keep=80t, lag=8)"}) {
     auto c = this->cache_of(model_of(2));
     const SequenceId id = c.cache.create();
     for (Index p = 0; p < 70; ++p) {
@@ -396,8 +396,8 @@ TYPED_TEST(UnitDecode, LayersThatPoliciesLeaveAlone) {
 /// One above its budget, one below, one empty, one with another prompt: each as if alone.
 TYPED_TEST(UnitDecode, ABatchIsItsSequences) {
   using Be = typename TestFixture::B;
-  for (const char* words :
-       {"h2o(keep=30t)", "tova(keep=30t, heads=kv)", "streaming_llm(keep=30t)", "key_diff(keep=0.5)"}) {
+  for (const char* words : {"h2o(keep=30t)", "tova(keep=30t, heads=kv)", "streaming_llm(keep=30t)",
+                            "key_diff(keep=0.5)", "lag_kv(keep=30t, lag=4)"}) {
     auto c = this->cache_of(model_of(1));
     const AnyCompressor method = method_of(words);
     std::vector<SequenceId> together, alone;

@@ -514,7 +514,7 @@ struct DecodeScene {
 constexpr const char* decode_methods[] = {
     "h2o(keep=70t)",           "tova(keep=70t)",     "tova(keep=70t, heads=kv)",
     "streaming_llm(keep=70t)", "key_norm(keep=70t)", "key_diff(keep=70t, heads=layer)",
-    "random(keep=0t)",         "h2o(keep=4000t)"};
+    "lag_kv(keep=70t, lag=8)", "random(keep=0t)",    "h2o(keep=4000t)"};
 
 /// The backend's memory fails at every place in turn: an InvalidArgument, and nothing has changed, scores neither.
 TEST(BackendFault, Decode) {

@@ -16,6 +16,14 @@ TEST(Recipes, AreTheirParts) {
                                    TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
   EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(csp(), (Compressor{CrossSelf{.cross = 0.5, .n = 1, .window_share = 0.1, .window = 0}, Uniform{},
+                               TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
+  EXPECT_EQ(lag_kv(),
+            (Compressor{LagKv{.sinks = 4, .lag = 128, .across = false}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(
+      expected_attention(),
+      (Compressor{ExpectedAttention{.sinks = 4, .window = 0, .covariance = true, .value_norm = true, .epsilon = 0},
+                  Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
@@ -24,6 +32,12 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
       << "every text row: elite ones may be anywhere";
   EXPECT_EQ(ObservationWindow{.window = 7}.reads(), (Reads{.rows = Reads::Rows::last, .count = 7}));
   EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true, .attention = true}));
+  EXPECT_EQ(CrossSelf{}.reads(), (Reads{.rows = Reads::Rows::all}))
+      << "a share of the rows: of how many is known at the end";
+  EXPECT_EQ(CrossSelf{.window = 9}.reads(), (Reads{.rows = Reads::Rows::last, .count = 9}));
+  EXPECT_EQ(ExpectedAttention{}.reads(), (Reads{.rows = Reads::Rows::all}));
+  EXPECT_EQ(ExpectedAttention{.window = 9}.reads(), (Reads{.rows = Reads::Rows::last, .count = 9}));
+  EXPECT_EQ(LagKv{}.reads(), Reads{});
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
 }
@@ -34,10 +48,13 @@ static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_cop
               std::is_trivially_copyable_v<Keep>);
 static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> &&
               Scorer<AccumulatedAttention, cpu::Backend> && Scorer<Random, cpu::Backend> &&
-              Scorer<SinksAndRecent, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
+              Scorer<SinksAndRecent, cpu::Backend> && Scorer<CrossSelf, cpu::Backend> && Scorer<LagKv, cpu::Backend> &&
+              Scorer<ExpectedAttention, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
 static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> &&
               Scorer<AccumulatedAttention, WalledBackend> && Scorer<Random, WalledBackend> &&
-              Scorer<SinksAndRecent, WalledBackend> && Scorer<AnyScorer, WalledBackend>);
+              Scorer<SinksAndRecent, WalledBackend> && Scorer<CrossSelf, WalledBackend> &&
+              Scorer<LagKv, WalledBackend> && Scorer<ExpectedAttention, WalledBackend> &&
+              Scorer<AnyScorer, WalledBackend>);
 
 template <class Rig>
 class RecipesByName : public OnRig<Rig> {};
@@ -62,6 +79,10 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("h2o")), kept_with(this->be(), p, h2o()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("snap_kv")), kept_with(this->be(), p, snap_kv()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("air_cache")), kept_with(this->be(), p, air_cache()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("lag_kv")), kept_with(this->be(), p, lag_kv()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("expected_attention")),
+            kept_with(this->be(), p, expected_attention()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("csp")), kept_with(this->be(), p, csp()));
 }
 
 TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
@@ -76,6 +97,20 @@ TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
                                    {"snap_kv(window=4)", "snap_kv(window=4,heads=layer)"},
                                    {"snap_kv(window=4)", "snap_kv(window=4,among=visual)"},
                                    {"snap_kv(window=40)", "snap_kv(window=40,rows=image)"},
+                                   {"csp", "csp(cross=0)"},
+                                   {"csp", "csp(cross=1)"},
+                                   {"csp", "csp(n=1000)"},
+                                   {"csp", "csp(window_share=0.5)"},
+                                   {"csp", "csp(window=3)"},
+                                   {"csp(window=40)", "csp(window=40,estimate=yes)"},
+                                   {"lag_kv", "lag_kv(sinks=1)"},
+                                   {"lag_kv(keep=0.6)", "lag_kv(keep=0.6,lag=8)"},
+                                   {"lag_kv(keep=0.6,lag=8)", "lag_kv(keep=0.6,lag=8,across=yes)"},
+                                   {"expected_attention(sinks=0)", "expected_attention(sinks=9)"},
+                                   {"expected_attention", "expected_attention(window=5)"},
+                                   {"expected_attention", "expected_attention(covariance=no)"},
+                                   {"expected_attention", "expected_attention(value_norm=no)"},
+                                   {"expected_attention", "expected_attention(epsilon=1)"},
                                    {"air_cache", "air_cache(alpha=0.1)"},
                                    {"air_cache", "air_cache(heads=kv)"},
                                    {"air_cache", "air_cache(budget=uniform)"},

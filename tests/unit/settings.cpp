@@ -52,6 +52,14 @@ TEST(Settings, EveryPartCanBeSet) {
       (TopK{.among = ClassSet(TokenClass::image) | TokenClass::audio, .heads = SelectHeads::kv, .recent_share = 0.5}));
   EXPECT_EQ(air.keep, Keep::ratio(0.25));
 
+  const auto csp = made("csp(cross=0.25, n=0, window_share=0.3, window=9, estimate=yes)");
+  EXPECT_EQ(scorer_of<CrossSelf>(csp),
+            (CrossSelf{.cross = 0.25, .n = 0, .window_share = 0.3, .window = 9, .estimate = true}));
+  EXPECT_EQ(scorer_of<LagKv>(made("lag_kv(sinks=0, lag=32, across=yes)")),
+            (LagKv{.sinks = 0, .lag = 32, .across = true}));
+  EXPECT_EQ(scorer_of<ExpectedAttention>(
+                made("expected_attention(sinks=1, window=64, covariance=no, value_norm=no, epsilon=0.01)")),
+            (ExpectedAttention{.sinks = 1, .window = 64, .covariance = false, .value_norm = false, .epsilon = 0.01}));
   const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
   EXPECT_EQ(scorer_of<ObservationWindow>(snap),
             (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
@@ -176,7 +184,8 @@ TEST(Settings, AFileIsTextWithComments) {
 TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
-                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache");
+                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache "
+                 "csp lag_kv expected_attention");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",

@@ -326,6 +326,112 @@ TYPED_TEST(SpecExample, ZipVlScoresAreAttentionPerRow) {
   expect_near(scores, 0, {1.7, 1 + .8 / 3, .125 - 2, 3});
 }
 
+// ---- CSP
+
+/// exp(logits) of the last two rows: 3 1 3 .5 .5 1 and 4 2 1 7 1 1 3; with n = 1 they are divided by 10 and 20. Modalities
+/// T V V T V V T.
+Prompt csp_prompt() {
+  return prompt_of_rows(
+      {{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, {3, 1, 3, .5, .5, 1}, {4, 2, 1, 7, 1, 1, 3}},
+      {{.begin = 1, .end = 3, .token_class = TokenClass::image},
+       {.begin = 4, .end = 6, .token_class = TokenClass::image}});
+}
+
+TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
+  const Prompt p = csp_prompt();
+  const auto kept = [&](double cross, Index tokens, double recent_share) {
+    auto method = csp();
+    method.scorer.window = 2, method.scorer.cross = cross;
+    method.selector.recent_share = recent_share;
+    method.keep = Keep::tokens(tokens);
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 7);
+    fed.cache.compress(fed.id, method);
+    return fed.cache.kept(fed.id, 0, 0);
+  };
+  EXPECT_EQ(kept(0.5, 5, 0.2), (Positions{0, 1, 2, 3, 6})) << "{3, 2} by self, {0, 1} by cross";
+  EXPECT_EQ(kept(0.25, 5, 0.2), (Positions{0, 1, 2, 3, 6})) << "{3, 2, 0} and {0}: 0 is picked twice, 1 fills up";
+  // By self alone 3 2 0 1, by cross alone 0 1 and then .05 each.
+  EXPECT_EQ(kept(0, 3, 0), (Positions{0, 2, 3}));
+  EXPECT_EQ(kept(1, 2, 0), (Positions{0, 1}));
+  EXPECT_EQ(kept(0.5, 2, 0), (Positions{0, 3})) << "one of each";
+}
+
+/// Keys 5 and 6, the window's own, are in no list and have places beside them: 5 the fifth by self, behind its equal key 1.
+TYPED_TEST(SpecExample, CspScores) {
+  const Prompt p = csp_prompt();
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 7);
+  const auto scores = [&](const CrossSelf& scorer) {
+    return fed.scores(0, scorer, all_tokens, {0, 1, 2, 3, 4, 5, 6})[0];
+  };
+  // By self .20 .10 .30 .35 .05 | .10 .15: places 3 4 2 1 5 | 5 4. By cross .30 .10 and .05 each: 1 2 ….
+  expect_near(scores({.cross = 0.5, .window = 2}), 0, {-2, -4, -4, -2, -10, -10, -8});
+  expect_near(scores({.cross = 0.25, .window = 2}), 0,
+              {-4, -4 / .75, -2 / .75, -1 / .75, -5 / .75, -5 / .75, -4 / .75});
+  expect_near(scores({.cross = 0, .window = 2}), 0, {-3, -4, -2, -1, -5, -5, -4});
+  // Nothing gives 6 by cross: it goes on after that list, in its place by self.
+  expect_near(scores({.cross = 1, .window = 2}), 0, {-1, -2});
+  expect_near(scores({.cross = 1, .window = 2}), 6, {-7 - 4});
+  EXPECT_EQ(scores({.cross = 0.5, .window_share = 0.3}), scores({.cross = 0.5, .window = 2})) << "2.1 rows";
+  // Rows V, T; keys in the lists T V V T V: 2 of 5 and 3 of 5 pairs are of two modalities.
+  EXPECT_EQ(scores({.cross = 0.9, .window = 2, .estimate = true}), scores({.cross = 0.5, .window = 2}));
+  // The denominator does not matter to one row; of two it changes the weights.
+  EXPECT_EQ(scores({.n = 0, .window = 1}), scores({.n = 5, .window = 1}));
+  // n = 0: rows of 9 and 19. By self .2105 .1111 .3333 .3684 .0556, by cross .3333 .1053 .0526 .0556 .0526.
+  expect_near(scores({.cross = 1, .n = 0, .window = 2}), 0, {-1, -2, -4, -3, -5, -6, -11});
+}
+
+// ---- LagKV
+
+/// By hand: a sink, a partition, its reference, one more token. Over the reference keys range 0..2 and 0..4, values 0..1, so
+/// that the deviations are 0 and sqrt(1/2) of the keys, sqrt(2) and 0 of the values.
+TYPED_TEST(SpecExample, LagKvComparesWithWhatFollows) {
+  const std::vector<std::vector<double>> keys{{9, 9}, {2, 4}, {2, 0}, {0, 0}, {2, 4}, {7, 7}},
+      values{{9, 9}, {0, 2}, {0, 0}, {1, 0}, {0, 1}, {7, 7}};
+  Prompt p = random_prompt(1, 1, 6, 1, 1, {}, 2);
+  for (Index t = 0; t < 6; ++t)
+    for (Index c = 0; c < 2; ++c) {
+      p.keys[0].at(t, 0, c) = keys[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+      p.values[0].at(t, 0, c) = values[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
+    }
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 6);
+  const auto scores = [&](const LagKv& scorer) { return fed.scores(0, scorer, all_tokens, {})[0]; };
+  expect_near(scores({.sinks = 1, .lag = 2, .across = true}), 0, {10, 1.13467, 0.86533, 4, 5, 6});
+  expect_near(scores({.sinks = 1, .lag = 2}), 0, {10, .5, 0, 4, 5, 6});
+  expect_near(scores({.sinks = 1, .lag = 3}), 0, {10, 4, 5, 6, 7, 8});
+
+  auto method = lag_kv();
+  method.scorer.sinks = 1, method.scorer.lag = 2;
+  method.keep = Keep::tokens(5);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 3, 4, 5}));
+}
+
+// ---- Expected Attention
+
+/// By hand: a sink, then queries 1 and 3, of mean 2 and variance 1, so that x = 2 k + k^2 / 2 is 0, 0 and -2 for keys 0, -4
+/// and -2; values of length 5, 1 and 2.
+TYPED_TEST(SpecExample, ExpectedAttentionOfAGaussian) {
+  Prompt p = random_prompt(1, 1, 4, 1, 1, {}, 1);
+  p.queries[0].values = {9, 1, 3, 3}, p.keys[0].values = {50, 0, -4, -2}, p.values[0].values = {70, 5, -1, 2};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 4);
+  const auto scores = [&](const ExpectedAttention& scorer) { return fed.scores(0, scorer, all_tokens, {0, 1, 2})[0]; };
+  expect_near(scores({.sinks = 1, .value_norm = false}), 0, {1.46831, .46831, .46831, .06338});
+  expect_near(scores({.sinks = 1}), 0, {3.34155, 2.34155, .46831, .12676});
+  expect_near(scores({.sinks = 1, .epsilon = 0.1}), 0, {3.84155, 2.84155, .56831, .32676});
+  expect_near(scores({.sinks = 1, .covariance = false, .value_norm = false}), 0, {1.98169, .98169, .00033, .01798});
+
+  auto method = expected_attention();
+  method.scorer.sinks = 1;
+  method.keep = Keep::tokens(2);
+  fed.observe(method, 0, 3);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1}));
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

@@ -9,11 +9,14 @@
 #include "../policy/budget/strength_skewness.hpp"
 #include "../policy/budget/uniform.hpp"
 #include "../policy/score/accumulated_attention.hpp"
+#include "../policy/score/cross_self.hpp"
 #include "../policy/score/dynamic_share.hpp"
 #include "../policy/score/elite_window.hpp"
+#include "../policy/score/expected_attention.hpp"
 #include "../policy/score/fixed_point.hpp"
 #include "../policy/score/key_diff.hpp"
 #include "../policy/score/key_norm.hpp"
+#include "../policy/score/lag_kv.hpp"
 #include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/post_vision.hpp"
@@ -47,6 +50,13 @@ inline auto key_norm() { return Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::r
 
 /// KeyDiff (arXiv 2504.15364): keys unlike the others stay.
 inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// LagKV (arXiv 2504.04704): keys and values unlike those that follow stay; 4 sinks, partitions of 128.
+inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
+
+/// Expected Attention (arXiv 2510.00636): what queries like those of the prompt would give, times the value's length; 4
+/// sinks.
+inline auto expected_attention() { return Compressor{ExpectedAttention{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
 inline auto pyramid_kv() {
@@ -107,6 +117,10 @@ inline auto elastic_cache() {
 inline auto zip_vl() {
   return Compressor{DynamicShare{}, Uniform{}, TopK{.heads = SelectHeads::layer, .only_positive = true}, Keep::ratio(1)};
 }
+
+/// CSP (arXiv 2412.04652): the best by attention within a modality and the best by attention across modalities, half each;
+/// the last tenth of the prompt's rows look. Half of the budget is for the newest.
+inline auto csp() { return Compressor{CrossSelf{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
 
 /// AirCache (arXiv 2503.23956): elite observation window, strength and skewness budgets, top-k of the visual tokens with
 /// one choice per layer.

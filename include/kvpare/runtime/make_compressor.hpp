@@ -21,7 +21,7 @@ namespace kvpare {
 
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
-          DynamicShare, RecentMessage, FixedPoint, EliteWindow>;
+          DynamicShare, RecentMessage, FixedPoint, EliteWindow, CrossSelf, LagKv, ExpectedAttention>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, LayerRatios, AsCompressed>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -64,6 +64,12 @@ inline std::span<const Recipe> known_recipes() {
              any(zip_vl())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
+      Recipe{"csp", "the best by attention within a modality and by attention across modalities, and the newest",
+             "CSP, arXiv 2412.04652", any(csp())},
+      Recipe{"lag_kv", "keys and values unlike those that follow, and the newest", "LagKV, arXiv 2504.04704",
+             any(lag_kv())},
+      Recipe{"expected_attention", "what queries like those of the prompt would attend to, times the value's length",
+             "Expected Attention, arXiv 2510.00636", any(expected_attention())},
   };
   return recipes;
 }

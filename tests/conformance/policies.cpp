@@ -24,6 +24,7 @@
 namespace kvpare::test {
 namespace {
 
+using test::settings_of;
 oracle::ObservationWindowSettings settings_of(const ObservationWindow& w) {
   return {.window = w.window,
           .kernel = w.pool,

@@ -18,7 +18,7 @@ constexpr RecipeColour colours[] = {
     {"key_diff", {215, 90, 160}}, {"snap_kv", {31, 110, 180}},  {"pyramid_kv", {225, 140, 20}},
     {"ada_kv", {110, 190, 235}},  {"vl_cache", {90, 60, 200}},  {"prefix_kv", {0, 130, 130}},
     {"corm", {120, 140, 20}},     {"kv_crush", {60, 150, 255}}, {"chunk_kv", {40, 90, 120}},
-    {"zip_vl", {170, 30, 110}},   {"air_cache", {205, 35, 45}},
+    {"zip_vl", {170, 30, 110}},   {"air_cache", {205, 35, 45}}, {"top_v", {140, 95, 60}},
 };
 
 Rgb colour_of(std::string_view recipe) {

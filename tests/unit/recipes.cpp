@@ -16,6 +16,9 @@ TEST(Recipes, AreTheirParts) {
                                    TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
   EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(top_v(), (Compressor{Transport{.alpha = 1, .beta = 1, .gamma = 0.5, .sigma = 10, .epsilon = 0.1}, Uniform{},
+                                 TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
+                                 Keep::ratio(0.5)}));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
@@ -24,6 +27,9 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
       << "every text row: elite ones may be anywhere";
   EXPECT_EQ(ObservationWindow{.window = 7}.reads(), (Reads{.rows = Reads::Rows::last, .count = 7}));
   EXPECT_EQ(AccumulatedAttention{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true, .attention = true}));
+  EXPECT_EQ(Transport{}.reads(), Reads{.features = true});
+  EXPECT_FALSE(Transport{}.reads().cache_only());
+  EXPECT_TRUE(Random{}.reads().cache_only());
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
 }

@@ -21,7 +21,7 @@ namespace kvpare {
 
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
-          DynamicShare, RecentMessage, EliteWindow>;
+          DynamicShare, RecentMessage, EliteWindow, Transport>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -60,6 +60,8 @@ inline std::span<const Recipe> known_recipes() {
              any(zip_vl())},
       Recipe{"air_cache", "visual tokens that elite text rows attend to, budgets by strength and skewness",
              "AirCache, arXiv 2503.23956", any(air_cache())},
+      Recipe{"top_v", "visual tokens that supply most of an early layer's visual output; reads features, not queries",
+             "TopV, arXiv 2503.18278", any(top_v())},
   };
   return recipes;
 }

@@ -311,7 +311,7 @@ class Walk {
   void decode(SequenceId id) {
     const Index l = dice_.below(c_.cache.layers());
     AnyCompressor method = any_method();
-    for (int tries = 0; tries < 5 && !acts_at_decode(method); ++tries) method = any_method();
+    for (int tries = 0; tries < 20 && !acts_at_decode(method); ++tries) method = any_method();
     if (method.scorer.reads().streams && dice_.chance(0.7))
       c_.observe(id, l, method, std::numeric_limits<Index>::max());  // else it may find tokens it has not seen
     Positions positions(static_cast<std::size_t>(dice_.chance(0.7) ? 1 : dice_.within(1, 4)));

@@ -223,7 +223,9 @@ class CheckedCache {
       const PoolStats pool_after = cache.pool().stats();
       EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
       EXPECT_EQ(report.bytes_freed, pool_before.bytes_in_use - pool_after.bytes_in_use);
-      EXPECT_EQ(pool_after.peak_bytes_in_use, pool_before.peak_bytes_in_use) << "a commit takes no pages";
+      if (report.tokens_waiting == 0) {  // else it may have found pages of one size and none of another
+        EXPECT_EQ(pool_after.peak_bytes_in_use, pool_before.peak_bytes_in_use) << "a commit takes no pages";
+      }
     }
     return report;
   }

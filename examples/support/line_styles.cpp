@@ -20,6 +20,7 @@ constexpr RecipeColour colours[] = {
     {"corm", {120, 140, 20}},     {"kv_crush", {60, 150, 255}}, {"chunk_kv", {40, 90, 120}},
     {"zip_vl", {170, 30, 110}},   {"air_cache", {205, 35, 45}},
     {"csp", {120, 120, 90}},      {"lag_kv", {90, 60, 60}},   {"expected_attention", {60, 60, 150}},
+    {"top_v", {140, 95, 60}},
 };
 
 Rgb colour_of(std::string_view recipe) {

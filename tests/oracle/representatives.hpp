@@ -53,7 +53,8 @@ inline std::vector<Index> crush(const std::vector<std::vector<double>>& heads, c
   return kept;
 }
 
-/// TopV's recovery: the best, then every s-th of what is left, counted from the first; as many of the best as leave room.
+/// TopV's recovery: the best, then every s-th of what is left, counted from the first; as many of the best as leave room,
+/// and no more samples than the budget has.
 inline std::vector<Index> with_samples(const std::vector<double>& scores, Index budget, Index every) {
   const Index tokens = count_of(scores);
   if (budget >= tokens) return select_top(scores, tokens);
@@ -62,7 +63,7 @@ inline std::vector<Index> with_samples(const std::vector<double>& scores, Index 
   std::vector<Index> kept = select_top(scores, best), left;
   for (Index t = 0; t < tokens; ++t)
     if (std::find(kept.begin(), kept.end(), t) == kept.end()) left.push_back(t);
-  for (Index i = 0; i < count_of(left); i += every) kept.push_back(item(left, i));
+  for (Index i = 0; i < count_of(left) && count_of(kept) < budget; i += every) kept.push_back(item(left, i));
   std::sort(kept.begin(), kept.end());
   return kept;
 }

@@ -32,6 +32,7 @@
 #include "sort_rows.hpp"
 #include "streaming.hpp"
 #include "strength_skewness.hpp"
+#include "transport.hpp"
 #include "turbo_quant.hpp"
 #include "vl_cache.hpp"
 #include "zip_vl.hpp"
@@ -2155,6 +2156,31 @@ TEST(Corm, AnyHeadOfTheGroupOfThePromptsLastRows) {
   CormHead unseen;
   unseen.hold(0);
   EXPECT_EQ(unseen.evict(1, 0), Indices{});
+}
+
+TEST(Transport, WorkedExample) {
+  Array2 sources(3, 1), targets(3, 1);
+  sources.values = {0, 1, 3}, targets.values = {0, 1, 2};
+  const std::vector<GridPlace> row{{0, 0, 0}, {0, 1, 0}, {0, 2, 0}};
+  const Array2 cost = transport_cost(sources, targets, row, {.sigma = 1});
+  expect_near(cost.values, {0.5, 1.288388, 2.166667, 0.788388, 0, 0.788388, 2.5, 1.621721, 0.833333}, 1e-6);
+  expect_near(plan_kernel(cost, 0.5).values,
+              {.367879, .076019, .013124, .206640, 1, .206640, .006738, .039029, .188876}, 1e-6);
+  expect_near(semi_relaxed_importance(cost, 0.5), {0.244398, 0.586002, 0.169600}, 1e-6);
+  expect_near(balanced_importance(cost, 0.5, 3), {0.333625, 0.332749, 0.333625}, 1e-6);
+  const double third = 1. / 3;
+  expect_near(balanced_importance(cost, 0.5, 3, LastStep::rows), {third, third, third}, 1e-12);
+}
+
+TEST(Transport, ImagesHaveTheirOwnMiddleAndAreApart) {
+  const Array2 same(4, 1);
+  const std::vector<GridPlace> places{{0, 0, 0}, {0, 4, 0}, {7, 10, 10}, {7, 10, 12}};
+  const Array2 apart = transport_cost(same, same, places, {.alpha = 0, .beta = 1, .gamma = 0, .sigma = 1});
+  EXPECT_EQ(apart.at(0, 2), 1);
+  EXPECT_EQ(apart.at(1, 3), 1);
+  EXPECT_NEAR(apart.at(2, 3), 1 - std::exp(-2.0), 1e-12);
+  const Array2 centre = transport_cost(same, same, places, {.alpha = 0, .beta = 0, .gamma = 1, .sigma = 1});
+  expect_near({centre.at(0, 0), centre.at(1, 2), centre.at(2, 1), centre.at(3, 3)}, {1, 1, 0.5, 0.5}, 1e-12);
 }
 
 }  // namespace

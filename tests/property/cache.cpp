@@ -42,7 +42,8 @@ TEST_P(PageTokens, KeptRowsAscendProtectedStayAndFreedIsWhatWasPromised) {
       prompt(c, id, c.dice.within(20, 300));
       AnyCompressor method = recipe.compressor;
       if (recipe.has_settings) method.keep = Keep::ratio(c.dice.unit());
-      for (Index l = 0; l < 2; ++l) c.observe(id, l, method, c.dice.within(1, 60));
+      method.selector.skip_layers = 0;  // there are but two
+      c.observe_all(id, method, [&] { return c.dice.within(1, 60); });
       c.commit(c.cache.plan(id, method));  // compares the report with the pool
       c.verify_all();                      // kept rows ascend without repeats, as in the model
       for (Index l = 0; l < 2; ++l)

@@ -24,6 +24,9 @@ TEST(Recipes, AreTheirParts) {
       expected_attention(),
       (Compressor{ExpectedAttention{.sinks = 4, .window = 0, .covariance = true, .value_norm = true, .epsilon = 0},
                   Uniform{}, TopK{}, Keep::ratio(0.2)}));
+  EXPECT_EQ(top_v(), (Compressor{Transport{.alpha = 1, .beta = 1, .gamma = 0.5, .sigma = 10, .epsilon = 0.1}, Uniform{},
+                                 TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
+                                 Keep::ratio(0.5)}));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
@@ -38,6 +41,9 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
   EXPECT_EQ(ExpectedAttention{}.reads(), (Reads{.rows = Reads::Rows::all}));
   EXPECT_EQ(ExpectedAttention{.window = 9}.reads(), (Reads{.rows = Reads::Rows::last, .count = 9}));
   EXPECT_EQ(LagKv{}.reads(), Reads{});
+  EXPECT_EQ(Transport{}.reads(), Reads{.features = true});
+  EXPECT_FALSE(Transport{}.reads().cache_only());
+  EXPECT_TRUE(Random{}.reads().cache_only());
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
 }

@@ -144,6 +144,23 @@ TEST(Settings, PublishedBitsAreWhatTheyAreCalled) {
   }
 }
 
+TEST(Settings, OfTransport) {
+  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, mode=balanced, rounds=5, squared=yes)");
+  EXPECT_EQ(scorer_of<Transport>(m), (Transport{.alpha = 2,
+                                                .beta = 0.5,
+                                                .gamma = 0.25,
+                                                .sigma = 3,
+                                                .epsilon = 0.2,
+                                                .mode = TransportMode::balanced,
+                                                .rounds = 5,
+                                                .squared = true}));
+  EXPECT_EQ(m.selector, (TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4}));
+  EXPECT_EQ(made(text_of("top_v", m)), m);
+  expect_refused("top_v(epsilon=0)", "top_v: epsilon = 0, must be within [0.0001, 10000]");
+  expect_refused("top_v(mode=relaxed)", "top_v: mode = 'relaxed', must be one of: semi_relaxed|balanced");
+  expect_refused("top_v(rounds=0)", "top_v: rounds = 0, must be within [1, 1000]");
+}
+
 TEST(Settings, PrecisionsThatMakeNoSense) {
   expect_refused("kivi(bots=2)", "kivi: unknown setting 'bots'; known: bits group residual sinks");
   expect_refused("kivi + mikv", "kivi and mikv are both precisions");
@@ -185,7 +202,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
                  "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache "
-                 "csp lag_kv expected_attention");
+                 "csp lag_kv expected_attention top_v");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",

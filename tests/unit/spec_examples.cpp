@@ -3,6 +3,7 @@
 
 #include <kvpare/pipeline/recipes.hpp>
 
+#include "support/features.hpp"
 #include "support/prompt.hpp"
 
 namespace kvpare::test {
@@ -668,6 +669,35 @@ TYPED_TEST(SpecExample, AdaKvSharesTheBudgetOfALayer) {
   EXPECT_EQ(kept(0), shared);
   EXPECT_EQ(kept(0.2), shared) << "1.2 and 2.8: the published rounding loses the fourth token";
   EXPECT_EQ(kept(1), even);
+}
+
+// ---- TopV
+
+/// Three tokens in a row, features of one channel.
+TYPED_TEST(SpecExample, TopVShareOfTheOutputThatATokenSupplies) {
+  FeatureSet set;
+  set.sources = set.targets = oracle::Array3(3, 1, 1);
+  set.sources.values = {0, 1, 3}, set.targets.values = {0, 1, 2};
+  set.positions = {0, 1, 2}, set.x = {0, 1, 2}, set.y = {0, 0, 0}, set.image = {0, 0, 0};
+  const HeldFeatures<typename TestFixture::B> held(this->be(), set);
+  const Prompt p = random_prompt(1, 1, 3, 1, 1, {{.begin = 0, .end = 3, .token_class = TokenClass::image}});
+  Compressor method{Transport{.gamma = 0.5, .sigma = 1, .epsilon = 0.5}, Uniform{}, TopK{.among = visual}, Keep::tokens(2)};
+  const auto expect = [&](const std::vector<double>& wanted, const Positions& kept) {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 3);
+    fed.cache.observe_features(fed.id, method, held.get());
+    const LayerScores got = fed.cache.scores(fed.id, 0, method);
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_NEAR(static_cast<double>(got.values[0][i]), wanted[i], 1e-6) << "token " << i;
+    fed.cache.compress(fed.id, method);
+    if (!kept.empty()) {
+      EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), kept);
+    }
+  };
+  expect({0.244398, 0.586002, 0.169600}, Positions{0, 1});
+  method.scorer.mode = TransportMode::balanced;
+  expect({0.333625, 0.332749, 0.333625}, Positions{0, 2});
+  method.scorer.rounds = 100;  // as if it had ended on the rows: the cost no longer tells
+  expect({1. / 3, 1. / 3, 1. / 3}, {});
 }
 
 }  // namespace

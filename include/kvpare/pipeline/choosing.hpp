@@ -140,15 +140,16 @@ struct MarkStandIn {
   }
 };
 
-/// Marks every so many-th of what is left over.
+/// Marks every so many-th of what is left over, as long as the budget lasts.
 struct MarkSamples {
   const std::uint64_t* left;
   Index columns, word_tokens, every;
+  const Index *k, *best;
   std::uint8_t* marked;
   KVPARE_HD void operator()(Index) const {
-    Index n = 0;
-    for (Index c = 0; c < columns; ++c)
-      if (has_column(left, c, word_tokens) && n++ % every == 0) marked[c] = 1;
+    Index n = 0, room = *k - *best;
+    for (Index c = 0; c < columns && room > 0; ++c)
+      if (has_column(left, c, word_tokens) && n++ % every == 0) marked[c] = 1, --room;
   }
 };
 
@@ -248,7 +249,8 @@ void add_others(B& be, const TopK& selector, std::span<const ChoiceRow> rows, co
       be.each(row.top.columns, MarkStandIn{orders[r].data(), left_count.data() + static_cast<Index>(r), row.k,
                                            best + static_cast<Index>(r), selector.spacing, marked[r].data()});
     else
-      be.each(1, MarkSamples{left[r].data(), row.top.columns, row.top.word_tokens, selector.recover, marked[r].data()});
+      be.each(1, MarkSamples{left[r].data(), row.top.columns, row.top.word_tokens, selector.recover, row.k,
+                             best + static_cast<Index>(r), marked[r].data()});
     be.each(row.words(), AddMarked{marked[r].data(), row.top.columns, row.top.word_tokens, row.top.chosen});
   }
 }

@@ -28,12 +28,12 @@ bool follows_compress(const C& method) {
 
 }  // namespace detail
 
-/// Can a method act between decode steps? Its scorer must read no rows, or nothing but the attention of each step; its
+/// Can a method act between decode steps? Its scorer must read the cache alone, or nothing but the attention of each step; its
 /// budgets must not need scores of all layers; its heads must not share a budget, nor its selector choose by more than score; `keep` must be tokens or a ratio.
 template <class C>
 bool acts_at_decode(const C& method) {
   const Reads reads = method.scorer.reads();
-  return (reads.rows == Reads::Rows::none || reads.attention) &&
+  return (reads.cache_only() || reads.attention) &&
          !needs_of(method.budget).any() &&
          method.selector.heads != SelectHeads::shared && !method.selector.refines() &&
          (method.keep.unit == Keep::Unit::ratio ||
@@ -69,6 +69,9 @@ template <class C>
 void require_acts_at_decode(const C& method) {
   if (acts_at_decode(method)) return;
   const Reads reads = method.scorer.reads();
+  require(!reads.features, "decode: ", policy_name(method.scorer),
+          " scores features of a prompt's visual tokens and cannot act between decode steps; call observe_features and "
+          "compress instead");
   require(reads.rows == Reads::Rows::none || reads.attention, "decode: ", policy_name(method.scorer),
           " scores rows of a prompt and cannot act between decode steps; observe and compress every few steps instead");
   require(method.selector.heads != SelectHeads::shared,

@@ -7,6 +7,7 @@
 #include "../cache/engine_pages.hpp"
 #include "../cache/tags.hpp"
 #include "../core/random.hpp"
+#include "feature_scores.hpp"
 #include "observed_layer.hpp"
 #include "planning.hpp"
 
@@ -44,6 +45,7 @@ class EngineSequence {
                std::span<const Position> positions, bool final = true) {
     check(at, layer);
     kvpare::check(compressor);
+    kvpare::detail::require_reads_no_features(compressor);
     require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads &&
                 queries.width == at.shape.key_dim,
             "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [",
@@ -54,6 +56,27 @@ class EngineSequence {
     if (static_cast<Index>(observed_.size()) <= layer) observed_.resize(static_cast<std::size_t>(layer) + 1);
     observed_[static_cast<std::size_t>(layer)].observe(
         *be_, compressor.scorer, observation(layer, at, lists, columns, compressor), queries, positions, final);
+  }
+
+  /// As KvCache::observe_features, on the engine's pages of all layers.
+  template <class T, class C>
+  void observe_features(const C& compressor, std::span<const EngineLayer<T>> layers, const Features& features) {
+    kvpare::check(compressor);
+    const kvpare::detail::FeatureScores<B> importance(*be_, compressor, features);
+    std::vector<std::pair<std::size_t, ObservedLayer<B>>> observed;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const EngineLayer<T>& at = layers[l];
+      const Index layer = static_cast<Index>(l);
+      check(at, layer);
+      if (!at.shape.compress || layer < compressor.selector.skip_layers || (at.kv.tokens == 0 && features.tokens() == 0))
+        continue;
+      if (l < observed_.size()) observed_[l].require_none_of_another(compressor.scorer, layer, "observe_features");
+      const Lists lists(at, layer);
+      observed.emplace_back(l, importance.of_layer(*be_, compressor.scorer, layer, at.shape.kv_heads,
+                                                   columns_of(lists.heads, tags_)));
+    }
+    observed_.resize(std::max(observed_.size(), layers.size()));
+    for (auto& [l, scores] : observed) observed_[l] = std::move(scores);
   }
 
   /// What a policy would keep. Reads only. Waits once. A ratio is of the tokens the pages hold now.
@@ -80,7 +103,7 @@ class EngineSequence {
       lists.emplace_back(at, static_cast<Index>(l));
       columns.push_back(columns_of(lists.back().heads, tags_));
       ObservedLayer<B>& seen = observed_[l];
-      if (compressor.scorer.reads().rows == Reads::Rows::none)
+      if (compressor.scorer.reads().cache_only())
         seen.score_unobserved(*be_, compressor.scorer,
                               observation(static_cast<Index>(l), at, lists.back(), columns.back(), compressor));
       seen.require_scores_of(compressor.scorer, "plan", static_cast<Index>(l));

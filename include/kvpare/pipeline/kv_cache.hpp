@@ -23,6 +23,7 @@
 #include "../cache/sequence_image.hpp"
 #include "../codec/raw.hpp"
 #include "byte_budget.hpp"
+#include "feature_scores.hpp"
 #include "planning.hpp"
 #include "sequence.hpp"
 
@@ -303,6 +304,7 @@ class KvCache {
     check_tensor("observe", "queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads,
                  shape(layer).key_dim);
     kvpare::check(compressor);
+    detail::require_reads_no_features(compressor);
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
             " rows; append first");
@@ -333,8 +335,31 @@ class KvCache {
     if (!fresh.empty()) at.running.count_rows_up_to(fresh.back());
   }
 
+  /// Shows a policy whose scorer reads features (TopV) those of a prompt's visual tokens, once per prompt, instead of
+  /// `observe`: when the prompt has been appended to all layers that the selector chooses in (from `skip_layers` on), and
+  /// before `compress`. Every one of them gets the same scores, its heads alike; tokens that the features leave out score
+  /// 0, so that visual ones among them go first. A later call takes the place of an earlier one. Does not wait.
+  /// Throws where rows, widths or counts disagree, positions do not ascend, a layer holds no such token, or one that is
+  /// not visual; nothing has changed then.
+  template <class C>
+  void observe_features(SequenceId id, const C& compressor, const Features& features) {
+    Sequence& s = get(id);
+    kvpare::check(compressor);
+    const detail::FeatureScores<B> importance(*be_, compressor, features);
+    std::vector<std::pair<Layer*, ObservedLayer<B>>> observed;
+    for (Index l = 0; l < layers(); ++l) {
+      Layer& at = s.layers[static_cast<std::size_t>(l)];
+      if (!takes_part(l, compressor.selector) || (at.empty() && features.tokens() == 0)) continue;
+      at.observed.require_none_of_another(compressor.scorer, l, "observe_features");
+      const LayerLists lists(*this, s, l);
+      observed.emplace_back(&at, importance.of_layer(*be_, compressor.scorer, l, shape(l).kv_heads,
+                                                     columns_of(lists.heads, s.tags)));
+    }
+    for (auto& [at, scores] : observed) at->observed = std::move(scores);
+  }
+
   /// What a policy would keep. Changes nothing. Throws when a layer was not observed by this policy although its scorer
-  /// reads queries. Waits once for the backend.
+  /// reads queries or features. Waits once for the backend.
   template <class C>
   Plan plan(SequenceId id, const C& compressor) const {
     const Sequence& s = get(id);
@@ -706,12 +731,12 @@ class KvCache {
     to.adopt(scorer, std::move(scores), scored);
   }
 
-  /// The scores a method goes by: its observation, its running scores, or, when it reads no rows, ones made in `made`.
+  /// The scores a method goes by: its observation, its running scores, or, when it reads the cache alone, ones made in `made`.
   template <class C>
   const ObservedLayer<B>& scores_of(const Layer& at, Index layer, const LayerLists& lists, const Columns& columns,
                                     const C& compressor, ObservedLayer<B>& made, const char* verb) const {
     const Reads reads = compressor.scorer.reads();
-    if (reads.rows == Reads::Rows::none) {
+    if (reads.cache_only()) {
       made.score_unobserved(*be_, compressor.scorer, observation(layer, lists, columns, compressor));
       return made;
     }

@@ -55,17 +55,19 @@ class ObservedLayer {
 
   /// Throws when another scorer has begun to observe this layer.
   template <class S>
-  void require_none_of_another(const S& scorer, Index layer) const {
+  void require_none_of_another(const S& scorer, Index layer, const char* verb = "observe") const {
     if (!scorer_.has_value()) return;
     const S* before = std::any_cast<S>(&scorer_);
-    require(before != nullptr && *before == scorer, "observe: layer ", layer,
+    require(before != nullptr && *before == scorer, verb, ": layer ", layer,
             " was observed by another policy; compress first or use the same");
   }
 
   /// Throws unless these are scores of this very scorer.
   template <class S>
   void require_scores_of(const S& scorer, const char* verb, Index layer) const {
-    require(scored_, verb, ": layer ", layer, " was not observed; call observe first, final chunk included");
+    require(scored_, verb, ": layer ", layer, " was not observed; call ",
+            scorer.reads().features ? "observe_features first: the scorer reads features of visual tokens"
+                                    : "observe first, final chunk included");
     const S* before = std::any_cast<S>(&scorer_);
     require(before != nullptr && *before == scorer, verb, ": layer ", layer, " was observed by another policy");
   }

@@ -21,6 +21,7 @@
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/post_vision.hpp"
 #include "../policy/score/recent_message.hpp"
+#include "../policy/score/transport.hpp"
 #include "../policy/score/unobserved.hpp"
 #include "compressor.hpp"
 
@@ -127,6 +128,16 @@ inline auto csp() { return Compressor{CrossSelf{}, Uniform{}, TopK{.recent_share
 inline auto air_cache() {
   return Compressor{EliteWindow{}, StrengthSkewness{}, TopK{.among = visual, .heads = SelectHeads::layer},
                     Keep::ratio(0.1)};
+}
+
+/// TopV (arXiv 2503.18278): half of the visual tokens, those that supply most of layer 2's visual output, every fourth of the
+/// others put back within that half; layers 0 to 2 see all, the others hold the same tokens. Reads features: see
+/// KvCache::observe_features. The paper drops the tokens themselves from layer 3 on; an engine that does not saves the
+/// memory alone.
+inline auto top_v() {
+  return Compressor{Transport{}, Uniform{},
+                    TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
+                    Keep::ratio(0.5)};
 }
 
 }  // namespace kvpare

@@ -3,8 +3,10 @@
 // | expression                              | gives   | promises                                                     |
 // |-----------------------------------------|---------|--------------------------------------------------------------|
 // | `P::name`, `P::fields()`                |         | the settings by name, for parsing, printing and tables       |
-// | **Scorer** `s.reads()`                  | `Reads` | only the rows it names are supplied                          |
+// | **Scorer** `s.reads()`                  | `Reads` | only the rows, or the features, it names are supplied        |
 // | `score(be, s, seen, out)`               | –       | writes (streaming: adds to) every `out(h, column)`           |
+// |                                         |         | Where it reads features: one row, a column per token of      |
+// |                                         |         | `seen.features`; called once, the layers share the scores    |
 // | `S::measures_density`                   | `bool`  | where true, `score` writes `out.density`                     |
 // | `take_step(be, s, row)`                 | –       | optional: carries scores on over a decode step               |
 // | **BudgetAllocator** `a.needs`           | `BudgetNeeds` | what of `layers` below is filled                       |

@@ -18,7 +18,21 @@ struct Reads {
   bool streams = false;      // rows may come chunk by chunk: scores add up, nothing is kept
   bool attention = false;    // the scores are the rows' attention itself, mean over a kv head's queries: what `attend`
                              // reports of a decode step is then all a scorer needs
+  bool features = false;     // no rows, but Features of the prompt's visual tokens
+  /// Can scores be made of what the cache holds, whenever they are wanted?
+  constexpr bool cache_only() const { return rows == Rows::none && !features; }
   friend bool operator==(const Reads&, const Reads&) = default;
+};
+
+/// What an engine hands over of a prompt's visual tokens, for scorers that read features. Everything but the two tensors'
+/// payload is host memory.
+struct Features {
+  ConstTensor sources;                    // [backend] [tokens, 1, width] hidden states that enter a layer
+  ConstTensor targets;                    // [backend] [tokens, 1, width] what that layer makes of them
+  std::span<const Position> positions;    // of the tokens, ascending
+  std::span<const std::int32_t> x, y;     // place on the grid of the token's image
+  std::span<const std::int32_t> image;    // which image, or frame, or tile: any number
+  Index tokens() const { return static_cast<Index>(positions.size()); }
 };
 
 /// Scores of one layer: [kv_heads, columns] in backend memory, higher = keep. Zero before the first observation.
@@ -50,6 +64,7 @@ struct Observation {
   std::span<const std::int32_t> row_columns;  // the column of each row's own token
   ClassSet among;                             // classes up for eviction
   Index compressed_to = 0;                    // tokens a head kept at the last compress, 0 = never compressed
+  const Features* features = nullptr;         // of a scorer that reads them; nothing else is filled then
 
   Index rows() const { return static_cast<Index>(row_positions.size()); }
   TokenClass row_class(Index row) const {

@@ -21,7 +21,8 @@ namespace kvpare {
 
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
-          DynamicShare, RecentMessage, FixedPoint, EliteWindow, CrossSelf, LagKv, ExpectedAttention>;
+          DynamicShare, RecentMessage, FixedPoint, EliteWindow, CrossSelf, LagKv, ExpectedAttention,
+          Transport>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, LayerRatios, AsCompressed>;
 using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
@@ -70,6 +71,8 @@ inline std::span<const Recipe> known_recipes() {
              any(lag_kv())},
       Recipe{"expected_attention", "what queries like those of the prompt would attend to, times the value's length",
              "Expected Attention, arXiv 2510.00636", any(expected_attention())},
+      Recipe{"top_v", "visual tokens that supply most of an early layer's visual output; reads features, not queries",
+             "TopV, arXiv 2503.18278", any(top_v())},
   };
   return recipes;
 }

@@ -82,6 +82,23 @@ inline Position last_visual(const Columns& columns) {
   return -1;
 }
 
+/// How many tokens of a head each row sees: those it holds up to the row's position, within the layer's window.
+template <Backend B>
+std::vector<Index> tokens_seen(const Observation<B>& seen, Index head) {
+  const Columns& columns = *seen.columns;
+  std::vector<Position> held;
+  for (Index c = 0; c < columns.count; ++c)
+    if (columns.has(columns.live_in(head), c)) held.push_back(columns.positions[static_cast<std::size_t>(c)]);
+  std::vector<Index> counts;
+  for (const Position p : seen.row_positions) {
+    const auto end = std::upper_bound(held.begin(), held.end(), p);
+    const auto begin =
+        seen.shape->window > 0 ? std::upper_bound(held.begin(), end, p - seen.shape->window) : held.begin();
+    counts.push_back(end - begin);
+  }
+  return counts;
+}
+
 /// Calls `f(slot, column)` for every live token of one head, in order.
 template <Backend B, class F>
 void for_each_token(const Observation<B>& seen, Index head, F&& f) {

@@ -5,7 +5,7 @@
 #include <deque>
 #include <vector>
 
-#include "../../core/shape.hpp"
+#include "../arguments.hpp"
 #include "kernels.hpp"
 #include "parallel.hpp"
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -70,23 +71,6 @@ Observation<B> newest_rows(const Observation<B>& seen, Index count) {
   return part;
 }
 
-/// How many tokens of a head the rows see, all rows together.
-template <Backend B>
-double entries_seen(const Observation<B>& seen, Index head) {
-  const Columns& columns = *seen.columns;
-  std::vector<Position> held;
-  for (Index c = 0; c < columns.count; ++c)
-    if (columns.has(columns.live_in(head), c)) held.push_back(columns.positions[static_cast<std::size_t>(c)]);
-  double entries = 0;
-  for (const Position p : seen.row_positions) {
-    const auto end = std::upper_bound(held.begin(), held.end(), p);
-    const auto begin =
-        seen.shape->window > 0 ? std::upper_bound(held.begin(), end, p - seen.shape->window) : held.begin();
-    entries += static_cast<double>(end - begin);
-  }
-  return entries;
-}
-
 }  // namespace detail
 
 template <Backend B>
@@ -111,8 +95,14 @@ void score(B& be, const PostVision& policy, const Observation<B>& all, Scores ou
   be.attention_mass(mass);
   if (out.density == nullptr) return;
   std::vector<double> entries;
-  for (Index h = 0; h < out.heads; ++h)
-    entries.push_back(h > 0 && seen.columns->aligned ? entries[0] : detail::entries_seen(seen, h));
+  for (Index h = 0; h < out.heads; ++h) {
+    if (h > 0 && seen.columns->aligned) {
+      entries.push_back(entries[0]);
+    } else {
+      const std::vector<Index> of_rows = tokens_seen(seen, h);
+      entries.push_back(static_cast<double>(std::accumulate(of_rows.begin(), of_rows.end(), Index{0})));
+    }
+  }
   const Buffer<B, double> of_heads(be, entries);
   be.each(1, detail::DensityOfLayer{near_peak.data(), of_heads.data(), seen.rows(), seen.shape->q_heads,
                                     seen.shape->group(), out.density});

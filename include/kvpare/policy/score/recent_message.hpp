@@ -1,7 +1,6 @@
 // CORM's rule: a token stays while any of the last query rows found it important.
 #pragma once
 
-#include <algorithm>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -84,23 +83,6 @@ struct LiveOnOneStep {
   }
 };
 
-/// How many tokens of a head each row sees.
-template <Backend B>
-std::vector<Index> tokens_seen(const Observation<B>& seen, Index head) {
-  const Columns& columns = *seen.columns;
-  std::vector<Position> held;
-  for (Index c = 0; c < columns.count; ++c)
-    if (columns.has(columns.live_in(head), c)) held.push_back(columns.positions[static_cast<std::size_t>(c)]);
-  std::vector<Index> counts;
-  for (const Position p : seen.row_positions) {
-    const auto end = std::upper_bound(held.begin(), held.end(), p);
-    const auto begin =
-        seen.shape->window > 0 ? std::upper_bound(held.begin(), end, p - seen.shape->window) : held.begin();
-    counts.push_back(end - begin);
-  }
-  return counts;
-}
-
 }  // namespace detail
 
 template <Backend B>
@@ -122,7 +104,7 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Score
     LayerShape part = shape;
     part.kv_heads = together, part.q_heads = together * shape.group();
     std::vector<float> shares;
-    const std::vector<Index> counts = detail::tokens_seen(seen, h);
+    const std::vector<Index> counts = tokens_seen(seen, h);
     for (std::size_t r = 0; r < counts.size(); ++r)
       shares.push_back(1.0f / static_cast<float>(policy.share == FairShare::keys ? counts[r]
                                                                                  : Index{seen.row_positions[r]} + 1));

@@ -32,8 +32,8 @@ std::vector<double> layer_ratios(const example::Trace& trace, double keep) {
 
 void write_ratios(std::ostream& out, const kvpare::Ratios& ratios, double keep, std::size_t prompts) {
   out << "# Keep ratio of each layer, the mean over " << prompts << (prompts == 1 ? " prompt.\n" : " prompts.\n")
-      << "prefix_kv(keep=" << kvpare::print_setting(keep) << ", budget=layer_ratios, ratios="
-      << kvpare::print_setting(ratios) << ")\n";
+      << "prefix_kv(keep=" << kvpare::print_setting(keep)
+      << ", budget=layer_ratios, ratios=" << kvpare::print_setting(ratios) << ")\n";
 }
 
 }  // namespace tune

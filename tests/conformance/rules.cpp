@@ -33,7 +33,8 @@ Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
   std::vector<oracle::Array2> scores;
   for (Index l = 0; l < p.layers(); ++l) {
     const auto at = static_cast<std::size_t>(l);
-    const auto seen = oracle::vl_cache_scores(p.queries[at], p.keys[at], settings_of(p.shape(l)), rows.first, m.scorer.p);
+    const auto seen =
+        oracle::vl_cache_scores(p.queries[at], p.keys[at], settings_of(p.shape(l)), rows.first, m.scorer.p);
     densities.push_back(seen.density);
     scores.push_back(oracle::mean_per_kv_head(seen.scores, p.shape(l).kv_heads));
   }
@@ -49,7 +50,8 @@ Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
       auto older = scores[l].row(h);
       older.resize(older.size() - static_cast<std::size_t>(m.selector.last));
       heads.push_back(to_positions(oracle::heavy_and_recent(older, k - recent, recent)));
-      for (Index t = p.tokens() - m.selector.last; t < p.tokens(); ++t) heads.back().push_back(static_cast<Position>(t));
+      for (Index t = p.tokens() - m.selector.last; t < p.tokens(); ++t)
+        heads.back().push_back(static_cast<Position>(t));
     }
   }
   return kept;
@@ -84,7 +86,8 @@ TYPED_TEST(Rules, DensityOfHeadsThatHoldDifferentTokens) {
   EXPECT_LE(before, 62);
   for (Index l = 0; l < 2; ++l)
     for (Index h = 0; h < 2; ++h)
-      EXPECT_EQ(static_cast<Index>(fed.cache.kept(fed.id, l, h).size()), report.layer_budgets[static_cast<std::size_t>(l)]);
+      EXPECT_EQ(static_cast<Index>(fed.cache.kept(fed.id, l, h).size()),
+                report.layer_budgets[static_cast<std::size_t>(l)]);
 }
 
 TEST(RulesOnly, ADensityBudgetNeedsAScorerThatMeasuresIt) {
@@ -112,8 +115,8 @@ TYPED_TEST(Rules, PrefixKv) {
       std::vector<std::vector<double>> scores;
       for (Index l = 0; l < p.layers(); ++l) {
         const auto at = static_cast<std::size_t>(l);
-        scores.push_back(oracle::mean_of_layer(
-            oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l)))));
+        scores.push_back(
+            oracle::mean_of_layer(oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l)))));
       }
       const std::vector<Index> all(static_cast<std::size_t>(p.layers()), p.tokens());
       const auto budgets = oracle::prefix_budgets(scores, oracle::total_tokens(ratio, all));
@@ -132,7 +135,8 @@ TEST(RulesOnly, RatiosOfCalibrationGoThroughText) {
   Ratios read;
   EXPECT_TRUE(parse_setting("0.375  0.25 0.5", read));
   EXPECT_EQ(read, ratios);
-  for (const char* words : {"", "0.5 x", "1.5", "-0.1", "0.5,0.5", "nan"}) EXPECT_FALSE(parse_setting(words, read)) << words;
+  for (const char* words : {"", "0.5 x", "1.5", "-0.1", "0.5,0.5", "nan"})
+    EXPECT_FALSE(parse_setting(words, read)) << words;
   EXPECT_THROW(Ratios::mean_of(std::vector<std::vector<double>>{{0.5}, {0.5, 0.5}}), InvalidArgument);
   EXPECT_THROW(Ratios::mean_of({}), InvalidArgument);
 }
@@ -168,12 +172,14 @@ TYPED_TEST(Rules, ZipVl) {
         const Index earlier = c.tokens - 6;
         std::vector<Index> probes(static_cast<std::size_t>(earlier));
         std::iota(probes.begin(), probes.end(), 0);
-        std::sort(probes.begin(), probes.end(),
-                  [&](Index a, Index b) { return random_bits(5, l, static_cast<Position>(a)) < random_bits(5, l, static_cast<Position>(b)); });
+        std::sort(probes.begin(), probes.end(), [&](Index a, Index b) {
+          return random_bits(5, l, static_cast<Position>(a)) < random_bits(5, l, static_cast<Position>(b));
+        });
         probes.resize(11);
         for (Index t = earlier; t < c.tokens; ++t) probes.push_back(t);
         std::sort(probes.begin(), probes.end());
-        auto important = oracle::zipvl_select(p.queries[at], p.keys[at], settings_of(p.shape(l)), probes, tau).important;
+        auto important =
+            oracle::zipvl_select(p.queries[at], p.keys[at], settings_of(p.shape(l)), probes, tau).important;
         for (Index t = earlier; t < c.tokens; ++t) important.push_back(t);
         std::sort(important.begin(), important.end());
         important.erase(std::unique(important.begin(), important.end()), important.end());
@@ -272,10 +278,10 @@ TEST(RulesOnly, CormTakesOneRowAStep) {
   fed.append(10, 2);
   const TensorBuffer<cpu::Backend> out(be, oracle::Array3(2, 1, 16), DType::f32);
   const Position at[] = {10, 11};
-  EXPECT_THROW(fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, 10, 2), .positions = at,
-                                     .out = out.writable()}},
-                                corm()),
-               InvalidArgument);
+  EXPECT_THROW(
+      fed.cache.decode(
+          0, {{.sequence = fed.id, .queries = fed.queries(0, 10, 2), .positions = at, .out = out.writable()}}, corm()),
+      InvalidArgument);
 }
 
 // ---- what a selector does beyond the best
@@ -291,15 +297,18 @@ TYPED_TEST(Rules, StandIns) {
         std::vector<std::vector<double>> heads;
         for (Index h = 0; h < kv_heads; ++h) heads.push_back(scores.row(h));
         const Index budget = even(1, 61, ratio)[0];
-        for (const auto& [anchor, ours] :
-             {std::pair{oracle::CrushAnchor::alternating, Anchor::alternating}, {oracle::CrushAnchor::zeros, Anchor::zeros},
-              {oracle::CrushAnchor::ones, Anchor::ones}, {oracle::CrushAnchor::mean, Anchor::mean}})
+        for (const auto& [anchor, ours] : {std::pair{oracle::CrushAnchor::alternating, Anchor::alternating},
+                                           {oracle::CrushAnchor::zeros, Anchor::zeros},
+                                           {oracle::CrushAnchor::ones, Anchor::ones},
+                                           {oracle::CrushAnchor::mean, Anchor::mean}})
           for (const bool kept_bits : {false, true})
             for (const bool by_layer : {true, false}) {
               const bool is_even = by_layer;
               Compressor method{KeyNorm{}, Uniform{},
-                                TopK{.heads = by_layer ? SelectHeads::layer : SelectHeads::kv, .represent = share,
-                                     .anchor = ours, .signature = kept_bits ? Signature::kept : Signature::half,
+                                TopK{.heads = by_layer ? SelectHeads::layer : SelectHeads::kv,
+                                     .represent = share,
+                                     .anchor = ours,
+                                     .signature = kept_bits ? Signature::kept : Signature::half,
                                      .spacing = is_even ? Spacing::even : Spacing::step},
                                 Keep::ratio(ratio)};
               Kept wanted(1);
@@ -307,16 +316,16 @@ TYPED_TEST(Rules, StandIns) {
                 wanted[0].push_back(to_positions(oracle::crush(
                     heads, by_layer ? oracle::mean_of_layer(scores) : heads[static_cast<std::size_t>(h)], budget,
                     kept_bits ? budget : 61 / 2, {.share = share, .anchor = anchor, .even = is_even})));
-              keeps_what_the_paper_keeps(this->be(), p, {.name = "stand-ins", .tags = {}, .tokens = 61, .kv_heads = kv_heads}, method,
-                                         wanted);
+              keeps_what_the_paper_keeps(
+                  this->be(), p, {.name = "stand-ins", .tags = {}, .tokens = 61, .kv_heads = kv_heads}, method, wanted);
             }
       }
 }
 
 TYPED_TEST(Rules, TheRandomAnchorFollowsItsSeed) {
   const Prompt p = random_prompt(3, 1, 60, 6, 1, {});
-  Compressor method{KeyNorm{}, Uniform{},
-                    TopK{.heads = SelectHeads::layer, .represent = 0.5, .anchor = Anchor::random}, Keep::ratio(0.3)};
+  Compressor method{KeyNorm{}, Uniform{}, TopK{.heads = SelectHeads::layer, .represent = 0.5, .anchor = Anchor::random},
+                    Keep::ratio(0.3)};
   std::vector<Positions> kept;
   for (const Index seed : {1, 1, 2}) {
     method.selector.anchor_seed = seed;
@@ -339,7 +348,8 @@ TYPED_TEST(Rules, SamplesOfWhatGoes) {
       Kept wanted(1);
       for (Index h = 0; h < 2; ++h)
         wanted[0].push_back(to_positions(oracle::with_samples(scores.row(h), even(1, 61, ratio)[0], every)));
-      keeps_what_the_paper_keeps(this->be(), p, {.name = message("every ", every), .tags = {}, .tokens = 61}, method, wanted);
+      keeps_what_the_paper_keeps(this->be(), p, {.name = message("every ", every), .tags = {}, .tokens = 61}, method,
+                                 wanted);
     }
 }
 
@@ -351,9 +361,10 @@ TYPED_TEST(Rules, ChunksStayOrGoTogether) {
       const Compressor method{KeyNorm{}, Uniform{}, TopK{.chunk = chunk}, Keep::ratio(ratio)};
       Kept wanted(1);
       for (Index h = 0; h < 2; ++h)
-        wanted[0].push_back(to_positions(
-            oracle::select_top(oracle::chunk_means(scores.row(h), chunk), even(1, 61, ratio)[0])));
-      keeps_what_the_paper_keeps(this->be(), p, {.name = message("chunk ", chunk), .tags = {}, .tokens = 61}, method, wanted);
+        wanted[0].push_back(
+            to_positions(oracle::select_top(oracle::chunk_means(scores.row(h), chunk), even(1, 61, ratio)[0])));
+      keeps_what_the_paper_keeps(this->be(), p, {.name = message("chunk ", chunk), .tags = {}, .tokens = 61}, method,
+                                 wanted);
     }
 }
 
@@ -401,8 +412,10 @@ TYPED_TEST(Rules, FirstLayersStayWhole) {
 // ---- a fixed point of the list
 
 TYPED_TEST(Rules, FixedPointBetweenDecodeSteps) {
-  for (const auto& [tokens, ratio, distance] :
-       {std::tuple{Index{40}, 0.5, Index{-25}}, {Index{60}, 0.5, Index{-25}}, {Index{40}, 0.35, Index{-3}}, {Index{40}, 0.5, Index{4}}}) {
+  for (const auto& [tokens, ratio, distance] : {std::tuple{Index{40}, 0.5, Index{-25}},
+                                                {Index{60}, 0.5, Index{-25}},
+                                                {Index{40}, 0.35, Index{-3}},
+                                                {Index{40}, 0.5, Index{4}}}) {
     const Index steps = 25;
     const Prompt p = random_prompt(12, 2, tokens + steps, 2, 1, {});
     Compressor prune{KeyNorm{}, Uniform{}, TopK{.heads = SelectHeads::layer}, Keep::ratio(ratio)};
@@ -462,8 +475,7 @@ std::vector<std::vector<double>> rows_of(B& be, const Cache& cache, SequenceId i
   be.gather(std::span(&gather, 1));
   const auto floats = download(be, memory);
   std::vector<std::vector<double>> rows;
-  for (Index t = 0; t < tokens; ++t)
-    rows.emplace_back(floats.begin() + t * width, floats.begin() + (t + 1) * width);
+  for (Index t = 0; t < tokens; ++t) rows.emplace_back(floats.begin() + t * width, floats.begin() + (t + 1) * width);
   return rows;
 }
 
@@ -480,9 +492,10 @@ Prompt to_merge() {
 }
 
 Compressor<KeyNorm, Uniform> merging(bool ends_absorb) {
-  return {KeyNorm{}, Uniform{},
-          TopK{.heads = SelectHeads::layer, .first = 1, .last = 1, .merge = MergeInto::nearest, .ends_absorb = ends_absorb},
-          Keep::tokens(4)};
+  return {
+      KeyNorm{}, Uniform{},
+      TopK{.heads = SelectHeads::layer, .first = 1, .last = 1, .merge = MergeInto::nearest, .ends_absorb = ends_absorb},
+      Keep::tokens(4)};
 }
 
 TYPED_TEST(Rules, WhatGoesIsAveragedIntoTheNearestThatStays) {

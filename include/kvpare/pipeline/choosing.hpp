@@ -99,11 +99,11 @@ KVPARE_HD inline bool has_column(const std::uint64_t* bitmap, Index column, Inde
 struct NegativeDistance {
   const std::uint64_t* bits;  // [heads][words]
   Index heads, words, word_tokens;
-  const Index* ones;          // how many tokens have a head's bit
+  const Index* ones;  // how many tokens have a head's bit
   Index candidates;
   Anchor anchor;
   std::uint64_t seed;
-  float* out;                 // [columns]
+  float* out;  // [columns]
   KVPARE_HD bool of_anchor(Index head) const {
     const bool odd = head % 2 != 0;
     if (anchor == Anchor::random) return (random_bits(seed, head) & 1u) != 0;
@@ -133,9 +133,7 @@ struct MarkStandIn {
   KVPARE_HD void operator()(Index i) const {
     const Index n = *count, wanted = *k - *best < n ? *k - *best : n;
     if (i >= wanted) return;
-    const Index at = wanted == 1                ? 0
-                     : spacing == Spacing::even ? i * (n - 1) / (wanted - 1)
-                                                : i * (n / wanted);
+    const Index at = wanted == 1 ? 0 : spacing == Spacing::even ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
     marked[order[at]] = 1;
   }
 };
@@ -191,7 +189,8 @@ void prepare_scores(B& be, const TopK& selector, ChoiceRow& row, std::vector<Buf
   if (selector.recent_share > 0) {
     std::vector<std::int32_t> rank(static_cast<std::size_t>(row.top.columns), -1);
     for (Index i = 0; i < count; ++i)
-      rank[static_cast<std::size_t>(row.columns[static_cast<std::size_t>(i)])] = static_cast<std::int32_t>(count - 1 - i);
+      rank[static_cast<std::size_t>(row.columns[static_cast<std::size_t>(i)])] =
+          static_cast<std::int32_t>(count - 1 - i);
     const Buffer<B, std::int32_t> ranks(be, rank);
     memory.emplace_back(be, row.top.columns);
     be.each(row.top.columns,
@@ -231,7 +230,10 @@ void add_others(B& be, const TopK& selector, std::span<const ChoiceRow> rows, co
     distances.emplace_back(be, row.top.columns);
     orders.emplace_back(be, row.top.columns);
     sorts.push_back({{distances.back().data(), left[r].data(), row.top.columns, row.top.word_tokens},
-                     orders.back().data(), nullptr, nullptr, left_count.data() + static_cast<Index>(r)});
+                     orders.back().data(),
+                     nullptr,
+                     nullptr,
+                     left_count.data() + static_cast<Index>(r)});
   }
   if (!tops.empty()) {
     be.select_top(tops);
@@ -239,8 +241,7 @@ void add_others(B& be, const TopK& selector, std::span<const ChoiceRow> rows, co
       be.each(rows[r].top.columns,
               NegativeDistance{bits[r].data(), rows[r].heads, rows[r].words(), rows[r].top.word_tokens,
                                ones.data() + static_cast<Index>(r), static_cast<Index>(rows[r].columns.size()),
-                               selector.anchor, static_cast<std::uint64_t>(selector.anchor_seed),
-                               distances[r].data()});
+                               selector.anchor, static_cast<std::uint64_t>(selector.anchor_seed), distances[r].data()});
     be.sort_rows(sorts);
   }
   for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -267,7 +268,8 @@ void choose(B& be, const TopK& selector, std::span<ChoiceRow> rows) {
     tops.push_back(row.top);
     if (!others) continue;
     Index* of_best = best.data() + static_cast<Index>(tops.size()) - 1;
-    be.each(1, BudgetOfBest{row.k, static_cast<Index>(row.columns.size()), selector.represent, selector.recover, of_best});
+    be.each(1,
+            BudgetOfBest{row.k, static_cast<Index>(row.columns.size()), selector.represent, selector.recover, of_best});
     tops.back().k = of_best;
   }
   be.select_top(tops);

@@ -32,14 +32,15 @@ inline void check_features(const Features& f) {
   constexpr const char* verb = "observe_features";
   const Index tokens = f.tokens();
   const auto has_count = [&](std::size_t count, const char* what) {
-    require(static_cast<Index>(count) == tokens, verb, ": ", count, ' ', what, ", must be ", tokens, ", one per position");
+    require(static_cast<Index>(count) == tokens, verb, ": ", count, ' ', what, ", must be ", tokens,
+            ", one per position");
   };
   has_count(f.x.size(), "x coordinates");
   has_count(f.y.size(), "y coordinates");
   has_count(f.image.size(), "image numbers");
   const auto has_shape = [&](const ConstTensor& t, const char* what) {
-    require(t.rows == tokens && (tokens == 0 || (t.heads == 1 && t.width == f.sources.width)), verb, ": ", what, " are [", t.rows, ", ",
-            t.heads, ", ", t.width, "], must be [", tokens, ", 1, ", f.sources.width, "]");
+    require(t.rows == tokens && (tokens == 0 || (t.heads == 1 && t.width == f.sources.width)), verb, ": ", what,
+            " are [", t.rows, ", ", t.heads, ", ", t.width, "], must be [", tokens, ", 1, ", f.sources.width, "]");
     require(t.data != nullptr || tokens == 0, verb, ": ", what, ": no memory");
   };
   has_shape(f.sources, "sources");

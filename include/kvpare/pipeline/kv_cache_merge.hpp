@@ -10,11 +10,11 @@ namespace detail {
 
 /// One number of a merged row: the mean of its own and those that join it, in a fixed order.
 struct MeanOfJoined {
-  const float* rows;      // [tokens, width] of the head before
-  const Index* own;       // [merged] their row
-  const Index* begin;     // [merged + 1]
-  const Index* joining;   // rows
-  Index width, stride;    // stride: floats from one merged row to the next
+  const float* rows;     // [tokens, width] of the head before
+  const Index* own;      // [merged] their row
+  const Index* begin;    // [merged + 1]
+  const Index* joining;  // rows
+  Index width, stride;   // stride: floats from one merged row to the next
   float* out;
   KVPARE_HD void operator()(Index i) const {
     const Index m = i / width, c = i % width;
@@ -109,7 +109,8 @@ class KvCache<B, Listed>::Merging {
       run.format = append_format, run.slot = static_cast<std::uint16_t>(stays.slot), run.count = 1;
       runs_.push_back(run);
       joined.own.push_back(at(were, merge.into[next]).row);
-      for (Index i = first; i < end; ++i) joined.joining.push_back(at(were, merge.from[static_cast<std::size_t>(i)]).row);
+      for (Index i = first; i < end; ++i)
+        joined.joining.push_back(at(were, merge.from[static_cast<std::size_t>(i)]).row);
       joined.begin.push_back(static_cast<Index>(joined.joining.size()));
       report.tokens_merged += end - first;
     }
@@ -165,8 +166,8 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
           lp.merges.size(), " heads, must be ", at.heads.size(), " and come with what stays");
   for (std::size_t h = 0; h < at.heads.size(); ++h) {
     const Merge& m = lp.merges[h];
-    require(m.begin.size() == m.into.size() + 1 && m.begin.front() == 0 && std::is_sorted(m.begin.begin(), m.begin.end()) &&
-                m.begin.back() == static_cast<Index>(m.from.size()),
+    require(m.begin.size() == m.into.size() + 1 && m.begin.front() == 0 &&
+                std::is_sorted(m.begin.begin(), m.begin.end()) && m.begin.back() == static_cast<Index>(m.from.size()),
             "commit: layer ", layer, " head ", h, ": begin of the merges must ascend from 0 to ", m.from.size());
     const HeadPages list = list_of(at.heads[h], layer);
     const std::vector<Position> live = positions_of(list, Selection::live(list.entries));
@@ -177,7 +178,8 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
       return std::binary_search(all.begin(), all.end(), p);
     };
     for (const Position p : m.into)
-      require(is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p, " absorbs others but does not stay");
+      require(is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p,
+              " absorbs others but does not stay");
     for (const Position p : m.from)
       require(is_in(live, p) && !is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p,
               " is merged but is no token that goes");

@@ -22,8 +22,8 @@ struct Density {
   double least = 0.01;  // share of its tokens that every layer keeps, as far as the total allows
 
   static constexpr auto fields() {
-    return std::tuple{Field<Density, double>{"least", &Density::least, 0.0, 1.0,
-                                             "share of its tokens that every layer keeps"}};
+    return std::tuple{
+        Field<Density, double>{"least", &Density::least, 0.0, 1.0, "share of its tokens that every layer keeps"}};
   }
   KVPARE_HD void allocate(const LayerSummary* layers, const Index* available, Index n, Index total, double* scratch,
                           Index* keep) const {

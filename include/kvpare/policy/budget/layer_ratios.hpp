@@ -26,9 +26,9 @@ struct Ratios {
   /// more layers than there is room for.
   static Ratios mean_of(std::span<const std::vector<double>> samples) {
     Ratios r;
-    require(!samples.empty() && !samples[0].empty() && samples[0].size() <= most, "layer ratios: ",
-            samples.empty() ? 0 : samples[0].size(), " layers in ", samples.size(), " samples, must be 1 to ", most,
-            " in at least one");
+    require(!samples.empty() && !samples[0].empty() && samples[0].size() <= most,
+            "layer ratios: ", samples.empty() ? 0 : samples[0].size(), " layers in ", samples.size(),
+            " samples, must be 1 to ", most, " in at least one");
     r.count = static_cast<int>(samples[0].size());
     for (std::size_t l = 0; l < samples[0].size(); ++l) {
       double sum = 0;

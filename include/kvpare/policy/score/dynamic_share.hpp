@@ -131,8 +131,8 @@ void score(B& be, const DynamicShare& policy, const Observation<B>& seen, Scores
   const Buffer<B, std::uint64_t> live_bits(be, std::span<const std::uint64_t>(live)), members(be, columns.words());
   const Buffer<B, Index> order(be, n), count(be, 1), p(be, 1);
   const Buffer<B, double> sums(be, n);
-  const SortRow sorted{{attention.data(), live_bits.data(), n, columns.word_tokens}, order.data(), nullptr, sums.data(),
-                       count.data()};
+  const SortRow sorted{
+      {attention.data(), live_bits.data(), n, columns.word_tokens}, order.data(), nullptr, sums.data(), count.data()};
   be.sort_rows(std::span(&sorted, 1));
   be.each(1, detail::CountOfShare{sums.data(), count.data(), policy.tau, p.data()});
   be.each(n, detail::PerRowThatSees{attention.data(), seen_by.data(), out.heads, n, normalised.data()});

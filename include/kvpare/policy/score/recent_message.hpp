@@ -55,7 +55,7 @@ struct LiveOn {
   const float* last;              // [q_heads, columns] number of the last row that it was important to, 0 = none
   const std::int32_t* first_row;  // [columns] the first of the rows that sees it
   Index columns, group, rows, w;
-  float* score;                   // [kv_heads, columns]
+  float* score;  // [kv_heads, columns]
   KVPARE_HD void operator()(Index i) const {
     const Index head = i / columns, column = i % columns;
     float at = 0;
@@ -75,7 +75,7 @@ struct LiveOnOneStep {
   const float* attention;  // [kv_heads, slots] the largest of each group
   const Index* keys;       // [kv_heads] what 1 is shared by
   Index slots, w;
-  float* score;            // [kv_heads, slots]
+  float* score;  // [kv_heads, slots]
   KVPARE_HD void operator()(Index i) const {
     const float life = static_cast<float>(w) - 0.5f;
     const bool important = attention[i] >= 1.0f / static_cast<float>(keys[i / slots]);
@@ -106,8 +106,8 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Score
     std::vector<float> shares;
     const std::vector<Index> counts = tokens_seen(seen, h);
     for (std::size_t r = 0; r < counts.size(); ++r)
-      shares.push_back(1.0f / static_cast<float>(policy.share == FairShare::keys ? counts[r]
-                                                                                 : Index{seen.row_positions[r]} + 1));
+      shares.push_back(
+          1.0f / static_cast<float>(policy.share == FairShare::keys ? counts[r] : Index{seen.row_positions[r]} + 1));
     const Buffer<B, float> of_rows(be, shares);
     Buffer<B, float> sinks;
     if (!shape.sink_logits.empty()) {
@@ -135,8 +135,9 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Score
 /// One row more, whose attention is known.
 template <Backend B>
 void take_step(B& be, const RecentMessage& policy, const DecodeRow& row) {
-  be.each(row.heads * row.slots, detail::LiveOnOneStep{row.attention, policy.share == FairShare::keys ? row.keys : row.position,
-                                                       row.slots, policy.w, row.scores});
+  be.each(row.heads * row.slots,
+          detail::LiveOnOneStep{row.attention, policy.share == FairShare::keys ? row.keys : row.position, row.slots,
+                                policy.w, row.scores});
 }
 
 }  // namespace kvpare

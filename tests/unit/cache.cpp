@@ -270,7 +270,7 @@ TEST_F(CacheTest, ChunksOfQueriesCountAsOneAndNoMoreOfThemAreKeptThanRead) {
     for (Index l = 0; l < 2; ++l)
       for (Index first = 0; first < 60; first += chunk) {
         if (first > 8) {
-          EXPECT_EQ(c.cache.stats(id).observation_bytes - l * 2 * 60 * 4, 8 * 4 * 4 * 4)
+          EXPECT_EQ(c.cache.stats(id).observation_bytes - l * (2 * 60 * 4 + 4), 8 * 4 * 4 * 4)
               << "8 rows of 4 heads of 4 floats, and layer 0's scores";
         }
         c.cache.observe(id, l, method, q.tensor().part(first, chunk),

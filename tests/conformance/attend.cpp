@@ -370,6 +370,7 @@ TYPED_TEST(Attend, LayoutNeverMatters) {
 TYPED_TEST(Attend, ABadNumberStaysWithTheRowsThatSeeIt) {
   for (const double bad : {nan, inf})
     for (const int where : {0, 1, 2}) {  // in a key, a value, a query
+      if (is_small<TypeParam>() && std::isnan(bad) != (where == 1)) continue;
       Problem p = problem_of({.name = "bad",
                               .kv_heads = 2,
                               .group = 2,

@@ -20,7 +20,7 @@ void walk(Index page_tokens, Index pool_bytes, std::uint64_t seed) {
   Checked checked(Rig::backend(), Checked::mixed ? mixed_model() : small_model(),
                   {.page_tokens = page_tokens, .pool_bytes = pool_bytes}, seed);
   Walk<Dice, Checked> walk(checked, checked.dice, {});
-  const Index operations = is_small<Rig>() ? 150 : 1500;
+  const Index operations = is_small<Rig>() ? 100 : 1500;
   for (Index i = 0; i < operations; ++i) {
     walk.step(i);
     if (::testing::Test::HasFailure())

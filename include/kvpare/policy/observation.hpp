@@ -82,6 +82,17 @@ inline Position last_visual(const Columns& columns) {
   return -1;
 }
 
+/// The newest rows of an observation.
+template <Backend B>
+Observation<B> newest_rows(const Observation<B>& seen, Index count) {
+  Observation<B> part = seen;
+  const Index first = seen.rows() - count;
+  part.queries = seen.queries.part(first, count);
+  part.row_positions = seen.row_positions.subspan(static_cast<std::size_t>(first));
+  part.row_columns = seen.row_columns.subspan(static_cast<std::size_t>(first));
+  return part;
+}
+
 /// How many tokens of a head each row sees: those it holds up to the row's position, within the layer's window.
 template <Backend B>
 std::vector<Index> tokens_seen(const Observation<B>& seen, Index head) {

@@ -60,17 +60,6 @@ struct DensityOfLayer {
   }
 };
 
-/// The newest rows of an observation.
-template <Backend B>
-Observation<B> newest_rows(const Observation<B>& seen, Index count) {
-  Observation<B> part = seen;
-  const Index first = seen.rows() - count;
-  part.queries = seen.queries.part(first, count);
-  part.row_positions = seen.row_positions.subspan(static_cast<std::size_t>(first));
-  part.row_columns = seen.row_columns.subspan(static_cast<std::size_t>(first));
-  return part;
-}
-
 }  // namespace detail
 
 template <Backend B>
@@ -83,7 +72,7 @@ void score(B& be, const PostVision& policy, const Observation<B>& all, Scores ou
   if (policy.max_rows > 0) after = std::min(after, policy.max_rows);
   if (after == 0) after = std::min(all.rows(), policy.fallback);
   if (after == 0) return;
-  const Observation<B> seen = detail::newest_rows(all, after);
+  const Observation<B> seen = newest_rows(all, after);
 
   const ObservedKeys<B> keys(be, seen);
   const Buffer<B, Index> near_peak(be, seen.rows() * seen.shape->q_heads);

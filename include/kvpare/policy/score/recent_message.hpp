@@ -1,6 +1,7 @@
 // CORM's rule: a token stays while any of the last query rows found it important.
 #pragma once
 
+#include <algorithm>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -21,7 +22,8 @@ inline constexpr std::string_view choices(FairShare*) { return "keys|position"; 
 ///          before the first that saw it. So it falls below 0 once w rows in a row found it minor
 /// Shapes   every query row [rows, q_heads, key_dim], keys through pages -> scores [kv_heads, columns], carried on
 /// Ties     attention equal to the share is important. A NaN logit makes its row find nothing important
-/// Cost     one QK product of the whole prompt; at decode nothing but the attention that `attend` has anyway
+/// Cost     the last w rows of each observation over all keys: what was important before them has gone by then. At decode
+///          nothing but the attention that `attend` has anyway
 /// Source   CORM (Dai et al., arXiv 2404.15949), section 4. Ours: any query head of the group counts (the paper has no groups),
 ///          all rows of a prompt are rows of the rule, and tokens go once at its end. The r newest tokens, that stay anyway,
 ///          are the selector's `last`
@@ -45,8 +47,9 @@ namespace detail {
 /// Of an entry: its row's number, from 1, where it is important.
 struct ImportantRow {
   const float* share;  // [rows]
+  Index before;        // rows that are not looked at
   KVPARE_HD float operator()(float p, Index row, Index) const {
-    return p >= share[row] ? static_cast<float>(row + 1) : 0.0f;
+    return p >= share[row] ? static_cast<float>(before + row + 1) : 0.0f;
   }
 };
 
@@ -86,16 +89,17 @@ struct LiveOnOneStep {
 }  // namespace detail
 
 template <Backend B>
-void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Scores out) {
-  if (seen.rows() == 0) return;
-  const LayerShape& shape = *seen.shape;
-  const Index n = seen.columns->count;
+void score(B& be, const RecentMessage& policy, const Observation<B>& all, Scores out) {
+  if (all.rows() == 0) return;
+  const LayerShape& shape = *all.shape;
+  const Index n = all.columns->count;
   std::vector<std::int32_t> first_row(static_cast<std::size_t>(n), 0);
-  for (Index r = 0; r < seen.rows(); ++r)
-    first_row[static_cast<std::size_t>(seen.row_columns[static_cast<std::size_t>(r)])] = static_cast<std::int32_t>(r);
+  for (Index r = 0; r < all.rows(); ++r)
+    first_row[static_cast<std::size_t>(all.row_columns[static_cast<std::size_t>(r)])] = static_cast<std::int32_t>(r);
   const Buffer<B, std::int32_t> first_rows(be, first_row);
   const Buffer<B, float> last(be, shape.q_heads * n);
   fill(be, last.data(), last.size(), 0.0f);
+  const Observation<B> seen = newest_rows(all, std::min(all.rows(), policy.w));
 
   // Heads that hold the same tokens share the sizes of their rows; others go one by one.
   const ObservedKeys<B> keys(be, seen);
@@ -113,12 +117,12 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Score
     if (!shape.sink_logits.empty()) {
       const auto first = shape.sink_logits.begin() + h * shape.group();
       part.sink_logits.assign(first, first + part.q_heads);
-      std::vector<float> all;
-      for (Index r = 0; r < seen.rows(); ++r) all.insert(all.end(), first, first + part.q_heads);
-      sinks = Buffer<B, float>(be, all);
+      std::vector<float> each_row;
+      for (Index r = 0; r < seen.rows(); ++r) each_row.insert(each_row.end(), first, first + part.q_heads);
+      sinks = Buffer<B, float>(be, each_row);
     }
     auto mass = keys.template arguments<PlainLogit, detail::ImportantRow>(seen);
-    mass.entry = {of_rows.data()};
+    mass.entry = {of_rows.data(), all.rows() - seen.rows()};
     mass.extra = sinks.data();
     mass.shape = &part;
     mass.keys = seen.heads.subspan(static_cast<std::size_t>(h), static_cast<std::size_t>(together));
@@ -129,7 +133,7 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& seen, Score
     be.attention_mass(mass);
   }
   be.each(out.heads * n,
-          detail::LiveOn{last.data(), first_rows.data(), n, shape.group(), seen.rows(), policy.w, out.data});
+          detail::LiveOn{last.data(), first_rows.data(), n, shape.group(), all.rows(), policy.w, out.data});
 }
 
 /// One row more, whose attention is known.

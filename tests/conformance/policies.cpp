@@ -542,96 +542,83 @@ Kept wanted_kept(const Prompt& p, const Compressor<SinksAndRecent, Uniform>& m) 
   return kept;
 }
 
-Kept wanted_kept(const Prompt& p, const Compressor<Random, Uniform>& m) {
-  Kept kept;
-  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
-  for (Index l = 0; l < p.layers(); ++l) {
-    auto& heads = kept.emplace_back();
-    for (Index h = 0; h < p.shape(l).kv_heads; ++h) {
-      std::vector<double> scores;
-      for (Position t = 0; t < p.tokens(); ++t)
-        scores.push_back(static_cast<double>(random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, h, t)));
-      heads.push_back(to_positions(oracle::select_top(scores, budget[static_cast<std::size_t>(l)])));
-    }
-  }
-  return kept;
-}
-
-Kept wanted_kept(const Prompt& p, const Compressor<AccumulatedAttention, Uniform>& m) {
-  Kept kept;
-  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
-  for (Index l = 0; l < p.layers(); ++l) {
-    auto& heads = kept.emplace_back();
-    const auto at = static_cast<std::size_t>(l);
-    const auto acc = oracle::mean_per_kv_head(
-        oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l))), p.shape(l).kv_heads);
-    const Index recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(budget[at]) + 1e-9);
-    for (Index h = 0; h < acc.rows; ++h)
-      heads.push_back(to_positions(oracle::heavy_and_recent(acc.row(h), budget[at] - recent, recent)));
-  }
-  return kept;
-}
-
-Kept wanted_kept(const Prompt& p, const Compressor<LastRow, Uniform>& m) {
-  Kept kept;
-  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
-  for (Index l = 0; l < p.layers(); ++l) {
-    const auto at = static_cast<std::size_t>(l);
-    const auto scores = oracle::last_row_of_layer(p.queries[at], p.keys[at], settings_of(p.shape(l)));
-    kept.emplace_back(static_cast<std::size_t>(p.shape(l).kv_heads),
-                      to_positions(oracle::select_top(scores, budget[at])));
-  }
-  return kept;
-}
-
-template <class S>
-  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff> || std::same_as<S, LagKv>)
-Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
-  Kept kept;
-  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
-  for (Index l = 0; l < p.layers(); ++l) {
-    auto& heads = kept.emplace_back();
-    const auto at = static_cast<std::size_t>(l);
-    const auto scores = [&] {
-      if constexpr (std::same_as<S, LagKv>)
-        return oracle::lag_kv(p.keys[at], p.values[at], settings_of(m.scorer));
-      else
-        return std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]);
-    }();
-    for (Index h = 0; h < scores.rows; ++h)
-      heads.push_back(to_positions(oracle::select_top(scores.row(h), budget[at])));
-  }
-  return kept;
-}
-
-Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+/// Even budgets; every head keeps its newest share and the best of the older ones by `scores_of(layer)`, [kv head][token].
+template <class M, class F>
+Kept kept_by_head(const Prompt& p, const M& m, const F& scores_of) {
   Kept kept;
   const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
   for (Index l = 0; l < p.layers(); ++l) {
     auto& heads = kept.emplace_back();
     const Index k = oracle::item(budget, l),
                 recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(k) + 1e-9);
-    const auto order = cross_self(p, l, m.scorer);
-    for (Index h = 0; h < order.rows; ++h) {
-      std::vector<double> scores = order.row(h);
-      for (double& x : scores) x = -x;
+    for (const std::vector<double>& scores : scores_of(l))
       heads.push_back(to_positions(oracle::heavy_and_recent(scores, k - recent, recent)));
-    }
   }
   return kept;
 }
 
+std::vector<std::vector<double>> rows_of(const oracle::Array2& scores) {
+  std::vector<std::vector<double>> rows;
+  for (Index h = 0; h < scores.rows; ++h) rows.push_back(scores.row(h));
+  return rows;
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<Random, Uniform>& m) {
+  return kept_by_head(p, m, [&](Index l) {
+    std::vector<std::vector<double>> scores(static_cast<std::size_t>(p.shape(l).kv_heads));
+    for (std::size_t h = 0; h < scores.size(); ++h)
+      for (Position t = 0; t < p.tokens(); ++t)
+        scores[h].push_back(static_cast<double>(
+            random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, static_cast<Index>(h), t)));
+    return scores;
+  });
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<AccumulatedAttention, Uniform>& m) {
+  return kept_by_head(p, m, [&](Index l) {
+    const auto at = static_cast<std::size_t>(l);
+    return rows_of(oracle::mean_per_kv_head(
+        oracle::accumulated_attention(p.queries[at], p.keys[at], settings_of(p.shape(l))), p.shape(l).kv_heads));
+  });
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<LastRow, Uniform>& m) {
+  return kept_by_head(p, m, [&](Index l) {
+    const auto at = static_cast<std::size_t>(l);
+    return std::vector(static_cast<std::size_t>(p.shape(l).kv_heads),
+                       oracle::last_row_of_layer(p.queries[at], p.keys[at], settings_of(p.shape(l))));
+  });
+}
+
+template <class S>
+  requires(std::same_as<S, KeyNorm> || std::same_as<S, KeyDiff> || std::same_as<S, LagKv>)
+Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
+  return kept_by_head(p, m, [&](Index l) {
+    const auto at = static_cast<std::size_t>(l);
+    if constexpr (std::same_as<S, LagKv>)
+      return rows_of(oracle::lag_kv(p.keys[at], p.values[at], settings_of(m.scorer)));
+    else
+      return rows_of(std::same_as<S, KeyNorm> ? oracle::key_norm(p.keys[at]) : oracle::key_diff(p.keys[at]));
+  });
+}
+
+Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+  return kept_by_head(p, m, [&](Index l) {
+    auto scores = rows_of(cross_self(p, l, m.scorer));  // places: the lowest is best
+    for (auto& row : scores)
+      for (double& x : row) x = -x;
+    return scores;
+  });
+}
+
 Kept wanted_kept(const Prompt& p, const Compressor<ExpectedAttention, Uniform>& m) {
-  Kept kept;
-  const auto budget = even(p.layers(), p.tokens(), m.keep.amount);
-  for (Index l = 0; l < p.layers(); ++l) {
-    auto& heads = kept.emplace_back();
+  return kept_by_head(p, m, [&](Index l) {
+    std::vector<std::vector<double>> scores;
     for (Index h = 0; h < p.shape(l).kv_heads; ++h)
-      heads.push_back(to_positions(oracle::select_top(
-          expected_of_head(p, l, h, m.scorer, all_rows(p), all_rows(p), static_cast<Position>(m.scorer.sinks - 1)),
-          oracle::item(budget, l))));
-  }
-  return kept;
+      scores.push_back(
+          expected_of_head(p, l, h, m.scorer, all_rows(p), all_rows(p), static_cast<Position>(m.scorer.sinks - 1)));
+    return scores;
+  });
 }
 
 /// Survivors by the window's votes, from the budgets of all layers and heads. A budget below the window keeps the newest

@@ -425,6 +425,9 @@ TYPED_TEST(Forms, OneByteBudgetOverEvictionAndForms) {
   const auto kept = this->cache.kept(this->id, 0, 0);
   for (Position p = 0; p < 5; ++p) EXPECT_EQ(kept[static_cast<std::size_t>(p)], p);
   EXPECT_THROW(this->cache.plan(this->id, make_compressor("joint(keep=0.2)")), InvalidArgument);
+  for (const char* words : {"h2o(keep=24KiB, merge=nearest) + joint", "h2o(keep=24KiB, chunk=4) + joint",
+                            "h2o(keep=24KiB, only_positive=yes) + joint"})
+    EXPECT_THROW(this->cache.plan(this->id, make_compressor(words)), InvalidArgument) << words;
 }
 
 TYPED_TEST(Forms, WhatMakesNoSenseIsRefused) {

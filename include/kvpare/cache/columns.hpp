@@ -12,6 +12,14 @@
 
 namespace kvpare {
 
+namespace detail {
+
+KVPARE_HD inline bool has_column(const std::uint64_t* bitmap, Index column, Index word_tokens) {
+  return bitmap[column / word_tokens] >> (column % word_tokens) & 1u;
+}
+
+}  // namespace detail
+
 /// Columns of a layer. While all heads hold the same tokens in the same slots, ascending (*aligned*), a column is a slot; else it
 /// is the rank of a token among all that any head holds, by position. Bitmaps of columns have `word_tokens` bits a word.
 /// Columns that stand for no token (unused or dead slots) are in no bitmap.
@@ -29,7 +37,7 @@ struct Columns {
     return live[aligned ? 0 : static_cast<std::size_t>(head)];
   }
   bool has(std::span<const std::uint64_t> bitmap, Index column) const {
-    return bitmap[static_cast<std::size_t>(column / word_tokens)] >> (column % word_tokens) & 1u;
+    return detail::has_column(bitmap.data(), column, word_tokens);
   }
 
   /// Columns live in any head.

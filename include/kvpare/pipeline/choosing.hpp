@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../backend/backend.hpp"
+#include "../cache/columns.hpp"
 #include "../codec/rounding.hpp"
 #include "../core/random.hpp"
 #include "../policy/select/top_k.hpp"
@@ -25,8 +26,7 @@ struct BoundByPositive {
   Index* k;
   KVPARE_HD void operator()(Index) const {
     Index positive = 0;
-    for (Index c = 0; c < columns; ++c)
-      positive += (candidates[c / word_tokens] >> (c % word_tokens) & 1u) != 0 && scores[c] > 0;
+    for (Index c = 0; c < columns; ++c) positive += has_column(candidates, c, word_tokens) && scores[c] > 0;
     if (*k > positive) *k = positive;
   }
 };
@@ -90,10 +90,6 @@ struct SignatureCount {
   Index* count;
   KVPARE_HD void operator()(Index) const { *count = signature == Signature::half ? candidates / 2 : *k; }
 };
-
-KVPARE_HD inline bool has_column(const std::uint64_t* bitmap, Index column, Index word_tokens) {
-  return bitmap[column / word_tokens] >> (column % word_tokens) & 1u;
-}
 
 /// Minus the Hamming distance of each token's signature to the anchor.
 struct NegativeDistance {

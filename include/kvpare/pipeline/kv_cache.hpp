@@ -810,7 +810,7 @@ class KvCache {
       for (const Move& m : c.list.moves) report.rows_moved += m.count;
     }
     be_->compact(moves);  // from here on nothing can fail
-    for (Merging& m : merging) m.write();
+    for (Merging& m : merging) m.keep_pages();
     for (Change& c : changes) {
       c.head->entries = std::move(c.list.entries);
       c.head->offsets = std::move(c.list.offsets);
@@ -821,6 +821,7 @@ class KvCache {
       if (!running[l].empty()) s.layers[l].running = std::move(running[l]);
     }
     ++s.epoch;
+    for (Merging& m : merging) m.write();
   }
 
   /// Pages that a list no longer needs; what really comes back to the pool is counted.

@@ -54,9 +54,13 @@ class KvCache<B, Listed>::Merging {
                 side == Side::keys ? sh.key_dim : sh.value_dim, side == Side::keys ? keys_.data() : values_.data());
   }
 
-  /// Cannot fail. The lists are about to be put in place: pages taken for them are theirs.
-  void write() {
+  /// Before the lists are put in place: pages taken for them are theirs.
+  void keep_pages() {
     for (FreshPages& f : fresh_) f.keep();
+  }
+
+  /// After: whatever happens here, the lists are whole.
+  void write() {
     if (runs_.empty()) return;
     cache_->be_->append({.keys = keys_tensor_,
                          .values = values_tensor_,

@@ -104,7 +104,7 @@ struct BetterPlace {
       out[i] = parts[i] + parts[all + i];
       return;
     }
-    const bool is_ranked = (ranked[head * words + column / word_tokens] >> (column % word_tokens) & 1u) != 0;
+    const bool is_ranked = has_column(ranked + head * words, column, word_tokens);
     double best = last;
     for (Index part = 0; part < 2; ++part) {
       const Index list = part * heads + head;

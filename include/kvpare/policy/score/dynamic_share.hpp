@@ -81,7 +81,7 @@ struct SignedByMembership {
   float* out;
   KVPARE_HD void operator()(Index i) const {
     const Index c = i % columns;
-    const bool in = members[c / word_tokens] >> (c % word_tokens) & 1u;
+    const bool in = has_column(members, c, word_tokens);
     out[i] = is_recent[c] != 0 ? 3.0f : in ? 1.0f + score[c] : score[c] - 2.0f;
   }
 };

@@ -94,7 +94,7 @@ struct AnyUnseen {
   KVPARE_HD void operator()(Index) const {
     float any = 0;
     for (Index c = 0; c < columns && any == 0; ++c)
-      if (wanted[c / word_tokens] >> (c % word_tokens) & 1u) {
+      if (has_column(wanted, c, word_tokens)) {
         bool by_any_head = false;
         for (Index h = 0; h < heads; ++h) by_any_head = by_any_head || seen[h * columns + c] > 0;
         if (!by_any_head) any = 1;

@@ -63,19 +63,16 @@ struct PoolVotes {
     }
     const std::uint64_t* held = present + head * words;
     Index begin = column;
-    for (Index before = pool / 2; begin > 0 && before > 0;) before -= has(held, --begin);
+    for (Index before = pool / 2; begin > 0 && before > 0;) before -= has_column(held, --begin, word_tokens);
     float joined = 0;
     for (Index c = begin, after = pool / 2; c < columns; ++c) {
-      if (!has(held, c)) continue;
+      if (!has_column(held, c, word_tokens)) continue;
       if (c > column && after-- == 0) break;
-      if (!has(voters + head * words, c)) continue;
+      if (!has_column(voters + head * words, c, word_tokens)) continue;
       const float v = votes[head * columns + c];
       joined = take_max ? (v > joined || v != v ? v : joined) : joined + v;
     }
     out[i] = take_max ? joined : joined / static_cast<float>(pool);
-  }
-  KVPARE_HD bool has(const std::uint64_t* bitmap, Index column) const {
-    return bitmap[column / word_tokens] >> (column % word_tokens) & 1u;
   }
 };
 

@@ -103,6 +103,69 @@ TEST(RulesOnly, ADensityBudgetNeedsAScorerThatMeasuresIt) {
   }
 }
 
+// ---- lse from the engine
+
+/// With the denominators that the engine's own attention has found the same tokens stay as with those that the scorer
+/// computes; with wrong ones others do, so they are used.
+TYPED_TEST(Rules, TakesTheEnginesLse) {
+  using Cache = FedCache<typename TestFixture::B>;
+  Prompt p = random_prompt(61, 2, 90, 2, 2, {span(5, 60)});
+  p.model.layers[1].sink_logits = {0.5f, -1, 2, 0};
+  p.model.layers[1].window = 40;
+  Cache whole(this->be(), p);
+  whole.append(0, p.tokens());
+  const std::vector<std::vector<float>> lse = whole.attended_lse();
+  std::vector<std::vector<float>> wrong = lse;
+  for (std::size_t l = 0; l < wrong.size(); ++l)
+    for (std::size_t i = 0; i < wrong[l].size(); ++i) wrong[l][i] += static_cast<float>(i % 7) * 3;
+
+  const auto agree = [&](const auto& method) {
+    for (const Index chunk : {Index{90}, Index{31}}) {
+      const auto kept_with = [&](const std::vector<std::vector<float>>& given) {
+        Cache fed(this->be(), p);
+        fed.give_lse(given);
+        fed.feed(method, 0, p.tokens(), chunk);
+        fed.cache.compress(fed.id, method);
+        return kept_in(fed, p);
+      };
+      const Kept computed = kept_with({});
+      EXPECT_EQ(kept_with(lse), computed) << method.scorer.name << ", chunks of " << chunk;
+      EXPECT_NE(kept_with(wrong), computed) << method.scorer.name << ", chunks of " << chunk;
+    }
+  };
+  agree(h2o());
+  agree(vl_cache());
+  agree(tova());
+  auto window = snap_kv();
+  window.scorer.window = 8;
+  agree(window);
+  window.scorer.window = 34, window.scorer.rows = text, window.keep = Keep::ratio(0.6);  // rows apart from each other
+  agree(window);
+  auto probes = zip_vl();
+  probes.scorer.tau = 0.5;
+  agree(probes);
+  auto recent = corm();
+  recent.scorer.w = 12, recent.selector.last = 12;
+  agree(recent);
+}
+
+TYPED_TEST(Rules, LseComesWithEveryChunkOrNone) {
+  const Prompt p = random_prompt(62, 1, 40, 1, 2, {});
+  FedCache<typename TestFixture::B> fed(this->be(), p), whole(this->be(), p);
+  whole.append(0, 40);
+  const auto lse = whole.attended_lse();
+  const auto method = snap_kv();
+  fed.append(0, 40);
+  fed.observe(method, 0, 20, false);
+  fed.give_lse(lse);
+  EXPECT_NE(
+      error_of([&] { fed.observe(method, 20, 20); }).find("lse was not given with earlier chunks and is given now"),
+      std::string::npos);
+  fed.give_lse({});
+  fed.observe(method, 20, 20);
+  EXPECT_EQ(fed.cache.compress(fed.id, method).layer_budgets[0], 8) << "the refused call has changed nothing";
+}
+
 // ---- PrefixKV
 
 TYPED_TEST(Rules, PrefixKv) {

@@ -100,9 +100,38 @@ class FedCache {
 
   template <class C>
   void observe(const C& compressor, Index first, Index count, bool final = true) {
-    for (Index l = 0; l < prompt_.layers(); ++l)
+    for (Index l = 0; l < prompt_.layers(); ++l) {
+      const float* lse = lse_.empty() ? nullptr : lse_[static_cast<std::size_t>(l)].data();
       cache.observe(id, l, compressor, queries_[static_cast<std::size_t>(l)].tensor().part(first, count),
-                    positions(first, count), final);
+                    positions(first, count), final, lse == nullptr ? lse : lse + first * prompt_.shape(l).q_heads);
+    }
+  }
+
+  /// From now on `observe` gets these: per layer [tokens, q_heads].
+  void give_lse(const std::vector<std::vector<float>>& of_layers) {
+    lse_.clear();
+    for (const auto& lse : of_layers) lse_.push_back(upload(be_, lse));
+  }
+
+  /// What `attend` says of every token's row, as an engine has it after prefill: per layer [tokens, q_heads].
+  std::vector<std::vector<float>> attended_lse() {
+    std::vector<std::vector<float>> of_layers;
+    for (Index l = 0; l < prompt_.layers(); ++l) {
+      const LayerShape& shape = prompt_.shape(l);
+      const Buffer<B, float> lse(be_, prompt_.tokens() * shape.q_heads);
+      for (Index first = 0; first < prompt_.tokens(); first += 64) {
+        const Index rows = std::min<Index>(64, prompt_.tokens() - first);
+        const TensorBuffer<B> out(be_, oracle::Array3(rows, shape.q_heads, shape.value_dim), DType::f32);
+        const std::vector<Position> at = positions(first, rows);
+        cache.attend(l, {{.sequence = id,
+                          .queries = queries(l, first, rows),
+                          .positions = at,
+                          .out = out.writable(),
+                          .lse = lse.data() + first * shape.q_heads}});
+      }
+      of_layers.push_back(download(be_, lse));
+    }
+    return of_layers;
   }
 
   /// Prefill of tokens [first, end) in chunks: append, observe.
@@ -171,6 +200,7 @@ class FedCache {
 
  private:
   std::vector<TensorBuffer<B>> queries_, keys_, values_;
+  std::vector<Buffer<B, float>> lse_;
 };
 
 }  // namespace kvpare::test

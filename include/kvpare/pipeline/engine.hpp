@@ -42,7 +42,7 @@ class EngineSequence {
   /// As KvCache::observe, on the engine's pages of one layer.
   template <class T, class C>
   void observe(Index layer, const EngineLayer<T>& at, const C& compressor, ConstTensor queries,
-               std::span<const Position> positions, bool final = true) {
+               std::span<const Position> positions, bool final = true, const float* lse = nullptr) {
     check(at, layer);
     kvpare::check(compressor);
     kvpare::detail::require_reads_no_features(compressor);
@@ -55,7 +55,7 @@ class EngineSequence {
     const Columns columns = columns_of(lists.heads, tags_);
     if (static_cast<Index>(observed_.size()) <= layer) observed_.resize(static_cast<std::size_t>(layer) + 1);
     observed_[static_cast<std::size_t>(layer)].observe(
-        *be_, compressor.scorer, observation(layer, at, lists, columns, compressor), queries, positions, final);
+        *be_, compressor.scorer, observation(layer, at, lists, columns, compressor), queries, positions, final, lse);
   }
 
   /// As KvCache::observe_features, on the engine's pages of all layers.

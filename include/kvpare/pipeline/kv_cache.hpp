@@ -296,9 +296,12 @@ class KvCache {
   /// their positions, ascending. The scorer takes the rows it reads (Reads); pass all you have. Under chunked prefill
   /// pass `final = false` for all chunks but the last. A scorer that adds up attention counts every row once and goes on
   /// from turn to turn, whatever is evicted between.
+  /// An engine whose attention has given it the rows' lse (natural log, sinks included, over exactly the tokens that the
+  /// layer holds up to each row; [backend] [rows, q_heads]) may hand it over: scorers that look at whole rows then need one
+  /// pass over the keys instead of two. Those that look at a part of the tokens (air_cache, csp) compute theirs anyway.
   template <class C>
   void observe(SequenceId id, Index layer, const C& compressor, ConstTensor queries,
-               std::span<const Position> positions, bool final = true) {
+               std::span<const Position> positions, bool final = true, const float* lse = nullptr) {
     Sequence& s = get(id);
     check_layer(layer, "observe");
     check_tensor("observe", "queries", queries, static_cast<Index>(positions.size()), shape(layer).q_heads,
@@ -314,7 +317,7 @@ class KvCache {
     const Observation<B> seen = observation(layer, lists, columns, compressor);
     watch_queries(at, layer, queries);
     if (!compressor.scorer.reads().streams) {
-      at.observed.observe(*be_, compressor.scorer, seen, queries, positions, final);
+      at.observed.observe(*be_, compressor.scorer, seen, queries, positions, final, lse);
       return;
     }
     // Sums over all rows so far go on where the last chunk, turn or decode step left them; a row counts once.
@@ -329,7 +332,8 @@ class KvCache {
       fresh = positions.subspan(static_cast<std::size_t>(first - positions.begin()));
     }
     const Index skipped = static_cast<Index>(positions.size() - fresh.size());
-    sums.observe(*be_, compressor.scorer, seen, queries.part(skipped, static_cast<Index>(fresh.size())), fresh, final);
+    sums.observe(*be_, compressor.scorer, seen, queries.part(skipped, static_cast<Index>(fresh.size())), fresh, final,
+                 lse != nullptr ? lse + skipped * queries.heads : nullptr);
     at.running.start(*be_, policy_name(compressor.scorer), sums.scores(), sums.columns(),
                      columns_of_slots(lists.heads, columns), 0);
     if (!fresh.empty()) at.running.count_rows_up_to(fresh.back());

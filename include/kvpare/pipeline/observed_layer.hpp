@@ -13,6 +13,17 @@ namespace kvpare {
 
 namespace detail {
 
+/// Copies the denominators of one row per call.
+struct CopyRowLse {
+  const float* from;
+  const Index* rows;  // [backend] which
+  Index heads;
+  float* to;
+  KVPARE_HD void operator()(Index i) const {
+    for (Index h = 0; h < heads; ++h) to[i * heads + h] = from[rows[i] * heads + h];
+  }
+};
+
 /// Copies one row of one head per call: dense [rows, heads, width] from a strided tensor.
 struct CopyRow {
   ConstTensor from;
@@ -42,7 +53,7 @@ class ObservedLayer {
   const float* scores() const { return scores_.data(); }
   const float* density() const { return density_.data(); }
   Index columns() const { return columns_; }  // when scored; later tokens have no score
-  Index bytes() const { return scores_.bytes() + density_.bytes() + kept_.rows.bytes(); }
+  Index bytes() const { return scores_.bytes() + density_.bytes() + kept_.rows.bytes() + kept_.lse.bytes(); }
 
   void forget() { *this = ObservedLayer(); }
 
@@ -74,10 +85,10 @@ class ObservedLayer {
 
   /// Takes the rows the scorer reads out of `queries`. The last chunk (`final`), and every chunk of a streaming scorer,
   /// is scored at once. Throws when a row's own token is not in the layer, or on rows that do not go with those of
-  /// earlier chunks; whatever throws, nothing has changed.
+  /// earlier chunks; whatever throws, nothing has changed. `lse` [backend] [rows, q_heads] or null.
   template <class S>
   void observe(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions,
-               bool final) {
+               bool final, const float* lse) {
     const Reads reads = scorer.reads();
     if (reads.rows == Reads::Rows::none) return;
     require_none_of_another(scorer, seen.layer);
@@ -98,17 +109,18 @@ class ObservedLayer {
     next.scorer_ = scorer;
     const bool together = rows.empty() || rows.back() - rows.front() + 1 == static_cast<Index>(rows.size());
     if (!reads.streams && (!final || !kept_.positions.empty())) {
-      KeptRows joined = join(be, reads, seen, queries, rows, row_positions);
+      KeptRows joined = join(be, reads, seen, queries, rows, row_positions, lse);
       if (final)
-        next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, *this);
+        next.score_rows(be, scorer, seen, joined.tensor(), joined.positions, joined.lse.data(), *this);
       else
         next.kept_ = std::move(joined);
     } else if (together) {
-      next.score_rows(be, scorer, seen, queries.part(rows.empty() ? 0 : rows.front(), static_cast<Index>(rows.size())),
-                      row_positions, *this);
+      const Index first = rows.empty() ? 0 : rows.front();
+      next.score_rows(be, scorer, seen, queries.part(first, static_cast<Index>(rows.size())), row_positions,
+                      lse != nullptr ? lse + first * queries.heads : nullptr, *this);
     } else {
-      const KeptRows copy = join(be, reads, seen, queries, rows, row_positions);
-      next.score_rows(be, scorer, seen, copy.tensor(), row_positions, *this);
+      const KeptRows copy = join(be, reads, seen, queries, rows, row_positions, lse);
+      next.score_rows(be, scorer, seen, copy.tensor(), row_positions, copy.lse.data(), *this);
     }
     if (!next.scored_ && scored_) {  // an earlier observation, complete in itself, counts until this one is
       next.scores_ = std::move(scores_), next.density_ = std::move(density_);
@@ -123,7 +135,7 @@ class ObservedLayer {
   void score_unobserved(B& be, const S& scorer, Observation<B> seen) {
     ObservedLayer next;
     next.scorer_ = scorer;
-    next.score_rows(be, scorer, seen, {}, {}, *this);
+    next.score_rows(be, scorer, seen, {}, {}, nullptr, *this);
     *this = std::move(next);
   }
 
@@ -131,6 +143,7 @@ class ObservedLayer {
   /// Query rows of chunks so far, dense.
   struct KeptRows {
     Buffer<B, std::byte> rows;
+    Buffer<B, float> lse;  // [rows, heads], empty when it was not given
     DType dtype = DType::f32;
     Index heads = 0, width = 0;
     std::vector<Position> positions;
@@ -165,7 +178,7 @@ class ObservedLayer {
   /// Sums of earlier chunks, which `before` holds, are where a scorer starts from.
   template <class S>
   void score_rows(B& be, const S& scorer, Observation<B> seen, ConstTensor queries, std::span<const Position> positions,
-                  const ObservedLayer& before) {
+                  const float* lse, const ObservedLayer& before) {
     const Index heads = static_cast<Index>(seen.heads.size()), columns = seen.columns->count;
     Buffer<B, float> scores(be, heads * columns), density(be, 1);
     fill(be, scores.data(), heads * columns, 0.0f);
@@ -177,6 +190,7 @@ class ObservedLayer {
     seen.queries = queries;
     seen.row_positions = positions;
     seen.row_columns = own;
+    seen.row_lse = lse;
     score(be, scorer, seen, Scores{scores.data(), heads, columns, density.data()});
     scores_ = std::move(scores), density_ = std::move(density);
     columns_ = columns;
@@ -197,12 +211,15 @@ class ObservedLayer {
 
   /// Rows of earlier chunks and these, without those that are not read.
   KeptRows join(B& be, const Reads& reads, const Observation<B>& seen, const ConstTensor& queries,
-                const std::vector<Index>& rows, const std::vector<Position>& positions) const {
+                const std::vector<Index>& rows, const std::vector<Position>& positions, const float* lse) const {
     require(kept_.positions.empty() || kept_.dtype == queries.dtype, "observe: queries are ", name_of(queries.dtype),
             ", earlier chunks were ", name_of(kept_.dtype));
     require(kept_.positions.empty() || positions.empty() || positions.front() > kept_.positions.back(),
             "observe: a row of position ", positions.empty() ? 0 : positions.front(), " follows one of position ",
             kept_.positions.empty() ? 0 : kept_.positions.back(), " of an earlier chunk, rows must ascend");
+    require(kept_.positions.empty() || rows.empty() || (lse != nullptr) == (kept_.lse.size() > 0), "observe: lse was ",
+            lse != nullptr ? "not given" : "given", " with earlier chunks and is ",
+            lse != nullptr ? "given" : "not given", " now, must be given with all of them or none");
     const Index before = static_cast<Index>(kept_.positions.size()), added = static_cast<Index>(rows.size());
     std::vector<Position> all = kept_.positions;
     all.insert(all.end(), positions.begin(), positions.end());
@@ -212,16 +229,22 @@ class ObservedLayer {
     joined.dtype = queries.dtype, joined.heads = queries.heads, joined.width = queries.width;
     joined.positions.assign(all.begin() + dropped, all.end());
     joined.rows = Buffer<B, std::byte>(be, (stay + added) * row_bytes);
-    const auto copy = [&](const ConstTensor& from, const std::vector<Index>& which, Index to_row) {
+    if (rows.empty() ? kept_.lse.size() > 0 : lse != nullptr)
+      joined.lse = Buffer<B, float>(be, (stay + added) * queries.heads);
+    const auto copy = [&](const ConstTensor& from, const float* from_lse, const std::vector<Index>& which,
+                          Index to_row) {
       if (which.empty()) return;
       const Buffer<B, Index> list(be, which);
       be.each(static_cast<Index>(which.size()) * queries.heads,
               detail::CopyRow{from, list.data(), joined.rows.data() + to_row * row_bytes});
+      if (from_lse != nullptr)
+        be.each(static_cast<Index>(which.size()),
+                detail::CopyRowLse{from_lse, list.data(), queries.heads, joined.lse.data() + to_row * queries.heads});
     };
     std::vector<Index> staying(static_cast<std::size_t>(stay));
     std::iota(staying.begin(), staying.end(), dropped);
-    copy(kept_.tensor(), staying, 0);
-    copy(queries, rows, stay);
+    copy(kept_.tensor(), kept_.lse.data(), staying, 0);
+    copy(queries, lse, rows, stay);
     return joined;
   }
 

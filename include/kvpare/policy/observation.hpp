@@ -62,6 +62,7 @@ struct Observation {
   ConstTensor queries;                        // [rows, q_heads, key_dim], the rows asked for by `reads`
   std::span<const Position> row_positions;    // ascending
   std::span<const std::int32_t> row_columns;  // the column of each row's own token
+  const float* row_lse = nullptr;             // [backend] [rows, q_heads] as KvCache::observe takes it; null = to be computed
   ClassSet among;                             // classes up for eviction
   Index compressed_to = 0;                    // tokens a head kept at the last compress, 0 = never compressed
   const Features* features = nullptr;         // of a scorer that reads them; nothing else is filled then
@@ -90,6 +91,7 @@ Observation<B> newest_rows(const Observation<B>& seen, Index count) {
   part.queries = seen.queries.part(first, count);
   part.row_positions = seen.row_positions.subspan(static_cast<std::size_t>(first));
   part.row_columns = seen.row_columns.subspan(static_cast<std::size_t>(first));
+  if (seen.row_lse != nullptr) part.row_lse = seen.row_lse + first * seen.shape->q_heads;
   return part;
 }
 
@@ -140,10 +142,11 @@ class ObservedKeys {
     }
   }
 
-  /// Attention as the layer itself has it: sinks take their part.
+  /// Attention as the layer itself has it: sinks take their part, and the denominators may be known.
   MassArguments<> attention(const Observation<B>& seen) const {
     auto a = arguments(seen);
     a.extra = sinks_.data();
+    a.lse = seen.row_lse;
     return a;
   }
 

@@ -124,6 +124,7 @@ void score(B& be, const RecentMessage& policy, const Observation<B>& all, Scores
     auto mass = keys.template arguments<PlainLogit, detail::ImportantRow>(seen);
     mass.entry = {of_rows.data(), all.rows() - seen.rows()};
     mass.extra = sinks.data();
+    if (part.q_heads == shape.q_heads) mass.lse = seen.row_lse;
     mass.shape = &part;
     mass.keys = seen.heads.subspan(static_cast<std::size_t>(h), static_cast<std::size_t>(together));
     if (!mass.column_of.empty()) mass.column_of = mass.column_of.subspan(static_cast<std::size_t>(h), 1);

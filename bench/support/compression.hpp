@@ -28,11 +28,28 @@ class Prompt {
 
   template <class C>
   void observe(Index layer, const C& compressor) {
-    filled.cache.observe(filled.sequence, layer, compressor, queries.tensor, queries.at);
+    filled.cache.observe(filled.sequence, layer, compressor, queries.tensor, queries.at, true,
+                         lse.empty() ? nullptr : lse.data());
+  }
+
+  /// From now on `observe` gets what attention says of the rows; all layers hold the same.
+  void know_lse() {
+    const LayerShape& shape = filled.shape;
+    lse.resize(static_cast<std::size_t>(queries.tensor.rows * shape.q_heads));
+    for (Index first = 0; first < queries.tensor.rows; first += 64) {
+      const Index rows = std::min<Index>(64, queries.tensor.rows - first);
+      kvpare::AttendRequest r;
+      r.sequence = filled.sequence, r.queries = queries.tensor.part(first, rows);
+      r.positions = std::span(queries.at).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
+      r.out = kvpare::Tensor(queries.result.data(), rows, shape.q_heads, shape.value_dim);
+      r.lse = lse.data() + first * shape.q_heads;
+      filled.cache.attend(0, {r});
+    }
   }
 
   FilledCache<T> filled;
   Queries<T> queries;
+  std::vector<float> lse;  // [rows, q_heads], empty = the engine keeps it to itself
 
  private:
   void tag() {
@@ -94,10 +111,10 @@ bool add_recipe(std::string_view name, const C& compressor, const RecipeRun& rec
     add(text, [=](benchmark::State& state) {
       const LayerShape shape = llama_8b();
       auto& prompt = kept(text, [&] {
-        return std::make_unique<Prompt<kvpare::half>>(
-            shape, layers, Prompt<kvpare::half>::Tokens{tokens - 256, 256},
-            recipe.query_rows > 0 ? recipe.query_rows : tokens,
-            random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim), 1);
+        return std::make_unique<Prompt<kvpare::half>>(shape, layers, Prompt<kvpare::half>::Tokens{tokens - 256, 256},
+                                                      recipe.query_rows > 0 ? recipe.query_rows : tokens,
+                                                      random_rows<kvpare::half>(tokens, shape.kv_heads, shape.key_dim),
+                                                      1);
       });
       compress(state, prompt, compressor, 1);
     });

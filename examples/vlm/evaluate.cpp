@@ -37,11 +37,15 @@ std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, c
   return results;
 }
 
-Verification verify(const Decoder& decoder, const EvaluationSet& set, Index scenes, Index page_tokens,
-                    Device device) {
+Verification verify(const Decoder& decoder, const EvaluationSet& set, Index scenes, Index page_tokens, Device device) {
   const auto engine = make_engine(device, page_tokens);
   const kvpare::AnyCompressor full = kvpare::make_compressor("full");
   Verification found;
+  for (Index i = 0; i < scenes; ++i)
+    for (const Turn* turn :
+         {&set.scenes[static_cast<std::size_t>(i)].describe, &set.scenes[static_cast<std::size_t>(i)].first})
+      kvpare::require(!turn->reference.empty(), "scene ", i,
+                      " has no references to compare with (see train/README.md)");
   for (Index i = 0; i < scenes; ++i) {
     const Visit visit = [&](const Given& given) {
       ++found.turns;

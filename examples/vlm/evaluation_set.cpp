@@ -25,7 +25,7 @@ Turn read_turn(const json& from) {
   turn.kind = from.at("kind").get<std::string>();
   turn.prompt = read_tokens(from, "q");
   turn.answer = read_tokens(from, "a");
-  turn.reference = read_tokens(from, "ref");
+  if (from.contains("ref")) turn.reference = read_tokens(from, "ref");
   if (from.contains("logits")) {
     turn.logits = from.at("logits").get<std::vector<float>>();
     if (std::ssize(turn.logits) != vocabulary_size)

@@ -16,7 +16,7 @@ struct Turn {
   std::string kind;            // desc, where or shape
   std::vector<int> prompt;     // token ids, <ans> included
   std::vector<int> answer;     // the true one, <eos> included
-  std::vector<int> reference;  // what the model answers with its full cache
+  std::vector<int> reference;  // what the model answers with its full cache; empty = the set does not say
   std::vector<float> logits;   // of the answer's first token with the full cache; empty for most turns
 
   /// Answers are cut after this many tokens.

@@ -111,6 +111,43 @@ TYPED_TEST(Policies, ObservationWindowScores) {
       }
 }
 
+/// Long values count more, among the candidates alone; the window's own tokens stay in front.
+TYPED_TEST(Policies, ObservationWindowScoresByValues) {
+  for (const Case& c : cases_for<TypeParam>())
+    for (const double values : {0.5, 2.0}) {
+      const Prompt p = random_prompt(80, 1, c.tokens, c.kv_heads, c.group, c.tags);
+      FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+      fed.append(0, c.tokens);
+      const ObservationWindow window{.window = 6, .pool = 3, .pooling = Pooling::max, .values = values};
+      Positions rows = all_rows(p);
+      rows.erase(rows.begin(), rows.end() - 6);
+      const auto wanted = oracle::raised_by_values(
+          oracle::observation_window(p.queries[0], p.keys[0], settings_of(p.shape(0)), settings_of(window)),
+          p.values[0], values);
+      const auto got = fed.scores(0, window, all_tokens, rows);
+      for (Index h = 0; h < c.kv_heads; ++h) {
+        for (Index t = 0; t < c.tokens - 6; ++t)
+          ASSERT_TRUE(close(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)], wanted.at(h, t),
+                            tolerance(Operation::mass)))
+              << c.name << ", values " << values << ", head " << h << ", token " << t;
+        for (Index t = c.tokens - 6; t < c.tokens; ++t)
+          EXPECT_EQ(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)],
+                    12.0 + static_cast<double>(t - c.tokens + 6));
+      }
+    }
+}
+
+TYPED_TEST(Policies, ValuesAllAsLongChangeNothing) {
+  Prompt p = random_prompt(81, 1, 40, 1, 2, {});
+  for (Index t = 0; t < 40; ++t)
+    for (Index c = 0; c < 16; ++c) p.values[0].at(t, 0, c) = c == t % 16 ? 2 : 0;
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 40);
+  const Positions rows = {37, 38, 39};
+  EXPECT_EQ(fed.scores(0, ObservationWindow{.window = 3, .values = 3}, all_tokens, rows),
+            fed.scores(0, ObservationWindow{.window = 3}, all_tokens, rows));
+}
+
 TYPED_TEST(Policies, AccumulatedAttentionScores) {
   for (const Case& c : cases()) {
     const Prompt p = random_prompt(9, 1, c.tokens, c.kv_heads, c.group, c.tags);
@@ -568,8 +605,8 @@ Kept wanted_kept(const Prompt& p, const Compressor<Random, Uniform>& m) {
     std::vector<std::vector<double>> scores(static_cast<std::size_t>(p.shape(l).kv_heads));
     for (std::size_t h = 0; h < scores.size(); ++h)
       for (Position t = 0; t < p.tokens(); ++t)
-        scores[h].push_back(static_cast<double>(
-            random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, static_cast<Index>(h), t)));
+        scores[h].push_back(
+            static_cast<double>(random_unit(static_cast<std::uint64_t>(m.scorer.seed), l, static_cast<Index>(h), t)));
     return scores;
   });
 }
@@ -1019,11 +1056,14 @@ TEST(Budgets, AreTheTextbooksAndExact) {
     const StrengthSkewness policy{.use = use_strength && use_skewness ? BudgetUse::both
                                          : use_strength               ? BudgetUse::strength
                                                                       : BudgetUse::skewness,
-                                  .least = least};
+                                  .least = least,
+                                  .layer_floor = 0.25 * static_cast<double>(dice.below(5))};
     const auto got = allocate(policy, layers, available, total);
-    const auto wanted = oracle::strength_skewness_budgets(
-        strength, skewness, available, total,
-        {.use_strength = use_strength, .use_skewness = use_skewness, .lowest = least});
+    const auto wanted = oracle::strength_skewness_budgets(strength, skewness, available, total,
+                                                          {.use_strength = use_strength,
+                                                           .use_skewness = use_skewness,
+                                                           .lowest = least,
+                                                           .even_share = policy.layer_floor});
     ASSERT_EQ(got, wanted) << "round " << round << ", total " << total << ", least " << least;
     ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), std::min(total, sum));
     ASSERT_EQ(allocate(Uniform{}, layers, available, total), oracle::uniform_budgets(total, available))

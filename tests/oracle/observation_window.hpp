@@ -63,6 +63,28 @@ inline Array2 observation_window(const Array3& queries, const Array3& keys, cons
   return pool_rows(mean_per_kv_head(votes, keys.b), settings.kernel, settings.pooling);
 }
 
+/// Pooled votes of the older tokens, each times exp(weight * z): z the standard score of ln ||v|| among the older tokens of
+/// its head; as they are where all values are as long as each other.
+/// Shapes  votes [kv_heads, older], values [tokens, kv_heads, width]
+inline Array2 raised_by_values(const Array2& votes, const Array3& values, double weight) {
+  Array2 out = votes;
+  for (Index h = 0; h < votes.rows; ++h) {
+    std::vector<double> lengths;
+    for (Index t = 0; t < votes.columns; ++t) {
+      double squares = 0;
+      for (Index c = 0; c < values.c; ++c) squares += values.at(t, h, c) * values.at(t, h, c);
+      lengths.push_back(std::log(std::max(std::sqrt(squares), 1e-15)));
+    }
+    double mean = 0, variance = 0;
+    for (const double x : lengths) mean += x / static_cast<double>(lengths.size());
+    for (const double x : lengths) variance += (x - mean) * (x - mean) / static_cast<double>(lengths.size());
+    if (!(variance > 0)) continue;
+    for (Index t = 0; t < votes.columns; ++t)
+      out.at(h, t) = votes.at(h, t) * std::exp(weight * (item(lengths, t) - mean) / std::sqrt(variance));
+  }
+  return out;
+}
+
 /// Votes, mean over all query heads of the layer, then pooling. -> [tokens - W]
 inline std::vector<double> observation_window_of_layer(const Array3& queries, const Array3& keys, const AttentionSettings& how,
                                                        const ObservationWindowSettings& settings = {}) {

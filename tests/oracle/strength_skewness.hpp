@@ -102,6 +102,7 @@ struct StrengthSkewnessSettings {
   bool use_strength = true;  // both: their mean; neither: every layer weighs the same per candidate
   bool use_skewness = true;
   Index lowest = 1;          // tokens per layer at least
+  double even_share = 0;     // of every weight: that part is 1
 };
 
 /// x_l / mean(x) over the layers that take part; their sum 0: 1 each. Layers that do not take part get 1.
@@ -144,7 +145,8 @@ inline std::vector<Index> strength_skewness_budgets(const std::vector<double>& s
                                                     const std::vector<Index>& candidates, Index total,
                                                     const StrengthSkewnessSettings& settings = {}) {
   std::vector<double> weights = layer_weights(strength, skewness, candidates, settings);
-  for (Index l = 0; l < count_of(weights); ++l) item(weights, l) *= static_cast<double>(item(candidates, l));
+  for (Index l = 0; l < count_of(weights); ++l) item(weights, l) = (settings.even_share + (1 - settings.even_share) * item(weights, l)) *
+                                                               static_cast<double>(item(candidates, l));
   return apportion(weights, total, candidates, settings.lowest);
 }
 

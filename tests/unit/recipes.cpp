@@ -27,6 +27,11 @@ TEST(Recipes, AreTheirParts) {
   EXPECT_EQ(top_v(), (Compressor{Transport{.alpha = 1, .beta = 1, .gamma = 0.5, .sigma = 10, .epsilon = 0.1}, Uniform{},
                                  TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
                                  Keep::ratio(0.5)}));
+  EXPECT_EQ(pare(),
+            (Compressor{ObservationWindow{.window = 32, .pool = 3, .pooling = Pooling::max, .rows = text, .values = 1},
+                        StrengthSkewness{.use = BudgetUse::both, .layer_floor = 0.5},
+                        TopK{.heads = SelectHeads::shared, .floor = 0}, Keep::ratio(0.2)}));
+  EXPECT_EQ(make_compressor(), make_compressor("pare"));
   EXPECT_EQ(full().keep, Keep::ratio(1));
 }
 
@@ -88,6 +93,7 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("lag_kv")), kept_with(this->be(), p, lag_kv()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("expected_attention")),
             kept_with(this->be(), p, expected_attention()));
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("pare")), kept_with(this->be(), p, pare()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("csp")), kept_with(this->be(), p, csp()));
 }
 
@@ -101,6 +107,8 @@ TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
                                    {"snap_kv(window=4)", "snap_kv(window=4,pool=1)"},
                                    {"snap_kv(window=4)", "snap_kv(window=4,pooling=max)"},
                                    {"snap_kv(window=4)", "snap_kv(window=4,heads=layer)"},
+                                   {"snap_kv(window=4)", "snap_kv(window=4,values=2)"},
+                                   {"pare(among=visual)", "pare(among=visual,layer_floor=0)"},
                                    {"snap_kv(window=4)", "snap_kv(window=4,among=visual)"},
                                    {"snap_kv(window=40)", "snap_kv(window=40,rows=image)"},
                                    {"csp", "csp(cross=0)"},

@@ -202,7 +202,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
                  "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache "
-                 "csp lag_kv expected_attention top_v");
+                 "csp lag_kv expected_attention top_v pare");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",

@@ -148,6 +148,35 @@ TYPED_TEST(SpecExample, H2oAccumulatesThePrompt) {
   }
 }
 
+// ---- Values in an observation window, and even shares of layers: ours
+
+TEST(Pare, LongValuesCountMore) {
+  // Logarithms of the lengths 0, 1, 2: z = -1.2247, 0, 1.2247. Votes .5, .3, .1 become .1469, .3, .3403.
+  const float lengths[] = {0, 1, 2, 0}, own[] = {0, 0, 0, 70};
+  RowSummary summary;
+  summary.count = 3, summary.sum = 3, summary.mean = 1, summary.moment2 = 2;
+  float votes[] = {0.5f, 0.3f, 0.1f, 70};
+  for (Index i = 0; i < 4; ++i) detail::RaiseByLength{lengths, &summary, own, 4, 1, votes}(i);
+  EXPECT_NEAR(votes[0], 0.1469, 1e-4);
+  EXPECT_NEAR(votes[1], 0.3, 1e-6);
+  EXPECT_NEAR(votes[2], 0.3403, 1e-4);
+  EXPECT_EQ(votes[3], 70) << "the window's own tokens stay in front";
+}
+
+TEST(Pare, LayersKeepAShareOfTheEvenBudget) {
+  // Strengths 3 and 1 of two layers with 100 candidates each: 1.5 and 0.5 of 20 tokens; half even: 1.25 and 0.75.
+  const LayerSummary layers[] = {{3, 0, 100}, {1, 0, 100}};
+  const Index available[] = {100, 100};
+  double scratch[2];
+  Index keep[2];
+  StrengthSkewness{.use = BudgetUse::strength}.allocate(layers, available, 2, 40, scratch, keep);
+  EXPECT_EQ(keep[0], 30);
+  EXPECT_EQ(keep[1], 10);
+  StrengthSkewness{.use = BudgetUse::strength, .layer_floor = 0.5}.allocate(layers, available, 2, 40, scratch, keep);
+  EXPECT_EQ(keep[0], 25);
+  EXPECT_EQ(keep[1], 15);
+}
+
 // ---- SnapKV
 
 /// Votes .1 .6 .1 .05 .3 .05 from a window of two rows, half each.

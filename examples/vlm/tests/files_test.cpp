@@ -61,6 +61,16 @@ TEST_F(EvaluationSetTest, IsReadWhole) {
   EXPECT_EQ(set.scenes[0].describe.logits.size(), 188u);
 }
 
+TEST_F(EvaluationSetTest, MayComeWithoutReferences) {
+  std::string lines = example::read_bytes((folder_ / "eval128.jsonl").string());
+  const std::size_t at = lines.find("\"ref\"");
+  lines.replace(at, 5, "\"rem\"");
+  write("eval128.jsonl", lines);
+  const vlm::EvaluationSet set = vlm::read_evaluation_set(folder_.string());
+  EXPECT_TRUE(set.scenes[0].describe.reference.empty());
+  EXPECT_FALSE(set.scenes[0].first.reference.empty());
+}
+
 TEST_F(EvaluationSetTest, DamageIsAClearError) {
   const std::string lines = example::read_bytes((folder_ / "eval128.jsonl").string());
   const auto damaged = [&](const std::string& from, const std::string& to) {
@@ -74,6 +84,7 @@ TEST_F(EvaluationSetTest, DamageIsAClearError) {
   EXPECT_NE(damaged("\"q\": [164", "\"q\": [\"x\"").find("line 1"), std::string::npos) << message();
   EXPECT_NE(damaged("\"desc\"", "\"dsec\"").find("line 1"), std::string::npos) << message();
   EXPECT_NE(damaged("{\"objs\"", "[\"objs\"").find("line 1"), std::string::npos) << message();
+  EXPECT_NE(damaged("\"ref\": [", "\"ref\": [-1, ").find("line 1: ref holds token -1"), std::string::npos) << message();
   write("eval128.jsonl", lines.substr(0, lines.size() / 2));
   EXPECT_NE(message().find("line"), std::string::npos) << message();
   write("eval128.jsonl", lines.substr(0, lines.find('\n') + 1));

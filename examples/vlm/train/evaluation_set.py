@@ -4,6 +4,8 @@
     python3 evaluation_set.py --write FOLDER        write eval128.bin, eval128.jsonl and vocab.json
     python3 evaluation_set.py --write FOLDER --references ../data/vlm.safetensors
                                                     the same with the model's own answers (needs PyTorch)
+    python3 evaluation_set.py --write FOLDER --seed 4000000
+                                                    another 128 scenes in the same files, to choose settings by
 
 Without --references the `ref` and `logits` fields are left out: they belong to a set of weights, the rest to the seed.
 """
@@ -24,9 +26,9 @@ SCENES_WITH_LOGITS = 2
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
 
 
-def build():
+def build(seed=SEED):
     """Returns images, uint8 [128, 96, 96, 3], and one dictionary per scene, as the lines of eval128.jsonl."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     sampled, images = scenes.sample_scenes(rng, SCENES, fewest=3, most=6)
     return scenes.to_bytes(images), [_dialogues(rng, scene) for scene in sampled]
 
@@ -116,12 +118,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=pathlib.Path, metavar="FOLDER", help="write the files instead of checking")
     parser.add_argument("--references", type=pathlib.Path, metavar="WEIGHTS", help="add this model's own answers")
+    parser.add_argument("--seed", type=int, default=SEED, help="what the scenes are drawn from (default: %(default)s)")
     parser.add_argument("--data", type=pathlib.Path, default=DATA, help="the folder to check (default: %(default)s)")
     options = parser.parse_args()
     if options.references and not options.write:
         parser.error("--references needs --write FOLDER")
 
-    images, lines = build()
+    if options.seed != SEED and not options.write:
+        parser.error("--seed needs --write FOLDER: the published set has one seed")
+
+    images, lines = build(options.seed)
     if options.references:
         add_references(images, lines, options.references)
         report(lines)

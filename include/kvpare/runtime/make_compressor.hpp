@@ -73,6 +73,9 @@ inline std::span<const Recipe> known_recipes() {
              "Expected Attention, arXiv 2510.00636", any(expected_attention())},
       Recipe{"top_v", "visual tokens that supply most of an early layer's visual output; reads features, not queries",
              "TopV, arXiv 2503.18278", any(top_v())},
+      Recipe{"pare",
+             "what the newest text attends to, the longer its values the more; layers and heads get what they need", "",
+             any(pare())},
   };
   return recipes;
 }
@@ -356,9 +359,10 @@ inline void apply_settings(AnyCompressor& compressor, std::string_view name,
 /// Parses `name` or `name(key=value, …)`, or two such joined by a plus sign: a method that evicts and a precision, in either
 /// order ("air_cache(keep=0.1) + kivi(bits=2)"). Keys are those of `settings_of`, in any order, each at most once. A precision
 /// alone goes with the method it was published with (`base`), whose settings it then takes as well: "mikv(keep=0.2)".
+/// Without a text it is `pare`, ours.
 /// Throws InvalidArgument on an unknown name or key, a value out of range, or text that is no such list; the message
 /// says what was got and what is known.
-inline AnyCompressor make_compressor(std::string_view words) {
+inline AnyCompressor make_compressor(std::string_view words = "pare") {
   using namespace detail;
   const std::vector<std::string_view> texts = split_methods(words);
   require(texts.size() <= 2, "'", words, "': ", texts.size(), " methods, must be one that evicts, a precision, or both");

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../contracts.hpp"
+#include "lengths.hpp"
 
 namespace kvpare {
 
@@ -17,12 +17,18 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 /// Formula  vote[h, j] = sum over the window's rows of softmax(q_r K^T)[j], mean over the query heads of kv head h
 ///          score = pooled vote: average (divided by `pool` at the borders too) or maximum over `pool` neighbours,
 ///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote. Neighbours are
-///          tokens that the head still holds, wherever their pages put them
+///          tokens that the head still holds, wherever their pages put them. With values = a a pooled vote counts
+///          exp(a z) times: z = (ln ||v|| - mean) / deviation over the candidates that the head holds (1 where all are as
+///          long as each other; a length of 0 counts as 1e-15), so that what an attended token adds to the output counts,
+///          not that it is attended to alone
 /// Shapes   the window's queries [window, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
-/// Ties     none made here; a NaN logit makes its row, and so every vote, NaN
-/// Cost     `window` rows over all keys; scratch that of `attention_mass` and one more row per head
+/// Ties     none made here; a NaN logit makes its row, and so every vote, NaN; a NaN value the score of its token
+/// Cost     `window` rows over all keys, and with `values` all values once; scratch that of `attention_mass` and one more row
+///          per head, two with `values`
 /// Source   SnapKV (Li et al. 2024, arXiv 2404.14469), section 3. Ours: selection per kv head with the group's mean (the
 ///          released code repeats keys per query head), and rows may be confined to classes (`rows=text`).
+///          `values` is ours; that attention alone misjudges tokens with short values is the finding of VATP (Guo et al.
+///          2024, arXiv 2406.12335), which multiplies by ||v||_1
 struct ObservationWindow {
   static constexpr std::string_view name = "observation_window";
 
@@ -30,6 +36,7 @@ struct ObservationWindow {
   Index pool = 5;     // neighbours joined, odd; 1 = none
   Pooling pooling = Pooling::avg;
   ClassSet rows = all_tokens;  // only rows of these classes count
+  double values = 0;           // how much the length of a token's value counts
 
   static constexpr auto fields() {
     return std::tuple{Field<ObservationWindow, Index>{"window", &ObservationWindow::window, 1, 1 << 20,
@@ -37,7 +44,9 @@ struct ObservationWindow {
                       Field<ObservationWindow, Index>{"pool", &ObservationWindow::pool, 1, 63,
                                                       "neighbouring tokens joined, odd; 1 = none"},
                       Choice{"pooling", &ObservationWindow::pooling, "how neighbours are joined"},
-                      Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"}};
+                      Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"},
+                      Field<ObservationWindow, double>{"values", &ObservationWindow::values, 0.0, 16.0,
+                                                       "how much the length of a token's value counts"}};
   }
   void check() const { require(pool % 2 == 1, name, ".pool = ", pool, ", must be odd"); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
@@ -73,6 +82,29 @@ struct PoolVotes {
       joined = take_max ? (v > joined || v != v ? v : joined) : joined + v;
     }
     out[i] = take_max ? joined : joined / static_cast<float>(pool);
+  }
+};
+
+struct LogLength {
+  KVPARE_HD static float of(float squares) {
+    return 0.5f * std::log(squares > 1e-30f || squares != squares ? squares : 1e-30f);
+  }
+};
+
+/// A pooled vote counts more the longer its token's value is; the window's own tokens stay as they are.
+struct RaiseByLength {
+  const float* log_lengths;     // [heads, columns]
+  const RowSummary* summaries;  // [heads] of the candidates' log lengths
+  const float* own;             // [columns] as in PoolVotes
+  Index columns;
+  double values;
+  float* out;
+  KVPARE_HD void operator()(Index i) const {
+    const RowSummary& all = summaries[i / columns];
+    if (own[i % columns] > 0 || !(all.moment2 > 0)) return;
+    const double deviation = std::sqrt(all.moment2 / static_cast<double>(all.count));
+    const double z = (static_cast<double>(log_lengths[i]) - all.mean) / deviation;
+    out[i] = static_cast<float>(static_cast<double>(out[i]) * std::exp(values * z));
   }
 };
 
@@ -112,6 +144,20 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
   const Buffer<B, std::uint64_t> voter_bits(be, voters), present(be, held);
   be.each(heads * n, detail::PoolVotes{votes.data(), voter_bits.data(), present.data(), own_rank.data(), n, words,
                                        columns.word_tokens, policy.pool, policy.pooling == Pooling::max, out.data});
+  if (policy.values == 0) return;
+  const Buffer<B, float> lengths(be, heads * n);
+  detail::write_lengths<detail::LogLength>(be, Side::values, seen, Scores{lengths.data(), heads, n});
+  std::vector<Buffer<B, std::uint64_t>> candidate_bits;
+  std::vector<MaskedRow> of_candidates;
+  for (Index h = 0; h < heads; ++h) {
+    const auto first = voters.begin() + h * words;
+    candidate_bits.emplace_back(be, std::span<const std::uint64_t>(first, first + words));
+    of_candidates.push_back({lengths.data() + h * n, candidate_bits.back().data(), n, columns.word_tokens});
+  }
+  const Buffer<B, RowSummary> summaries(be, heads);
+  be.reduce(of_candidates, summaries.data());
+  be.each(heads * n,
+          detail::RaiseByLength{lengths.data(), summaries.data(), own_rank.data(), n, policy.values, out.data});
 }
 
 }  // namespace kvpare

@@ -433,6 +433,77 @@ TYPED_TEST(Turns, TokensWithoutAScoreStayInTheirGroup) {
     }
 }
 
+/// An image that nobody has scored yet stays whole, whatever a method does with scores.
+TYPED_TEST(Turns, AnImageWithoutScoresStays) {
+  const Prompt p = random_prompt(14, 2, 100, 2, 1, {image(2, 30, 0), image(64, 90, 1)});
+  for (const char* words : {"snap_kv(window=2, budget=strength_skewness, recent_share=0.2)",
+                            "snap_kv(window=2, budget=prefix, represent=0.4)", "ada_kv(window=2, recover=3)",
+                            "snap_kv(window=2, heads=layer, chunk=3, only_positive=yes)",
+                            "snap_kv(window=2, merge=nearest, first=2, last=2)"}) {
+    AnyCompressor method = make_compressor(words);
+    method.selector.among = visual, method.selector.each = Each::image, method.keep = Keep::ratio(0.25);
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 40);
+    fed.append(40, 60);
+    fed.cache.compress(fed.id, method);
+    Index first = 0;
+    for (const auto& layer : kept_in(fed, p))
+      for (const Positions& kept : layer) {
+        EXPECT_EQ(std::count_if(kept.begin(), kept.end(), [](Position t) { return t >= 64 && t < 90; }), 26) << words;
+        first += std::count_if(kept.begin(), kept.end(), [](Position t) { return t >= 2 && t < 30; });
+      }
+    EXPECT_LE(first, 2 * 14) << words;
+    if (!method.selector.only_positive) {
+      EXPECT_EQ(first, 2 * 14) << words;
+    }
+  }
+}
+
+/// What absorbs others ascends over all groups of a head.
+TYPED_TEST(Turns, MergesOfGroupsAreOneList) {
+  const Prompt p = random_prompt(15, 1, 90, 1, 1, {image(0, 20, 0), image(30, 50, 1), image(60, 80, 0)});
+  const Compressor<Scripted, Uniform> method{
+      {3}, {}, {.among = visual, .merge = MergeInto::nearest, .each = Each::image}, Keep::ratio(0.3)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 90);
+  const Plan plan = fed.cache.plan(fed.id, method);
+  const Merge& merge = plan.layers[0].merges[0];
+  ASSERT_GT(merge.into.size(), 6u);
+  EXPECT_TRUE(std::is_sorted(merge.into.begin(), merge.into.end()));
+  const auto of_second = [](Position t) { return t >= 30 && t < 50; };
+  for (std::size_t i = 0; i < merge.into.size(); ++i)
+    for (Index j = merge.begin[i]; j < merge.begin[i + 1]; ++j)
+      EXPECT_EQ(of_second(merge.from[static_cast<std::size_t>(j)]), of_second(merge.into[i]));
+  EXPECT_EQ(std::ssize(merge.from), 60 - 18) << "all that goes";
+}
+
+/// 1 for tokens of the classes that a scorer is told are up for eviction.
+struct IsUp {
+  static constexpr std::string_view name = "is_up";
+  static constexpr auto fields() { return std::tuple{}; }
+  constexpr Reads reads() const { return {}; }
+  friend bool operator==(const IsUp&, const IsUp&) = default;
+};
+template <Backend B>
+void score(B& be, const IsUp&, const Observation<B>& seen, Scores out) {
+  std::vector<float> scores;
+  for (Index i = 0; i < out.heads * out.columns; ++i)
+    scores.push_back(
+        seen.among.has(static_cast<TokenClass>(seen.columns->classes[static_cast<std::size_t>(i % out.columns)])));
+  be.to_backend(out.data, scores.data(), std::ssize(scores) * static_cast<Index>(sizeof(float)));
+}
+
+TYPED_TEST(Turns, ScorersKnowAllClassesThatAreUp) {
+  const Prompt p = two_turns(16);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 130);
+  const Compressor<IsUp, Uniform> method{
+      {}, {}, {.among = visual, .also = {{TokenClass::system, Keep::ratio(0.5)}}}, Keep::ratio(0.5)};
+  const LayerScores scores = fed.cache.scores(fed.id, 0, method);
+  const auto classes = p.classes();
+  for (std::size_t t = 0; t < 130; ++t) EXPECT_EQ(scores.values[0][t], classes[t] == TokenClass::text ? 0 : 1) << t;
+}
+
 TYPED_TEST(Turns, PagesAreOfEachImage) {
   const Prompt p = random_prompt(11, 2, 150, 2, 1, {image(0, 60, 0), image(60, 150, 1)});
   const Compressor<KeyNorm, Uniform> method{{}, {}, {.among = visual, .each = Each::image}, Keep::pages(4)};

@@ -152,16 +152,14 @@ struct PlanPart {
   }
 };
 
-/// Of a layer's bitmap the words that have tokens, and never less than one with scores.
+/// Of a layer's bitmap the words that have tokens.
 inline PlanPart plan_part(const ScoredLayer& layer, std::size_t index, const PositionSpans& at) {
   PlanPart part{.layer = index, .tokens = layer.columns->at(at)};
   std::vector<std::uint64_t>& words = part.tokens;
   while (words.size() > 1 && words.back() == 0) words.pop_back();
-  const Index last_scored = std::max<Index>(0, layer.scored_columns - 1) / layer.columns->word_tokens;
-  while (part.first_word < std::min<Index>(last_scored, std::ssize(words) - 1) &&
-         words[static_cast<std::size_t>(part.first_word)] == 0)
-    ++part.first_word;
-  words.erase(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(part.first_word));
+  const auto first = std::find_if(words.begin(), words.end() - (words.empty() ? 0 : 1), [](auto w) { return w != 0; });
+  part.first_word = first - words.begin();
+  words.erase(words.begin(), first);
   return part;
 }
 

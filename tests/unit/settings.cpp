@@ -251,7 +251,7 @@ TEST(Settings, BudgetsOfTheirOwn) {
             (ClassKeeps{{text, Keep::ratio(0.5)}, {ClassSet(TokenClass::system) | TokenClass::audio, Keep::tokens(512)}}));
   EXPECT_EQ(print_setting(m.selector.also), "text:0.5+audio+system:512t");
   EXPECT_EQ(made(text_of("air_cache", m)), m);
-  EXPECT_EQ(made("h2o(each=class, also=none)").selector, (TopK{.each = Each::token_class}));
+  EXPECT_EQ(made("key_norm(each=class, also=none)").selector, (TopK{.each = Each::token_class}));
   EXPECT_EQ(made("air_cache(also=text:0)+kivi").selector.also, (ClassKeeps{{text, Keep::ratio(0)}}));
   EXPECT_NE(made("air_cache(also=text:1)"), made("air_cache(also=text:2t)"));
   EXPECT_NE(made("air_cache(also=text:1)"), made("air_cache"));
@@ -263,7 +263,7 @@ TEST(Settings, BudgetsOfTheirOwn) {
                    message("air_cache: also = '", words,
                            "', must be one of: none, or classes and amounts, at most 8: text:50%+system+audio:512t"));
   expect_refused("h2o(also=text:50%)", "top_k.also = text:0.5: text has a budget already, in among = all");
-  expect_refused("air_cache(also=text:50%+system+text:1t)", "system+text has a budget already");
+  expect_refused("air_cache(also=text:50%+system+text:1t)", "text+system has a budget already");
   expect_refused("air_cache(also=text:150%)", "keep = 1.5, a ratio must be within [0, 1]");
   expect_refused("air_cache(also=text:1.5t)", "must be a whole number");
 }

@@ -388,7 +388,8 @@ TYPED_TEST(Turns, StrengthAndSkewnessAreOfTheGroupsOwnTokens) {
   for (Index l = 0; l < 3; ++l) scores.push_back(fed.cache.scores(fed.id, l, method));
   const auto report = fed.cache.compress(fed.id, method);
   std::vector<Index> sums(3, 0);
-  for (const auto& [begin, end] : {std::pair<Position, Position>{4, 40}, {50, 90}}) {
+  for (const auto& span : {std::pair<Position, Position>{4, 40}, {50, 90}}) {
+    const Position begin = span.first, end = span.second;  // clang before 16 cannot capture a structured binding
     std::vector<std::vector<double>> importance;
     for (const LayerScores& s : scores) {
       auto& row = importance.emplace_back();

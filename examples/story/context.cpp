@@ -63,7 +63,7 @@ Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method m
 /// from which codecs make their states.
 void Context::take_aging() {
   kvpare::AnyCompressor ages = method_.compressor;
-  ages.keep = kvpare::Keep::ratio(1);
+  ages.keep = kvpare::Keep::ratio(1), ages.selector.also = {};
   cache_.compress(sequence_, ages);
 }
 

@@ -106,6 +106,14 @@ TEST(Columns, CarryClassAndProtectionOfTheirPositions) {
   EXPECT_EQ(c.is_protected[0], 0u);
 }
 
+TEST(Columns, AreFoundByPosition) {
+  const std::vector<Entry> entries{entry(10, 4, 0b1101), entry(20, 3, 0b111)};
+  const Columns c = columns_of(std::vector{list(entries)}, {});
+  EXPECT_EQ(c.at({{0, 11}, {12, 13}, {21, 50}}), (Words{0b0101, 0b110}));
+  EXPECT_EQ(c.at({{14, 20}, {23, 30}}), (Words{0, 0}));
+  EXPECT_EQ(c.at({}), (Words{0, 0}));
+}
+
 TEST(Columns, OfAnEmptyLayerAreNone) {
   const std::vector<Entry> nothing;
   const Columns c = columns_of(std::vector{list(nothing), list(nothing)}, {});

@@ -248,6 +248,29 @@ TYPED_TEST(EngineOwned, OneTableKeepsTheSameNumberInEveryLayer) {
     EXPECT_EQ(r.tokens, 36 + 13) << "text, and a quarter of 54 visual tokens, rounded down to be the same for all";
 }
 
+TYPED_TEST(EngineOwned, ImagesHaveBudgetsOfTheirOwn) {
+  const Prompt p = random_prompt(23, 3, 100, 2, 1,
+                                 {{.begin = 4, .end = 34, .token_class = TokenClass::image, .image = 0},
+                                  {.begin = 40, .end = 90, .token_class = TokenClass::image, .image = 1}});
+  const Compressor<KeyNorm, Uniform> method{
+      {}, {}, {.among = visual, .each = Each::image, .also = {{text, Keep::tokens(3 * 15)}}}, Keep::ratio(0.2)};
+  for (const bool one_table : {false, true}) {
+    Engine<typename TestFixture::B> engine(this->be(), p, {.one_table = one_table});
+    auto sequence = sequence_of(this->be(), p, one_table);
+    const std::span<const EngineLayer<float>> layers = engine.layers;
+    const auto reports = sequence.commit(sequence.plan(method, layers), layers);
+    for (const EngineLayerReport& report : reports) {
+      const Positions& kept = report.positions[0];
+      const auto within = [&](Position begin, Position end) {
+        return std::count_if(kept.begin(), kept.end(), [&](Position t) { return t >= begin && t < end; });
+      };
+      EXPECT_EQ(within(4, 34), 6);
+      EXPECT_EQ(within(40, 90), 10);
+      EXPECT_EQ(report.tokens, 6 + 10 + 15);
+    }
+  }
+}
+
 TYPED_TEST(EngineOwned, FrozenTokensAndTheirPagesStay) {
   const Prompt p = random_prompt(4, 2, 90, 2, 2, {});
   for (const Index frozen : {1, 16, 20}) {

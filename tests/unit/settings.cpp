@@ -243,6 +243,31 @@ TEST(Settings, AmountsThatMakeNoSense) {
     expect_refused(message("h2o(keep=", words, ")"), "must be a whole number");
 }
 
+TEST(Settings, BudgetsOfTheirOwn) {
+  const auto m = made("air_cache(keep=10%, each=image, also=text:50%+system+audio:512t)");
+  EXPECT_EQ(m.keep, Keep::ratio(0.1));
+  EXPECT_EQ(m.selector.each, Each::image);
+  EXPECT_EQ(m.selector.also,
+            (ClassKeeps{{text, Keep::ratio(0.5)}, {ClassSet(TokenClass::system) | TokenClass::audio, Keep::tokens(512)}}));
+  EXPECT_EQ(print_setting(m.selector.also), "text:0.5+audio+system:512t");
+  EXPECT_EQ(made(text_of("air_cache", m)), m);
+  EXPECT_EQ(made("key_norm(each=class, also=none)").selector, (TopK{.each = Each::token_class}));
+  EXPECT_EQ(made("air_cache(also=text:0)+kivi").selector.also, (ClassKeeps{{text, Keep::ratio(0)}}));
+  EXPECT_NE(made("air_cache(also=text:1)"), made("air_cache(also=text:2t)"));
+  EXPECT_NE(made("air_cache(also=text:1)"), made("air_cache"));
+  expect_refused("air_cache(each=picture)", "air_cache: each = 'picture', must be one of: none|class|image");
+  for (const char* words : {"", "text", "text:", ":50%", "text:50%+", "+text:50%", "text:50%+none", "none+text:1", "text:50%:1",
+                            "text:50%+words:1", "text:x", "text: 1",
+                            "text:1t+text:1t+text:1t+text:1t+text:1t+text:1t+text:1t+text:1t+text:1t"})
+    expect_refused(message("air_cache(also=", words, ")"),
+                   message("air_cache: also = '", words,
+                           "', must be one of: none, or classes and amounts, at most 8: text:50%+system+audio:512t"));
+  expect_refused("h2o(also=text:50%)", "top_k.also = text:0.5: text has a budget already, in among = all");
+  expect_refused("air_cache(also=text:50%+system+text:1t)", "text+system has a budget already");
+  expect_refused("air_cache(also=text:150%)", "keep = 1.5, a ratio must be within [0, 1]");
+  expect_refused("air_cache(also=text:1.5t)", "must be a whole number");
+}
+
 TEST(Settings, TextThatIsNoList) {
   expect_refused("h2o(keep=1", "h2o: settings must end with ')', got 'h2o(keep=1'");
   expect_refused("h2o(", "settings must end with ')'");
@@ -287,11 +312,15 @@ TEST(Settings, PrintWhatTheyParse) {
                              ClassSet(TokenClass::image)};
     m.selector = {.among = sets[dice.below(5)],
                   .heads = static_cast<SelectHeads>(dice.below(2)),
-                  .recent_share = dice.unit() / 3};
+                  .recent_share = dice.unit() / 3,
+                  .each = static_cast<Each>(dice.below(3))};
     const Keep amounts[] = {Keep::ratio(dice.unit() / 7), Keep::ratio(1e-300 * dice.unit()),
                             Keep::tokens(dice.below(Index{1} << 53)), Keep::pages(dice.below(1 << 20)),
                             Keep::bytes(dice.below(Index{1} << 50))};
     m.keep = amounts[dice.below(5)];
+    if (m.selector.among == visual && dice.chance(0.5)) m.selector.also = {{text, amounts[dice.below(5)]}};
+    if (m.selector.among == visual && dice.chance(0.3))
+      m.selector.also = {{sets[3], amounts[dice.below(5)]}, {text, amounts[dice.below(5)]}};
     if (auto* s = std::get_if<EliteWindow>(&m.scorer.held)) s->alpha = dice.unit() / 3;
     if (auto* s = std::get_if<Random>(&m.scorer.held)) s->seed = dice.below(Index{1} << 53);
     if (auto* s = std::get_if<SinksAndRecent>(&m.scorer.held)) s->sinks = dice.below(1 << 20);

@@ -91,6 +91,22 @@ TEST(Tags, MistakesAreRefusedAndChangeNothing) {
   EXPECT_EQ(error_of(span(0, 5, static_cast<TokenClass>(31))), "no error");
 }
 
+TEST(Tags, SayWhereClassesStand) {
+  constexpr Position end = std::numeric_limits<Position>::max();
+  Tags tags;
+  EXPECT_EQ(tags.of_class(text), (PositionSpans{{0, end}}));
+  EXPECT_EQ(tags.of_class(visual), PositionSpans{});
+  tags.add(span(5, 10, TokenClass::image));
+  tags.add(span(10, 12, TokenClass::video));
+  tags.add(span(12, 14, TokenClass::text));
+  tags.add(span(20, 22, TokenClass::image));
+  EXPECT_EQ(tags.of_class(visual), (PositionSpans{{5, 12}, {20, 22}})) << "neighbours are joined";
+  EXPECT_EQ(tags.of_class(text), (PositionSpans{{0, 5}, {12, 20}, {22, end}}));
+  EXPECT_EQ(tags.of_class(all_tokens), (PositionSpans{{0, end}}));
+  EXPECT_EQ(tags.where([](const TagSpan* s) { return s == nullptr; }), (PositionSpans{{0, 5}, {14, 20}, {22, end}}));
+  EXPECT_EQ(tags.where([](const TagSpan* s) { return s != nullptr && s->begin == 12; }), (PositionSpans{{12, 14}}));
+}
+
 TEST(ClassSets, AreReadAndPrinted) {
   for (const std::string words : {"all", "visual", "text", "image", "video", "audio", "system", "text+image", "image+audio+system"}) {
     ClassSet set;

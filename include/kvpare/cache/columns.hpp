@@ -57,6 +57,20 @@ struct Columns {
     return bitmap;
   }
 
+  /// Columns of tokens at these positions.
+  std::vector<std::uint64_t> at(const PositionSpans& spans) const {
+    std::vector<std::uint64_t> bitmap(static_cast<std::size_t>(words()), 0);
+    auto from = positions.begin();
+    for (const auto& span : spans) {
+      from = std::lower_bound(from, positions.end(), span.first);
+      for (; from != positions.end() && *from < span.second; ++from) {
+        const Index c = from - positions.begin();
+        bitmap[static_cast<std::size_t>(c / word_tokens)] |= std::uint64_t{1} << (c % word_tokens);
+      }
+    }
+    return bitmap;
+  }
+
   std::vector<std::uint64_t> from_slots(const HeadPages& list, Index head, std::span<const std::uint64_t> words) const;
 
   /// A bitmap of columns as a bitmap of slots of one head.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -77,6 +78,9 @@ struct TagSpan {
   friend bool operator==(const TagSpan&, const TagSpan&) = default;
 };
 
+/// Positions [begin, end), ascending and apart.
+using PositionSpans = std::vector<std::pair<Position, Position>>;
+
 /// Non-overlapping spans, ascending. What no span covers is unprotected text.
 class Tags {
  public:
@@ -124,6 +128,32 @@ class Tags {
   TokenClass class_of(Position p) const {
     const TagSpan* s = find(p);
     return s ? s->token_class : TokenClass::text;
+  }
+
+  /// Where the spans stand for which `wanted(const TagSpan*)`; null stands for what no span covers.
+  template <class F>
+  PositionSpans where(F&& wanted) const {
+    PositionSpans out;
+    const auto add = [&](Position begin, Position end) {
+      if (begin >= end) return;
+      if (!out.empty() && out.back().second == begin)
+        out.back().second = end;
+      else
+        out.emplace_back(begin, end);
+    };
+    Position covered = 0;
+    const bool between = wanted(static_cast<const TagSpan*>(nullptr));
+    for (const TagSpan& span : spans_) {
+      if (between) add(covered, span.begin);
+      if (wanted(&span)) add(span.begin, span.end);
+      covered = span.end;
+    }
+    if (between) add(covered, std::numeric_limits<Position>::max());
+    return out;
+  }
+  /// Where tokens of these classes stand.
+  PositionSpans of_class(ClassSet classes) const {
+    return where([&](const TagSpan* s) { return classes.has(s != nullptr ? s->token_class : TokenClass::text); });
   }
 
   Index bytes() const { return static_cast<Index>(spans_.capacity() * sizeof(TagSpan)); }

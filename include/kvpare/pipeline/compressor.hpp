@@ -48,6 +48,12 @@ BudgetNeeds needs_of(const A& budget) {
   return with_policy(budget, [](const auto& a) { return BudgetNeeds{std::remove_cvref_t<decltype(a)>::needs}; });
 }
 
+/// May anything go at `compress`?
+template <class C>
+bool evicts(const C& compressor) {
+  return compressor.keep != Keep::ratio(1) || compressor.selector.only_positive || !compressor.selector.also.empty();
+}
+
 /// Throws unless all settings of a method make sense.
 template <class C>
   requires requires(const C& c) { c.scorer, c.budget, c.selector, c.keep; }

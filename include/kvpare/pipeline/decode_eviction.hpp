@@ -29,13 +29,14 @@ bool follows_compress(const C& method) {
 }  // namespace detail
 
 /// Can a method act between decode steps? Its scorer must read the cache alone, or nothing but the attention of each step; its
-/// budgets must not need scores of all layers; its heads must not share a budget, nor its selector choose by more than score; `keep` must be tokens or a ratio.
+/// budgets must not need scores of all layers; its heads must not share a budget, nor its selector choose by more than score or
+/// give groups of tokens budgets of their own; `keep` must be tokens or a ratio.
 template <class C>
 bool acts_at_decode(const C& method) {
   const Reads reads = method.scorer.reads();
   return (reads.cache_only() || reads.attention) &&
          !needs_of(method.budget).any() &&
-         method.selector.heads != SelectHeads::shared && !method.selector.refines() &&
+         method.selector.heads != SelectHeads::shared && !method.selector.refines() && !method.selector.splits() &&
          (method.keep.unit == Keep::Unit::ratio ||
           (method.keep.unit == Keep::Unit::tokens && !detail::follows_compress(method)));
 }
@@ -78,6 +79,8 @@ void require_acts_at_decode(const C& method) {
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
           "decode: chunk, represent, recover and merge are for what a whole prompt has, at compress only");
+  require(!method.selector.splits(),
+          "decode: each and also give groups of tokens budgets of their own at compress only, must be none");
   require(method.keep.unit == Keep::Unit::ratio || !follows_compress(method), "decode: keep is in tokens, must be a ratio: ",
           policy_name(method.budget), " goes on from what compress left");
   require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,

@@ -83,6 +83,7 @@ class EngineSequence {
   template <class T, class C>
   Plan plan(const C& compressor, std::span<const EngineLayer<T>> layers) {
     Plan plan;
+    kvpare::check(compressor);
     require(compressor.selector.merge == MergeInto::none,
             "plan: merge = nearest writes keys and values, which pages of the engine do not take; must be none");
     plan.layers.resize(layers.size());
@@ -92,6 +93,7 @@ class EngineSequence {
     std::vector<Columns> columns;
     std::vector<ScoredLayer> scored;
     lists.reserve(layers.size()), columns.reserve(layers.size());
+    const std::vector<TokenGroup> groups = groups_of(compressor.selector, compressor.keep, tags_);
     bool together = false;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const EngineLayer<T>& at = layers[l];
@@ -111,15 +113,18 @@ class EngineSequence {
       out.layer = static_cast<Index>(l), out.heads = lists.back().heads, out.columns = &columns.back();
       out.scores = seen.scores(), out.scored_columns = std::min(seen.columns(), columns.back().count);
       out.density = seen.density();
-      const auto members = columns.back().of_class(compressor.selector.among);
-      for (std::size_t w = 0; w < members.size(); ++w)
-        out.given += std::popcount(members[w] & columns.back().live[0][w]);
+      for (const TokenGroup& group : groups) {
+        const auto members = columns.back().at(group.at);
+        Index held = 0;
+        for (std::size_t w = 0; w < members.size(); ++w) held += std::popcount(members[w] & columns.back().live[0][w]);
+        out.given.push_back(held);
+      }
       out.frozen = round_up(at.kv.frozen, at.kv.keys.shape[1]);
       out.page_bytes = at.kv.keys.shape[1] * (at.shape.key_dim + at.shape.value_dim) * static_cast<Index>(sizeof(T));
       together = together || at.kv.scope == Scope::same_tokens;
-      scored.push_back(out);
+      scored.push_back(std::move(out));
     }
-    plan_layers(*be_, compressor, scored, PlanScope{together, one_table_}, plan);
+    plan_layers(*be_, compressor, groups, scored, PlanScope{together, one_table_}, plan);
     return plan;
   }
 
@@ -226,7 +231,7 @@ class EngineSequence {
                                     const C& compressor) {
     Observation<B> seen;
     seen.layer = layer, seen.shape = &at.shape, seen.heads = lists.heads, seen.columns = &columns,
-    seen.among = compressor.selector.among;
+    seen.among = compressor.selector.classes();
     return seen;
   }
 

@@ -65,7 +65,7 @@ class FeatureScores {
     check_features(features);
     importance_ = Buffer<B, float>(be, features.tokens());
     Observation<B> seen;
-    seen.among = compressor.selector.among, seen.features = &features;
+    seen.among = compressor.selector.classes(), seen.features = &features;
     score(be, compressor.scorer, seen, Scores{importance_.data(), 1, features.tokens()});
   }
 

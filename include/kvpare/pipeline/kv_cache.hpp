@@ -70,7 +70,7 @@ struct SequenceStats {
 
 /// What `commit` and `compress` did.
 struct CompressReport {
-  std::vector<Index> layer_budgets;  // tokens per kv head granted among the selector's classes; -1 = layer left alone
+  std::vector<Index> layer_budgets;  // tokens per kv head granted, of all groups that share one; -1 = layer left alone
   Index tokens_before = 0, tokens_after = 0;  // live, over all layers and kv heads
   Index pages_before = 0, pages_after = 0;
   Index page_bytes_before = 0, page_bytes_after = 0;
@@ -380,7 +380,8 @@ class KvCache {
     std::vector<LayerForms> forms;
     for (Index l = 0; l < layers(); ++l) forms.push_back(forms_of(precision, l));
     const KeyRanges key_ranges(*this, s, precision);
-    if (compressor.keep != Keep::ratio(1) || compressor.selector.only_positive) {
+    if (evicts(compressor)) {
+      const std::vector<TokenGroup> groups = groups_of(compressor.selector, compressor.keep, s.tags);
       std::vector<LayerLists> lists;
       std::vector<Columns> columns;
       std::vector<ScoredLayer> scored;
@@ -396,12 +397,12 @@ class KvCache {
         ScoredLayer out;
         out.layer = l, out.heads = lists.back().heads, out.columns = &columns.back();
         out.scores = observed.scores(), out.scored_columns = observed.columns(), out.density = observed.density();
-        out.given = layer.given(s.tags, compressor.selector.among);
+        for (const TokenGroup& group : groups) out.given.push_back(layer.given(group.at));
         out.page_bytes = pool_->page_bytes(size_class(l, append_format));
         out.settled = forms[static_cast<std::size_t>(l)].rest;
-        scored.push_back(out);
+        scored.push_back(std::move(out));
       }
-      plan_layers(*be_, compressor, scored, PlanScope{}, plan);
+      plan_layers(*be_, compressor, groups, scored, PlanScope{}, plan);
     }
     plan_forms(s, precision, forms, key_ranges, plan);
     plan.epoch = s.epoch;
@@ -960,7 +961,7 @@ class KvCache {
   Observation<B> observation(Index layer, const LayerLists& lists, const Columns& columns, const C& compressor) const {
     Observation<B> seen;
     seen.layer = layer, seen.shape = &shape(layer), seen.heads = lists.heads, seen.columns = &columns;
-    seen.among = compressor.selector.among, seen.compressed_to = lists.compressed_to;
+    seen.among = compressor.selector.classes(), seen.compressed_to = lists.compressed_to;
     return seen;
   }
 

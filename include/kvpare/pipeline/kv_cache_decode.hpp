@@ -105,7 +105,7 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
     const Index budget = detail::follows_compress(method)
                              ? step.at->as_compressed(method.keep.amount)
                              : step.sequence->decode_budget.of(method, place, sharing,
-                                                               step.at->given(step.sequence->tags, selector.among));
+                                                               step.at->given(step.sequence->tags.of_class(selector.among)));
     for (Index h = 0; h < (together ? 1 : heads); ++h) {
       if (!detail::eviction_row(step.lists.heads[static_cast<std::size_t>(h)], step.sequence->tags, selector, budget,
                                 step.rest, step.rest < 0 ? 1 : step.block, row))

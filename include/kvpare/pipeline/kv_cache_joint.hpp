@@ -87,6 +87,8 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
           ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
   require(!compressor.selector.refines() && !compressor.selector.only_positive, "plan: ", precision.said,
           " chooses by bytes and scores; chunk, represent, recover, merge and only_positive do not go with it");
+  require(!compressor.selector.splits(), "plan: ", precision.said,
+          " meets one budget in bytes; each and also, which give groups of tokens budgets of their own, do not go with it");
   constexpr Index sampled_pages = 4;
   constexpr double least_weight = 1e-30;  // a token that nobody looks at is still worth bytes that nobody else wants
   constexpr double never = 1e30;
@@ -168,13 +170,15 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   for (OfLayer& w : work) {
     ScoredLayer layer;
     layer.heads = w.lists.heads, layer.columns = &w.columns, layer.scored_columns = w.scored_columns;
+    const detail::PlanPart everything{.tokens = w.columns.at(s.tags.of_class(compressor.selector.among))};
     const Layer& at = s.layers[static_cast<std::size_t>(w.layer)];
     const auto& geometry = geometry_[static_cast<std::size_t>(w.layer)];
     const auto page_bytes = [&](int format) { return pool_->page_bytes(size_class(w.layer, format)); };
     Index before = 0;
     for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
       const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
-      const detail::PlanRow row = detail::plan_row(layer, 0, h, false, compressor.selector);
+      const detail::PlanRow row = 
+          detail::plan_row(layer, everything, detail::open_columns(layer, h), compressor.selector);
       const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
       const std::size_t first = held.size();
       held.push_back({&w, h, append_format, {}, 0, {}});

@@ -163,17 +163,14 @@ struct SequenceLayer {
     while (!given_spans.empty() && given_spans.back().first >= n) given_spans.pop_back();
     if (!given_spans.empty()) given_spans.back().second = std::min(given_spans.back().second, n);
   }
-  /// Tokens of these classes ever appended.
-  Index given(const Tags& tags, ClassSet classes) const {
+  /// Of these positions, how many were ever appended.
+  Index given(const PositionSpans& at) const {
     Index n = 0;
+    auto span = at.begin();
     for (const auto& [begin, end] : given_spans) {
-      Index tagged = 0;
-      for (const TagSpan& span : tags.spans()) {
-        const Index common = std::max<Index>(0, std::min(end, span.end) - std::max(begin, span.begin));
-        tagged += common;
-        if (classes.has(span.token_class)) n += common;
-      }
-      if (classes.has(TokenClass::text)) n += end - begin - tagged;
+      while (span != at.end() && span->second <= begin) ++span;
+      for (auto s = span; s != at.end() && s->first < end; ++s)
+        n += std::min(end, s->second) - std::max(begin, s->first);
     }
     return n;
   }

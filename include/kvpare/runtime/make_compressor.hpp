@@ -157,6 +157,9 @@ inline std::string allowed_values(const Form&) {
   return "a codec for keys and values, keys/values, or as_appended";
 }
 inline std::string allowed_values(const FormChoice&) { return "codecs, or keys/values, joined by +"; }
+inline std::string allowed_values(const ClassKeeps&) {
+  return message("none, or classes and amounts, at most ", ClassKeeps::most, ": text:50%+system+audio:512t");
+}
 inline std::string allowed_values(bool) { return "yes, no"; }
 inline std::string allowed_values(const Ratios&) { return "ratios within [0, 1] that are kept, layer by layer: 0.9 0.5 0.31 …"; }
 inline std::string allowed_values(const LayerBits&) { return "keys/values layer by layer: 8/4 4/4 2/2 …"; }

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../contracts.hpp"
+#include "class_keeps.hpp"
 
 namespace kvpare {
 
@@ -26,6 +27,10 @@ inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 /// What becomes of tokens that go: nothing, or part of the nearest that stays.
 enum class MergeInto : std::uint8_t { none, nearest };
 inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
+
+/// Which of the tokens that `among` names have a `keep` of their own: none, so that they share one; every class; every image.
+enum class Each : std::uint8_t { none, token_class, image };
+inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 
 /// Keeps, per kv head, the `k` best-scored tokens among some classes; everything else stays as it is.
 ///
@@ -54,6 +59,15 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 ///          one's. Keys are averaged as they are, after RoPE. Tokens that stay anyway absorb only with ends_absorb. Rows that
 ///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
 ///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2
+/// Groups   with each = class every class of `among`, with each = image every image has `keep` of its own tokens, so that a
+///          picture of few tokens, or an old one, does not lose them to others. `also` has further classes, with amounts of
+///          their own: "text:50%". All that is said above is then said of one group: its ratio is of what was ever given of
+///          it, it is shared out over the layers by the group's own scores (a density is of the layer's whole attention),
+///          first, last, recent_share, chunk, represent, recover and only_positive count its tokens alone, heads share the
+///          group's budget, and what goes merges into tokens of its group; pages and bytes round down for each. skip_layers
+///          is for all. An image is what TagSpans of one class and number cover; without a number each span is one. Text that
+///          no span covers is one group. Scores are made once for all groups, and a scorer that looks at some classes only
+///          (elite_window, transport: visual) gives the others none: of these the oldest stay, after the recent_share
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
 struct TopK {
@@ -75,6 +89,8 @@ struct TopK {
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
   MergeInto merge = MergeInto::none;
   bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
+  Each each = Each::none;      // which tokens of `among` have a budget of their own
+  ClassKeeps also = {};        // further classes, not of `among`, each with an amount of its own
 
   static constexpr auto fields() {
     return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
@@ -99,13 +115,32 @@ struct TopK {
                       Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
                                          "every so many-th token that goes stays after all, 0 = none"},
                       Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
-                      Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"}};
+                      Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"},
+                      Choice{"each", &TopK::each, "do classes, or images, have budgets of their own?"},
+                      Choice{"also", &TopK::also, "further classes with amounts of their own"}};
   }
   void check() const {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
     require(recover == 0 || represent == 0, name, ": recover = ", recover, " and represent = ", represent,
             " both choose among what goes, one must be 0");
+    ClassSet taken = among;
+    for (const ClassKeep& part : also) {
+      require(part.classes.bits != 0, name, ".also: an amount for no class");
+      require((taken.bits & part.classes.bits) == 0, name, ".also = ", print_setting(also), ": ",
+              print_setting(part.classes), " has a budget already, in among = ", print_setting(among),
+              " or earlier in the list; classes must be in one place");
+      kvpare::check(part.keep);
+      taken = taken | part.classes;
+    }
   }
+  /// Every class that is up for eviction.
+  ClassSet classes() const {
+    ClassSet all = among;
+    for (const ClassKeep& part : also) all = all | part.classes;
+    return all;
+  }
+  /// Have groups of tokens budgets of their own?
+  bool splits() const { return each != Each::none || !also.empty(); }
   /// Does it choose by more than score?
   bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }
   friend bool operator==(const TopK&, const TopK&) = default;

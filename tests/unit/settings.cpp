@@ -58,8 +58,13 @@ TEST(Settings, EveryPartCanBeSet) {
   EXPECT_EQ(scorer_of<LagKv>(made("lag_kv(sinks=0, lag=32, across=yes)")),
             (LagKv{.sinks = 0, .lag = 32, .across = true}));
   EXPECT_EQ(scorer_of<ExpectedAttention>(
-                made("expected_attention(sinks=1, window=64, covariance=no, value_norm=no, epsilon=0.01)")),
-            (ExpectedAttention{.sinks = 1, .window = 64, .covariance = false, .value_norm = false, .epsilon = 0.01}));
+                made("expected_attention(sinks=1, window=64, covariance=no, value_norm=no, epsilon=0.01, future=512)")),
+            (ExpectedAttention{.sinks = 1,
+                               .window = 64,
+                               .covariance = false,
+                               .value_norm = false,
+                               .epsilon = 0.01,
+                               .future = 512}));
   const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
   EXPECT_EQ(scorer_of<ObservationWindow>(snap),
             (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));

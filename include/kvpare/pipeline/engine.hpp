@@ -46,6 +46,7 @@ class EngineSequence {
     check(at, layer);
     kvpare::check(compressor);
     kvpare::detail::require_reads_no_features(compressor);
+    with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, at.shape, layer); });
     require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads &&
                 queries.width == at.shape.key_dim,
             "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [",

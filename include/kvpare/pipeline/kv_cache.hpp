@@ -305,6 +305,7 @@ class KvCache {
                  shape(layer).key_dim);
     kvpare::check(compressor);
     detail::require_reads_no_features(compressor);
+    with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, shape(layer), layer); });
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
             " rows; append first");

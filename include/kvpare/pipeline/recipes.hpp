@@ -56,7 +56,7 @@ inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::r
 inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// Expected Attention (arXiv 2510.00636): what queries like those of the prompt would give, times the value's length; 4
-/// sinks.
+/// sinks. With future = 512, which needs LayerShape::rope, at the positions to come as in the paper, else where they stood.
 inline auto expected_attention() { return Compressor{ExpectedAttention{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.

@@ -7,6 +7,7 @@
 #include "oracle/key_norm.hpp"
 #include "oracle/prefix_kv.hpp"
 #include "oracle/representatives.hpp"
+#include "oracle/rope.hpp"
 #include "oracle/vl_cache.hpp"
 #include "oracle/zip_vl.hpp"
 #include "support/prompt_cases.hpp"
@@ -553,6 +554,19 @@ TYPED_TEST(Rules, WithoutAPageForACopyNothingIsMerged) {
   for (std::size_t t = 0; t < 8; ++t) EXPECT_EQ(untouched[t][0], static_cast<double>(t));
 }
 
+/// The tokens whose mean a survivor is, itself included; the ends of the list absorb nothing.
+Positions joined_in(const Positions& kept, Position survivor, Position tokens) {
+  Positions joined;
+  for (Position t = 0; t < tokens; ++t) {
+    Position nearest = -1;
+    for (std::size_t a = 1; a + 1 < kept.size(); ++a)
+      if (nearest < 0 || std::abs(kept[a] - t) < std::abs(nearest - t)) nearest = kept[a];
+    const bool is_kept = std::binary_search(kept.begin(), kept.end(), t);
+    if (is_kept ? t == survivor : nearest == survivor) joined.push_back(t);
+  }
+  return joined;
+}
+
 /// Random prompts: each head's survivors are means over the tokens nearest to them.
 TYPED_TEST(Rules, ElasticCache) {
   for (const Index page : {16, 32}) {
@@ -568,19 +582,105 @@ TYPED_TEST(Rules, ElasticCache) {
     for (Index h = 0; h < 2; ++h) {
       const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
       for (std::size_t i = 0; i < kept.size(); ++i) {
-        double sum = 0, count = 0;
-        for (Position t = 0; t < 70; ++t) {
-          Position nearest = -1;
-          for (std::size_t a = 1; a + 1 < kept.size(); ++a)
-            if (nearest < 0 || std::abs(kept[a] - t) < std::abs(nearest - t)) nearest = kept[a];
-          const bool is_kept = std::binary_search(kept.begin(), kept.end(), t);
-          if (is_kept ? t != kept[i] : nearest != kept[i]) continue;
-          sum += p.values[0].at(t, h, 3), ++count;
-        }
-        EXPECT_NEAR(values[i][3], sum / count, 1e-5) << "head " << h << ", token " << kept[i];
+        const Positions joined = joined_in(kept, kept[i], 70);
+        double sum = 0;
+        for (const Position t : joined) sum += p.values[0].at(t, h, 3);
+        EXPECT_NEAR(values[i][3], sum / static_cast<double>(joined.size()), 1e-5)
+            << "head " << h << ", token " << kept[i];
       }
     }
   }
+}
+
+/// As above with keys of before RoPE: each turned back by its position, their mean turned to the survivor's.
+TYPED_TEST(Rules, ElasticCacheOfKeysBeforeRope) {
+  for (const RopePairing pairing : {RopePairing::halves, RopePairing::interleaved}) {
+    Prompt p = random_prompt(92, 1, 70, 2, 2, {});
+    const Rope rope = rope_of_base(12, 100, pairing);  // of 16 channels
+    p.model.layers[0].rope = rope;
+    const oracle::RopeSettings settings{rope.inverse_frequencies, pairing == RopePairing::interleaved};
+    auto method = elastic_cache();
+    method.keep = Keep::ratio(0.3), method.selector.merge_keys = MergeKeys::unrotated;
+    FedCache<typename TestFixture::B> fed(this->be(), p, 16);
+    fed.feed(method, 0, 70, 19);
+    EXPECT_EQ(fed.cache.compress(fed.id, method).tokens_merged, 2 * 49);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    ASSERT_EQ(kept.size(), 21u);
+    for (Index h = 0; h < 2; ++h) {
+      const auto keys = rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16);
+      const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        const Positions joined = joined_in(kept, kept[i], 70);
+        std::vector<double> before_rope(16, 0.0);
+        double value = 0;
+        for (const Position t : joined) {
+          std::vector<double> key;
+          for (Index c = 0; c < 16; ++c) key.push_back(p.keys[0].at(t, h, c));
+          const auto back = oracle::times(oracle::transposed(oracle::rotation_matrix(settings, 16, t)), key);
+          for (std::size_t c = 0; c < 16; ++c) before_rope[c] += back[c] / static_cast<double>(joined.size());
+          value += p.values[0].at(t, h, 3) / static_cast<double>(joined.size());
+        }
+        const auto wanted = oracle::times(oracle::rotation_matrix(settings, 16, kept[i]), before_rope);
+        for (std::size_t c = 0; c < 16; ++c)
+          ASSERT_NEAR(keys[i][c], wanted[c], 1e-5) << "head " << h << ", token " << kept[i] << ", channel " << c;
+        EXPECT_NEAR(values[i][3], value, 1e-5) << "values do not turn";
+      }
+    }
+  }
+}
+
+/// Tokens that say the same before RoPE say it still at the place of the one that stays.
+TYPED_TEST(Rules, KeysThatAreTheSameBeforeRopeMergeIntoTheirOwn) {
+  Prompt p = to_merge();
+  p.model.layers[0].rope = rope_of_base(4, 10);
+  const RopeView rope = p.model.layers[0].rope->view();
+  for (Index t = 0; t < 8; ++t)
+    for (Index h = 0; h < 2; ++h) {
+      std::vector<double> key{1, -2, 0.5, 3};
+      rope.rotate(key.data(), static_cast<Position>(t));
+      for (Index c = 0; c < 4; ++c) p.keys[0].at(t, h, c) = rounded(key[static_cast<std::size_t>(c)], DType::f32);
+    }
+  for (const MergeKeys which : {MergeKeys::rotated, MergeKeys::unrotated}) {
+    auto method = merging(false);
+    method.selector.merge_keys = which;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 8);
+    fed.cache.compress(fed.id, method);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    const auto keys = rows_of(this->be(), fed.cache, fed.id, 0, Side::keys, 4);
+    double off = 0;
+    for (std::size_t i = 0; i < kept.size(); ++i)
+      for (Index c = 0; c < 4; ++c)
+        off = std::max(off, std::abs(keys[i][static_cast<std::size_t>(c)] - p.keys[0].at(kept[i], 0, c)));
+    if (which == MergeKeys::unrotated)
+      EXPECT_LT(off, 1e-6);
+    else
+      EXPECT_GT(off, 0.1) << "after RoPE they are not the same";
+  }
+}
+
+TEST(RulesOnly, KeysBeforeRopeNeedARope) {
+  cpu::Backend be;
+  Prompt p = random_prompt(93, 2, 40, 1, 1, {});
+  p.model.layers[0].rope = rope_of_base(16);
+  Compressor method{KeyNorm{}, Uniform{}, TopK{.merge = MergeInto::nearest, .merge_keys = MergeKeys::unrotated},
+                    Keep::ratio(0.5)};
+  const auto refusal = [&](Index skip) {
+    method.selector.skip_layers = skip;
+    FedCache<cpu::Backend> fed(be, p);
+    fed.append(0, 40);
+    const std::string said = error_of([&] { fed.cache.compress(fed.id, method); });
+    EXPECT_EQ(fed.cache.kept(fed.id, 1, 0).size(), said == "no error" && skip < 2 ? 20u : 40u);
+    return said;
+  };
+  EXPECT_EQ(refusal(0), "compress: merge_keys = unrotated: layer 1 has no rope, it must be said in LayerShape::rope");
+  EXPECT_EQ(refusal(2), "no error") << "the layer takes no part";
+  p.model.layers[1].rope = rope_of_base(8);
+  EXPECT_EQ(refusal(0), "no error");
+  p.model.layers[1].rope->axes = {0, 1, 2, 0};
+  EXPECT_NE(refusal(0).find("the rope of layer 1 turns by three numbers of a token"), std::string::npos);
+  method.selector.merge = MergeInto::none;
+  EXPECT_EQ(refusal(0), "top_k: merge_keys = unrotated is for merge = nearest, which averages keys");
 }
 
 TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
@@ -602,6 +702,8 @@ TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
   refused([](auto& m) { m[1].from[0] = 2; }, "position 2 is merged but is no token that goes");
   refused([](auto& m) { m[1].begin.back() = 9; }, "begin of the merges must ascend");
   refused([](auto& m) { m.pop_back(); }, "has merges for 1 heads, must be 2");
+  refused([](auto& m) { m[1].rule = MergeRule::unrotated_mean; },
+          "commit: a merge of unrotated keys: layer 0 has no rope");
   EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 8u);
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "oracle/cached_sequence.hpp"
+#include "oracle/rope.hpp"
 #include "support/features.hpp"
 #include "support/inputs.hpp"
 #include "support/tolerance.hpp"
@@ -442,6 +443,15 @@ class CheckedCache {
             oracle::CachedToken& t = token_at(head, p);
             return side == Side::keys ? t.key : t.value;
           };
+          const bool turned = side == Side::keys && merges[h].rule == MergeRule::unrotated_mean;
+          const auto joining = [&](Position p, Position into) {
+            if (!turned) return row(p);
+            const Rope& rope = *shape(l).rope;
+            return oracle::times(
+                oracle::rotation_matrix({rope.inverse_frequencies, rope.pairing == RopePairing::interleaved}, width,
+                                        static_cast<double>(into - p)),
+                row(p));
+          };
           std::vector<float> now(static_cast<std::size_t>(lists[h].live_tokens() * width));
           const GatherRow gather{lists[h], side, nullptr, width, now.data()};
           be.gather(std::span(&gather, 1));
@@ -453,7 +463,7 @@ class CheckedCache {
                                   .subspan(static_cast<std::size_t>(merges[h].begin[i]),
                                            static_cast<std::size_t>(merges[h].begin[i + 1] - merges[h].begin[i]));
             for (std::size_t c = 0; c < mean.size(); ++c) {
-              for (const Position p : from) mean[c] += row(p)[c];
+              for (const Position p : from) mean[c] += joining(p, into)[c];
               const float x = static_cast<float>(mean[c] / static_cast<double>(1 + from.size()));
               mean[c] = rounded(static_cast<double>(x), side == Side::keys ? raw.key_type : raw.value_type);
             }

@@ -386,6 +386,8 @@ class KvCache {
       for (Index l = 0; l < layers(); ++l) {
         const Layer& layer = s.layers[static_cast<std::size_t>(l)];
         if (!takes_part(l, compressor.selector) || layer.empty()) continue;
+        if (compressor.selector.merge_keys == MergeKeys::unrotated)
+          plain_rope_of(shape(l), l, "compress: merge_keys = unrotated");
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
         const ObservedLayer<B>& observed = scores_of(layer, l, lists.back(), columns.back(), compressor,

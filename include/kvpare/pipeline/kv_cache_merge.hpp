@@ -2,25 +2,36 @@
 // lists as they will be.
 #pragma once
 
+#include "../backend/derived/rope.hpp"
 #include "kv_cache.hpp"
 
 namespace kvpare {
 
 namespace detail {
 
-/// One number of a merged row: the mean of its own and those that join it, in a fixed order.
+/// The tokens of one head that absorb others, as rows of the head before, with the positions they were turned for.
+struct JoinedRows {
+  const float* rows;         // [tokens, width]
+  const Index* own;          // [merged] their row
+  const Position* own_at;    // [merged]
+  const Index* begin;        // [merged + 1]
+  const Index* joining;      // rows
+  const Position* joining_at;
+};
+
+/// One number of a merged row: the mean of its own and those that join it, in a fixed order. With a rope those that join are
+/// turned to its position first.
 struct MeanOfJoined {
-  const float* rows;     // [tokens, width] of the head before
-  const Index* own;      // [merged] their row
-  const Index* begin;    // [merged + 1]
-  const Index* joining;  // rows
-  Index width, stride;   // stride: floats from one merged row to the next
+  JoinedRows joined;
+  RopeView rope;
+  Index width, stride;  // stride: floats from one merged row to the next
   float* out;
   KVPARE_HD void operator()(Index i) const {
-    const Index m = i / width, c = i % width;
-    double sum = static_cast<double>(rows[own[m] * width + c]);
-    for (Index j = begin[m]; j < begin[m + 1]; ++j) sum += static_cast<double>(rows[joining[j] * width + c]);
-    out[m * stride + c] = static_cast<float>(sum / static_cast<double>(1 + begin[m + 1] - begin[m]));
+    const Index m = i / width, c = i % width, end = joined.begin[m + 1];
+    double sum = static_cast<double>(joined.rows[joined.own[m] * width + c]);
+    for (Index j = joined.begin[m]; j < end; ++j)
+      sum += rope.rotated_channel(joined.rows + joined.joining[j] * width, c, joined.own_at[m] - joined.joining_at[j]);
+    out[m * stride + c] = static_cast<float>(sum / static_cast<double>(1 + end - joined.begin[m]));
   }
 };
 
@@ -40,6 +51,8 @@ class KvCache<B, Listed>::Merging {
     std::vector<Joined> joined;
     for (std::size_t h = 0; h < merges.size(); ++h) {
       joined.push_back(places(static_cast<Index>(h), before.heads[h], merges[h], *lists[h], report));
+      if (merges[h].rule == MergeRule::unrotated_mean && rope_.view().pairs == 0)
+        rope_ = BackendRope<B>(*cache.be_, *sh.rope);
       most = std::max(most, static_cast<Index>(joined.back().own.size()));
     }
     if (most == 0) return;
@@ -72,6 +85,8 @@ class KvCache<B, Listed>::Merging {
  private:
   struct Joined {
     std::vector<Index> own, begin = {0}, joining;  // rows of the head before
+    std::vector<Position> own_at, joining_at;
+    MergeRule rule = MergeRule::mean;
   };
 
   struct Token {
@@ -100,6 +115,7 @@ class KvCache<B, Listed>::Merging {
     after.entries = list.entries, after.offsets = list.offsets.data();
     const std::vector<Token> were = tokens_of(before), are = tokens_of(after);
     Joined joined;
+    joined.rule = merge.rule;
     for (std::size_t next = 0; next < merge.into.size(); ++next) {
       const Token& stays = at(are, merge.into[next]);
       const std::size_t e = static_cast<std::size_t>(stays.entry);
@@ -113,8 +129,12 @@ class KvCache<B, Listed>::Merging {
       run.format = append_format, run.slot = static_cast<std::uint16_t>(stays.slot), run.count = 1;
       runs_.push_back(run);
       joined.own.push_back(at(were, merge.into[next]).row);
-      for (Index i = first; i < end; ++i)
-        joined.joining.push_back(at(were, merge.from[static_cast<std::size_t>(i)]).row);
+      joined.own_at.push_back(merge.into[next]);
+      for (Index i = first; i < end; ++i) {
+        const Position from = merge.from[static_cast<std::size_t>(i)];
+        joined.joining.push_back(at(were, from).row);
+        joined.joining_at.push_back(from);
+      }
       joined.begin.push_back(static_cast<Index>(joined.joining.size()));
       report.tokens_merged += end - first;
     }
@@ -149,15 +169,22 @@ class KvCache<B, Listed>::Merging {
     const GatherRow gather{before, side, nullptr, width, rows.data()};
     be.gather(std::span(&gather, 1));
     const Buffer<B, Index> own(be, joined.own), begin(be, joined.begin), joining(be, joined.joining);
+    const Buffer<B, Position> own_at(be, joined.own_at), joining_at(be, joined.joining_at);
+    const bool turned = side == Side::keys && joined.rule == MergeRule::unrotated_mean;
     be.each(static_cast<Index>(joined.own.size()) * width,
-            detail::MeanOfJoined{rows.data(), own.data(), begin.data(), joining.data(), width,
-                                 cache_->shape(layer_).kv_heads * width, out + head * width});
+            detail::MeanOfJoined{
+                {rows.data(), own.data(), own_at.data(), begin.data(), joining.data(), joining_at.data()},
+                turned ? rope_.view() : RopeView{},
+                width,
+                cache_->shape(layer_).kv_heads * width,
+                out + head * width});
   }
 
   KvCache* cache_;
   Index layer_;
   std::deque<FreshPages> fresh_;
   std::vector<WriteRun> runs_;
+  BackendRope<B> rope_;  // of the layer, where keys are turned
   Buffer<B, float> keys_, values_;
   ConstTensor keys_tensor_, values_tensor_;
 };
@@ -170,6 +197,7 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
           lp.merges.size(), " heads, must be ", at.heads.size(), " and come with what stays");
   for (std::size_t h = 0; h < at.heads.size(); ++h) {
     const Merge& m = lp.merges[h];
+    if (m.rule == MergeRule::unrotated_mean) plain_rope_of(shape(layer), layer, "commit: a merge of unrotated keys");
     require(m.begin.size() == m.into.size() + 1 && m.begin.front() == 0 &&
                 std::is_sorted(m.begin.begin(), m.begin.end()) && m.begin.back() == static_cast<Index>(m.from.size()),
             "commit: layer ", layer, " head ", h, ": begin of the merges must ascend from 0 to ", m.from.size());

@@ -185,7 +185,7 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
 
 /// Every token that goes, with the nearest that stays. `chosen`: candidates that stay.
 inline Merge merge_into_nearest(const Columns& columns, const PlanRow& row, std::span<const std::uint64_t> chosen,
-                                bool ends_absorb) {
+                                const TopK& selector) {
   struct Token {
     Position position;
     bool goes, absorbs;
@@ -194,12 +194,13 @@ inline Merge merge_into_nearest(const Columns& columns, const PlanRow& row, std:
   for (Index c = 0; c < columns.count; ++c)
     if (columns.has(row.members, c)) {
       const bool candidate = columns.has(row.candidates, c), stays = !candidate || columns.has(chosen, c);
-      tokens.push_back({columns.positions[static_cast<std::size_t>(c)], !stays, stays && (candidate || ends_absorb)});
+      tokens.push_back({columns.positions[static_cast<std::size_t>(c)], !stays, stays && (candidate || selector.ends_absorb)});
     }
   std::vector<Index> absorbing;
   for (Index t = 0; t < static_cast<Index>(tokens.size()); ++t)
     if (tokens[static_cast<std::size_t>(t)].absorbs) absorbing.push_back(t);
   Merge merge;
+  merge.rule = selector.merge_keys == MergeKeys::unrotated ? MergeRule::unrotated_mean : MergeRule::mean;
   Index t = 0;
   for (std::size_t a = 0; a < absorbing.size(); ++a) {
     const Index here = absorbing[a];
@@ -433,7 +434,7 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       if (selector.merge == MergeInto::nearest)
         out.merges.push_back(detail::merge_into_nearest(
             *layer.columns, row, std::span(chosen_words).subspan(static_cast<std::size_t>(chosen_at[r]), stay.size()),
-            selector.ends_absorb));
+            selector));
     }
     plan.candidates += row.candidate_count * heads;
     plan.chosen += chosen_count * heads;

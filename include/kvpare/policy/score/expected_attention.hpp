@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../../backend/derived/rope.hpp"
 #include "../contracts.hpp"
 
 namespace kvpare {
@@ -133,23 +134,20 @@ class FutureTurns {
  public:
   FutureTurns(B& be, const LayerShape& shape, Index future, Position next, std::span<const Position> positions) {
     if (future == 0) return;
-    frequencies_ = Buffer<B, const double>(be, std::span<const double>(shape.rope->inverse_frequencies));
-    rope_ = shape.rope->view();
-    rope_.inverse_frequencies = frequencies_.data();
+    rope_ = BackendRope<B>(be, *shape.rope);
     const Index count = static_cast<Index>(positions.size());
     const Buffer<B, const Position> of_rows(be, positions);
-    const Buffer<B, double> mean(be, rope_.rotary_dim());
-    turns_ = Buffer<B, float>(be, rope_.rotary_dim() * count);
-    be.each(rope_.pairs, MeanTurn{rope_, future, mean.data()});
-    be.each(rope_.pairs * count, TurnsToCome{rope_, mean.data(), of_rows.data(), next, count, turns_.data()});
+    const Buffer<B, double> mean(be, rope().rotary_dim());
+    turns_ = Buffer<B, float>(be, rope().rotary_dim() * count);
+    be.each(rope().pairs, MeanTurn{rope(), future, mean.data()});
+    be.each(rope().pairs * count, TurnsToCome{rope(), mean.data(), of_rows.data(), next, count, turns_.data()});
   }
-  const RopeView& rope() const { return rope_; }
+  const RopeView& rope() const { return rope_.view(); }
   const float* data() const { return turns_.data(); }
 
  private:
-  Buffer<B, const double> frequencies_;
+  BackendRope<B> rope_;
   Buffer<B, float> turns_;
-  RopeView rope_;
 };
 
 /// Means of the channels; one of them with a NaN has none.

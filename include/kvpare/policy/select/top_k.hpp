@@ -26,6 +26,9 @@ inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 /// What becomes of tokens that go: nothing, or part of the nearest that stays.
 enum class MergeInto : std::uint8_t { none, nearest };
 inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
+/// Which keys are averaged: as they are, after RoPE, or turned back by their positions and then to the absorbing token's.
+enum class MergeKeys : std::uint8_t { rotated, unrotated };
+inline constexpr std::string_view choices(MergeKeys*) { return "rotated|unrotated"; }
 
 /// Keeps, per kv head, the `k` best-scored tokens among some classes; everything else stays as it is.
 ///
@@ -51,9 +54,11 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 ///          them, so that the budget holds. TopV (Yang et al. 2025, arXiv 2503.18278)
 /// Merging  with merge = nearest, keys and values of a token that goes are averaged into those of the nearest token that was
 ///          chosen, counted in tokens of those classes, ties to the older; each has weight 1, the position is the chosen
-///          one's. Keys are averaged as they are, after RoPE. Tokens that stay anyway absorb only with ends_absorb. Rows that
+///          one's. Keys are averaged as they are, after RoPE; with merge_keys = unrotated before it, so that tokens which say
+///          the same at different places add up to what they say at the chosen one's. That needs LayerShape::rope in every
+///          layer that takes part, and is refused without. Tokens that stay anyway absorb only with ends_absorb. Rows that
 ///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
-///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2
+///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2; merge_keys is ours
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
 struct TopK {
@@ -74,6 +79,7 @@ struct TopK {
   Spacing spacing = Spacing::even;
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
   MergeInto merge = MergeInto::none;
+  MergeKeys merge_keys = MergeKeys::rotated;
   bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
 
   static constexpr auto fields() {
@@ -99,12 +105,15 @@ struct TopK {
                       Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
                                          "every so many-th token that goes stays after all, 0 = none"},
                       Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
+                      Choice{"merge_keys", &TopK::merge_keys, "with merge = nearest: keys averaged after RoPE, or before it"},
                       Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"}};
   }
   void check() const {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
     require(recover == 0 || represent == 0, name, ": recover = ", recover, " and represent = ", represent,
             " both choose among what goes, one must be 0");
+    require(merge_keys == MergeKeys::rotated || merge == MergeInto::nearest, name,
+            ": merge_keys = unrotated is for merge = nearest, which averages keys");
   }
   /// Does it choose by more than score?
   bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }

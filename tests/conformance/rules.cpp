@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "oracle/accumulated_attention.hpp"
+#include "oracle/cache_merging.hpp"
 #include "oracle/corm.hpp"
 #include "oracle/key_norm.hpp"
 #include "oracle/prefix_kv.hpp"
@@ -659,6 +660,106 @@ TYPED_TEST(Rules, KeysThatAreTheSameBeforeRopeMergeIntoTheirOwn) {
   }
 }
 
+// ---- CaM
+
+double cam_coin(Index seed, Index layer, Index head, Index position) {
+  return static_cast<double>(
+      random_unit(static_cast<std::uint64_t>(seed), layer, head, static_cast<Position>(position)));
+}
+
+/// Once after a prompt, and once more when heads hold different tokens.
+TYPED_TEST(Rules, CacheMergingAddsValuesToTheNextThatStay) {
+  for (const SelectHeads heads : {SelectHeads::kv, SelectHeads::layer})
+    for (const Index m : {1, 3, 32}) {
+      const Prompt p = random_prompt(94, 1, 70, 2, 2, {});
+      auto method = cam();
+      method.selector.heads = heads, method.selector.merge_into = m, method.selector.merge_seed = 5;
+      if (heads == SelectHeads::kv) method.selector.recent_share = 0;  // the newest have collected little: all would join
+      FedCache<typename TestFixture::B> fed(this->be(), p, 16);
+      fed.feed(method, 0, 70, 19);
+      for (const double ratio : {0.5, 0.2}) {
+        method.keep = Keep::ratio(ratio);
+        const LayerScores scores = fed.cache.scores(fed.id, 0, method);
+        std::vector<std::vector<std::vector<double>>> keys, values;
+        std::vector<Positions> held;
+        for (Index h = 0; h < 2; ++h) {
+          keys.push_back(rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16));
+          values.push_back(rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16));
+          held.push_back(fed.cache.kept(fed.id, 0, h));
+        }
+        const auto report = fed.cache.compress(fed.id, method);
+        Index merged = 0;
+        for (Index h = 0; h < 2; ++h) {
+          const auto at = static_cast<std::size_t>(h);
+          const Positions kept = fed.cache.kept(fed.id, 0, h);
+          ASSERT_EQ(kept.size(), static_cast<std::size_t>(70 * ratio));
+          std::vector<Index> kept_rows;
+          std::vector<double> score_of;
+          for (std::size_t i = 0; i < held[at].size(); ++i) {
+            if (std::ranges::binary_search(kept, held[at][i])) kept_rows.push_back(static_cast<Index>(i));
+            const auto column = std::ranges::lower_bound(scores.positions, held[at][i]) - scores.positions.begin();
+            score_of.push_back(static_cast<double>(scores.values[at][static_cast<std::size_t>(column)]));
+          }
+          const auto wanted = oracle::cache_merging(values[at], score_of, kept_rows, m, [&](Index i) {
+            return cam_coin(5, 0, h, held[at][static_cast<std::size_t>(i)]);
+          });
+          merged += std::ssize(wanted.merged);
+          EXPECT_GT(wanted.merged.size(), 0u);
+          if (heads == SelectHeads::kv) {
+            EXPECT_LT(wanted.merged.size(), held[at].size() - kept.size()) << "some coins say no";
+          }
+          const auto got = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
+          const auto got_keys = rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16);
+          for (std::size_t i = 0; i < kept.size(); ++i) {
+            EXPECT_EQ(got_keys[i], keys[at][static_cast<std::size_t>(kept_rows[i])]) << "keys stay";
+            for (std::size_t c = 0; c < 16; ++c)
+              ASSERT_NEAR(got[i][c], wanted.values[i][c], 1e-5)
+                  << "m " << m << ", ratio " << ratio << ", head " << h << ", token " << kept[i];
+          }
+        }
+        EXPECT_EQ(report.tokens_merged, merged);
+        EXPECT_EQ(report.tokens_not_merged, 0);
+      }
+    }
+}
+
+/// What the coins make of it on average is what eviction took away.
+TEST(RulesOnly, CacheMergingKeepsTheOutputOnAverage) {
+  const detail::MergeToken tokens[] = {
+      {0, 0, false, true}, {1, 1, true, false}, {2, 2, false, true}, {3, 3, false, true}, {4, 4, true, false}};
+  const float scores[] = {1, 2, 3, 5, 9};
+  const int seeds = 20000;
+  double given = 0;
+  for (int seed = 0; seed < seeds; ++seed) {
+    TopK selector{.merge = MergeInto::values, .merge_into = 2, .merge_seed = seed};
+    const Merge merge = detail::merge_values(tokens, scores, selector, 3, 1);
+    if (merge.from.empty()) continue;
+    ASSERT_EQ(merge.from, (Positions{1})) << "nothing stays after token 4";
+    ASSERT_EQ(merge.into, (Positions{2, 3}));
+    ASSERT_EQ(merge.weights, (std::vector{0.5}));
+    given += (3 * 0.5 + 5 * 0.5) / seeds;
+  }
+  EXPECT_NEAR(given, 2, 0.05) << "its own attention";
+}
+
+TEST(RulesOnly, CacheMergingTakesNoScoresBelowZeroAndNoNaN) {
+  const auto merged = [](std::vector<float> scores) {
+    const detail::MergeToken tokens[] = {{10, 0, true, false}, {11, 1, false, true}, {12, 2, false, true}};
+    return detail::merge_values(tokens, scores, {.merge = MergeInto::values, .merge_into = 2}, 0, 0);
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(merged({5, 1, 1}).from, (Positions{10})) << "as sure as can be";
+  EXPECT_EQ(merged({5, 0, 0}).from, (Positions{10}));
+  EXPECT_TRUE(merged({0, 0, 0}).from.empty());
+  EXPECT_TRUE(merged({-5, -1, -1}).from.empty());
+  EXPECT_TRUE(merged({nan, 1, 1}).from.empty());
+  EXPECT_TRUE(merged({5, 1, nan}).from.empty());
+  // A token that came after the last observation has no score: it takes no part.
+  const Merge one = merged({5, 1});
+  EXPECT_EQ(one.into, (Positions{11}));
+  EXPECT_EQ(one.weights, (std::vector{1.0}));
+}
+
 TEST(RulesOnly, KeysBeforeRopeNeedARope) {
   cpu::Backend be;
   Prompt p = random_prompt(93, 2, 40, 1, 1, {});
@@ -700,7 +801,21 @@ TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
   };
   refused([](auto& m) { m[0].into[0] = 3; }, "position 3 absorbs others but does not stay");
   refused([](auto& m) { m[1].from[0] = 2; }, "position 2 is merged but is no token that goes");
-  refused([](auto& m) { m[1].begin.back() = 9; }, "begin of the merges must ascend");
+  refused([](auto& m) { m[1].begin.back() = 9; }, "the ranges of those, must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.back() = 9; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.pop_back(); }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].begin.front() = -1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.back() -= 1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.front() -= 1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { std::swap(m[0].into[0], m[0].into[1]); }, "tokens that absorb others, and the ranges");
+  refused([](auto& m) { m[1].weights = {1}; }, "1 weights for 4 merged tokens, must be none: means take each once");
+  refused([](auto& m) { m[0].rule = MergeRule::added_values; }, "0 weights for 4 merged tokens, must be one each");
+  refused(
+      [](auto& m) {
+        m[0].rule = MergeRule::added_values;
+        m[0].weights = {1, std::numeric_limits<double>::infinity(), 1, 1};
+      },
+      "must be one each, and finite");
   refused([](auto& m) { m.pop_back(); }, "has merges for 1 heads, must be 2");
   refused([](auto& m) { m[1].rule = MergeRule::unrotated_mean; },
           "commit: a merge of unrotated keys: layer 0 has no rope");
@@ -713,6 +828,7 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(zip_vl());
   waits_at_most_once(corm());
   waits_at_most_once(elastic_cache());
+  waits_at_most_once(cam());
   waits_at_most_once(kv_crush());
   waits_at_most_once(chunk_kv());
 }

@@ -15,6 +15,9 @@ TEST(Recipes, AreTheirParts) {
   EXPECT_EQ(snap_kv(), (Compressor{ObservationWindow{.window = 32, .pool = 5, .pooling = Pooling::avg}, Uniform{},
                                    TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
+  EXPECT_EQ(cam(), (Compressor{AccumulatedAttention{}, Uniform{},
+                               TopK{.recent_share = 0.5, .merge = MergeInto::values, .merge_into = 32, .merge_seed = 0},
+                               Keep::ratio(0.2)}));
   EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(csp(), (Compressor{CrossSelf{.cross = 0.5, .n = 1, .window_share = 0.1, .window = 0}, Uniform{},
                                TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));

@@ -42,15 +42,17 @@ struct Tier {
 enum class MergeRule : std::uint8_t {
   mean,            // keys and values: the mean of its own and theirs, each with weight 1
   unrotated_mean,  // the same, each key turned first from its token's position to the absorbing one's (LayerShape::rope)
+  added_values,    // values: its own and theirs times their weights; its key stays
 };
 
-/// Tokens of one head that go and become part of others that stay: `into[i]` absorbs `from[begin[i]]` to
-/// `from[begin[i + 1] - 1]`.
+/// Tokens of one head that go and become part of others that stay: `into[i]` absorbs `from[begin[i]]` to `from[end[i] - 1]`.
+/// Ranges ascend and leave nothing out; they may overlap.
 struct Merge {
   std::vector<Position> into;  // ascending
-  std::vector<Index> begin = {0};
+  std::vector<Index> begin, end;
   std::vector<Position> from;
   MergeRule rule = MergeRule::mean;
+  std::vector<double> weights = {};  // of `from`, with added_values
   friend bool operator==(const Merge&, const Merge&) = default;
 };
 

@@ -85,7 +85,7 @@ class EngineSequence {
   Plan plan(const C& compressor, std::span<const EngineLayer<T>> layers) {
     Plan plan;
     require(compressor.selector.merge == MergeInto::none,
-            "plan: merge = nearest writes keys and values, which pages of the engine do not take; must be none");
+            "plan: merge writes keys and values, which pages of the engine do not take; it must be none");
     plan.layers.resize(layers.size());
     plan.epoch = epoch_of(layers);
     observed_.resize(std::max(observed_.size(), layers.size()));

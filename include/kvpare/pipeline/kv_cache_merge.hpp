@@ -1,8 +1,9 @@
-// Tokens that go become part of tokens that stay: means of keys and values, on their way from the lists as they were to the
-// lists as they will be.
+// Tokens that go become part of tokens that stay: means of keys and values, or values added up, on their way from the lists as
+// they were to the lists as they will be.
 #pragma once
 
 #include "../backend/derived/rope.hpp"
+#include "../codec/rounding.hpp"
 #include "kv_cache.hpp"
 
 namespace kvpare {
@@ -14,24 +15,27 @@ struct JoinedRows {
   const float* rows;         // [tokens, width]
   const Index* own;          // [merged] their row
   const Position* own_at;    // [merged]
-  const Index* begin;        // [merged + 1]
+  const Index *begin, *end;  // [merged] of those that join
   const Index* joining;      // rows
   const Position* joining_at;
+  const double* weights;     // of those that join, or null: the mean
 };
 
-/// One number of a merged row: the mean of its own and those that join it, in a fixed order. With a rope those that join are
-/// turned to its position first.
-struct MeanOfJoined {
+/// One number of a merged row, added up in a fixed order. With a rope those that join are turned to its position first.
+struct JoinRows {
   JoinedRows joined;
   RopeView rope;
   Index width, stride;  // stride: floats from one merged row to the next
   float* out;
   KVPARE_HD void operator()(Index i) const {
-    const Index m = i / width, c = i % width, end = joined.begin[m + 1];
+    const Index m = i / width, c = i % width, begin = joined.begin[m], end = joined.end[m];
     double sum = static_cast<double>(joined.rows[joined.own[m] * width + c]);
-    for (Index j = joined.begin[m]; j < end; ++j)
-      sum += rope.rotated_channel(joined.rows + joined.joining[j] * width, c, joined.own_at[m] - joined.joining_at[j]);
-    out[m * stride + c] = static_cast<float>(sum / static_cast<double>(1 + end - joined.begin[m]));
+    for (Index j = begin; j < end; ++j) {
+      const double x =
+          rope.rotated_channel(joined.rows + joined.joining[j] * width, c, joined.own_at[m] - joined.joining_at[j]);
+      sum += joined.weights == nullptr ? x : product(joined.weights[j], x);
+    }
+    out[m * stride + c] = static_cast<float>(joined.weights == nullptr ? sum / static_cast<double>(1 + end - begin) : sum);
   }
 };
 
@@ -63,8 +67,8 @@ class KvCache<B, Listed>::Merging {
     values_tensor_ = ConstTensor(static_cast<const float*>(values_.data()), most, heads, sh.value_dim);
     for (Index h = 0; h < heads; ++h)
       for (const Side side : {Side::keys, Side::values})
-        compute(before.heads[static_cast<std::size_t>(h)], joined[static_cast<std::size_t>(h)], h, side,
-                side == Side::keys ? sh.key_dim : sh.value_dim, side == Side::keys ? keys_.data() : values_.data());
+        compute(before.heads[static_cast<std::size_t>(h)], merges[static_cast<std::size_t>(h)],
+                joined[static_cast<std::size_t>(h)], h, side, side == Side::keys ? sh.key_dim : sh.value_dim, side == Side::keys ? keys_.data() : values_.data());
   }
 
   /// Before the lists are put in place: pages taken for them are theirs.
@@ -84,9 +88,8 @@ class KvCache<B, Listed>::Merging {
 
  private:
   struct Joined {
-    std::vector<Index> own, begin = {0}, joining;  // rows of the head before
-    std::vector<Position> own_at, joining_at;
-    MergeRule rule = MergeRule::mean;
+    std::vector<Index> own, begin, end, joining;  // own, joining: rows of the head before
+    std::vector<Position> own_at;
   };
 
   struct Token {
@@ -115,13 +118,12 @@ class KvCache<B, Listed>::Merging {
     after.entries = list.entries, after.offsets = list.offsets.data();
     const std::vector<Token> were = tokens_of(before), are = tokens_of(after);
     Joined joined;
-    joined.rule = merge.rule;
+    std::vector<bool> lost(merge.from.size(), false);
     for (std::size_t next = 0; next < merge.into.size(); ++next) {
       const Token& stays = at(are, merge.into[next]);
       const std::size_t e = static_cast<std::size_t>(stays.entry);
-      const Index first = merge.begin[next], end = merge.begin[next + 1];
       if (list.entries[e].format != append_format || !make_private(list, e)) {
-        report.tokens_not_merged += end - first;
+        std::fill(lost.begin() + merge.begin[next], lost.begin() + merge.end[next], true);
         continue;
       }
       WriteRun run;
@@ -130,14 +132,12 @@ class KvCache<B, Listed>::Merging {
       runs_.push_back(run);
       joined.own.push_back(at(were, merge.into[next]).row);
       joined.own_at.push_back(merge.into[next]);
-      for (Index i = first; i < end; ++i) {
-        const Position from = merge.from[static_cast<std::size_t>(i)];
-        joined.joining.push_back(at(were, from).row);
-        joined.joining_at.push_back(from);
-      }
-      joined.begin.push_back(static_cast<Index>(joined.joining.size()));
-      report.tokens_merged += end - first;
+      joined.begin.push_back(merge.begin[next]), joined.end.push_back(merge.end[next]);
     }
+    for (const Position p : merge.from) joined.joining.push_back(at(were, p).row);
+    const Index not_merged = std::count(lost.begin(), lost.end(), true);
+    report.tokens_not_merged += not_merged;
+    report.tokens_merged += static_cast<Index>(merge.from.size()) - not_merged;
     return joined;
   }
 
@@ -161,23 +161,26 @@ class KvCache<B, Listed>::Merging {
     return true;
   }
 
-  void compute(const HeadPages& before, const Joined& joined, Index head, Side side, Index width, float* out) {
+  void compute(const HeadPages& before, const Merge& merge, const Joined& joined, Index head, Side side, Index width,
+               float* out) {
     if (joined.own.empty()) return;
     B& be = *cache_->be_;
-    const Index tokens = before.live_tokens();
+    const Index tokens = before.live_tokens(), merged = static_cast<Index>(joined.own.size());
     const Buffer<B, float> rows(be, tokens * width);
     const GatherRow gather{before, side, nullptr, width, rows.data()};
     be.gather(std::span(&gather, 1));
-    const Buffer<B, Index> own(be, joined.own), begin(be, joined.begin), joining(be, joined.joining);
-    const Buffer<B, Position> own_at(be, joined.own_at), joining_at(be, joined.joining_at);
-    const bool turned = side == Side::keys && joined.rule == MergeRule::unrotated_mean;
-    be.each(static_cast<Index>(joined.own.size()) * width,
-            detail::MeanOfJoined{
-                {rows.data(), own.data(), own_at.data(), begin.data(), joining.data(), joining_at.data()},
-                turned ? rope_.view() : RopeView{},
-                width,
-                cache_->shape(layer_).kv_heads * width,
-                out + head * width});
+    const bool values_only = merge.rule == MergeRule::added_values, keys = side == Side::keys;
+    const Buffer<B, Index> own(be, joined.own), begin(be, joined.begin), joining(be, joined.joining),
+        end(be, keys && values_only ? joined.begin : joined.end);
+    const Buffer<B, Position> own_at(be, joined.own_at), joining_at(be, merge.from);
+    const Buffer<B, double> weights(be, merge.weights);
+    be.each(merged * width,
+            detail::JoinRows{{rows.data(), own.data(), own_at.data(), begin.data(), end.data(), joining.data(),
+                              joining_at.data(), weights.data()},
+                             keys && merge.rule == MergeRule::unrotated_mean ? rope_.view() : RopeView{},
+                             width,
+                             cache_->shape(layer_).kv_heads * width,
+                             out + head * width});
   }
 
   KvCache* cache_;
@@ -198,9 +201,22 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
   for (std::size_t h = 0; h < at.heads.size(); ++h) {
     const Merge& m = lp.merges[h];
     if (m.rule == MergeRule::unrotated_mean) plain_rope_of(shape(layer), layer, "commit: a merge of unrotated keys");
-    require(m.begin.size() == m.into.size() + 1 && m.begin.front() == 0 &&
-                std::is_sorted(m.begin.begin(), m.begin.end()) && m.begin.back() == static_cast<Index>(m.from.size()),
-            "commit: layer ", layer, " head ", h, ": begin of the merges must ascend from 0 to ", m.from.size());
+    const Index joining = static_cast<Index>(m.from.size());
+    bool ranges = m.begin.size() == m.into.size() && m.end.size() == m.into.size();
+    Index covered = 0;
+    for (std::size_t i = 0; ranges && i < m.into.size(); ++i) {
+      ranges = 0 <= m.begin[i] && m.begin[i] <= covered && covered <= m.end[i] && m.end[i] <= joining &&
+               (i == 0 || (m.begin[i - 1] <= m.begin[i] && m.into[i - 1] < m.into[i]));
+      covered = m.end[i];
+    }
+    require(ranges && covered == joining, "commit: layer ", layer, " head ", h,
+            ": tokens that absorb others, and the ranges of those, must ascend and leave out none of ", joining);
+    const bool weighted = m.rule == MergeRule::added_values;
+    require(m.weights.size() == (weighted ? m.from.size() : 0) && std::ranges::all_of(m.weights, [](double w) {
+              return std::abs(w) <= std::numeric_limits<double>::max();
+            }),
+            "commit: layer ", layer, " head ", h, ": ", m.weights.size(), " weights for ", joining, " merged tokens, must be ",
+            weighted ? "one each, and finite" : "none: means take each once");
     const HeadPages list = list_of(at.heads[h], layer);
     const std::vector<Position> live = positions_of(list, Selection::live(list.entries));
     Selection kept = lp.keep[h];

@@ -183,35 +183,81 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
   return row;
 }
 
-/// Every token that goes, with the nearest that stays. `chosen`: candidates that stay.
-inline Merge merge_into_nearest(const Columns& columns, const PlanRow& row, std::span<const std::uint64_t> chosen,
-                                const TopK& selector) {
-  struct Token {
-    Position position;
-    bool goes, absorbs;
-  };
-  std::vector<Token> tokens;
+/// A token of the selector's classes, when it is known who stays.
+struct MergeToken {
+  Position position;
+  Index column;
+  bool goes, absorbs;
+};
+
+/// By position. `chosen`: candidates that stay.
+inline std::vector<MergeToken> merge_tokens(const Columns& columns, const PlanRow& row,
+                                            std::span<const std::uint64_t> chosen, bool ends_absorb) {
+  std::vector<MergeToken> tokens;
   for (Index c = 0; c < columns.count; ++c)
     if (columns.has(row.members, c)) {
       const bool candidate = columns.has(row.candidates, c), stays = !candidate || columns.has(chosen, c);
-      tokens.push_back({columns.positions[static_cast<std::size_t>(c)], !stays, stays && (candidate || selector.ends_absorb)});
+      tokens.push_back({columns.positions[static_cast<std::size_t>(c)], c, !stays, stays && (candidate || ends_absorb)});
     }
+  return tokens;
+}
+
+/// Every token that goes, with the nearest that stays.
+inline Merge merge_into_nearest(std::span<const MergeToken> tokens, MergeKeys keys) {
   std::vector<Index> absorbing;
   for (Index t = 0; t < static_cast<Index>(tokens.size()); ++t)
     if (tokens[static_cast<std::size_t>(t)].absorbs) absorbing.push_back(t);
   Merge merge;
-  merge.rule = selector.merge_keys == MergeKeys::unrotated ? MergeRule::unrotated_mean : MergeRule::mean;
+  merge.rule = keys == MergeKeys::unrotated ? MergeRule::unrotated_mean : MergeRule::mean;
   Index t = 0;
   for (std::size_t a = 0; a < absorbing.size(); ++a) {
     const Index here = absorbing[a];
     // The last token of which this one is the nearest, ties to the older.
     const Index last = a + 1 < absorbing.size() ? (here + absorbing[a + 1]) / 2 : static_cast<Index>(tokens.size()) - 1;
-    const std::size_t before = merge.from.size();
+    const Index before = static_cast<Index>(merge.from.size());
     for (; t <= last; ++t)
       if (tokens[static_cast<std::size_t>(t)].goes) merge.from.push_back(tokens[static_cast<std::size_t>(t)].position);
-    if (merge.from.size() == before) continue;
+    if (static_cast<Index>(merge.from.size()) == before) continue;
     merge.into.push_back(tokens[static_cast<std::size_t>(here)].position);
-    merge.begin.push_back(static_cast<Index>(merge.from.size()));
+    merge.begin.push_back(before), merge.end.push_back(static_cast<Index>(merge.from.size()));
+  }
+  return merge;
+}
+
+/// CaM: tokens that go and whose coin says so, with the next that stay. `scores`: the kv head's, by column; those beyond have
+/// none.
+inline Merge merge_values(std::span<const MergeToken> tokens, std::span<const float> scores, const TopK& selector,
+                          Index layer, Index head) {
+  const auto score_of = [&](const MergeToken& t) {
+    const float score = scores[static_cast<std::size_t>(t.column)];
+    return score < 0 ? 0.0 : static_cast<double>(score);
+  };
+  std::vector<MergeToken> absorbing;
+  for (const MergeToken& t : tokens)
+    if (t.absorbs && t.column < static_cast<Index>(scores.size())) absorbing.push_back(t);
+  Merge merge;
+  merge.rule = MergeRule::added_values;
+  std::vector<Index> first, last;  // of `absorbing`, for every token that joins
+  std::size_t next = 0;
+  for (const MergeToken& t : tokens) {
+    while (next < absorbing.size() && absorbing[next].position < t.position) ++next;
+    const Index parts = std::min(selector.merge_into, static_cast<Index>(absorbing.size() - next));
+    if (!t.goes || parts == 0) continue;
+    double mean = 0;
+    for (const MergeToken& a : std::span(absorbing).subspan(next, static_cast<std::size_t>(parts)))
+      mean += score_of(a) / static_cast<double>(parts);
+    const float coin = random_unit(static_cast<std::uint64_t>(selector.merge_seed), layer, head, t.position);
+    if (!(static_cast<double>(coin) * mean < score_of(t))) continue;
+    merge.from.push_back(t.position), merge.weights.push_back(1 / static_cast<double>(parts));
+    first.push_back(static_cast<Index>(next)), last.push_back(static_cast<Index>(next) + parts - 1);
+  }
+  const Index joining = static_cast<Index>(merge.from.size());
+  for (Index a = 0, begin = 0, end = 0; a < static_cast<Index>(absorbing.size()); ++a) {
+    while (begin < joining && last[static_cast<std::size_t>(begin)] < a) ++begin;
+    while (end < joining && first[static_cast<std::size_t>(end)] <= a) ++end;
+    if (begin == end) continue;
+    merge.into.push_back(absorbing[static_cast<std::size_t>(a)].position);
+    merge.begin.push_back(begin), merge.end.push_back(end);
   }
   return merge;
 }
@@ -408,6 +454,13 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
 
   std::vector<std::uint64_t> chosen_words;
   std::vector<Index> keep_counts, nans;
+  std::vector<std::vector<float>> scores_on_host(selector.merge == MergeInto::values ? n : 0);
+  for (std::size_t l = 0; l < scores_on_host.size(); ++l) {
+    scores_on_host[l].resize(layers[l].heads.size() * static_cast<std::size_t>(layers[l].scored_columns));
+    if (!scores_on_host[l].empty())
+      be.to_host(scores_on_host[l].data(), layers[l].scores,
+                 static_cast<Index>(scores_on_host[l].size() * sizeof(float)));
+  }
   keep.to_host(keep_counts);
   nan_counts.to_host(nans);
   be.wait(chosen.to_host(chosen_words));
@@ -431,10 +484,19 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       Selection selection(layer.columns->to_slots(list, row.head + h, stay));
       selection &= Selection::live(list.entries);
       out.keep.push_back(std::move(selection));
+      if (selector.merge == MergeInto::none) continue;
+      const auto tokens = detail::merge_tokens(
+          *layer.columns, row, std::span(chosen_words).subspan(static_cast<std::size_t>(chosen_at[r]), stay.size()),
+          selector.ends_absorb);
       if (selector.merge == MergeInto::nearest)
-        out.merges.push_back(detail::merge_into_nearest(
-            *layer.columns, row, std::span(chosen_words).subspan(static_cast<std::size_t>(chosen_at[r]), stay.size()),
-            selector));
+        out.merges.push_back(detail::merge_into_nearest(tokens, selector.merge_keys));
+      else
+        out.merges.push_back(detail::merge_values(
+            tokens,
+            std::span(scores_on_host[row.layer])
+                .subspan(static_cast<std::size_t>((row.head + h) * layer.scored_columns),
+                         static_cast<std::size_t>(layer.scored_columns)),
+            selector, layer.layer, row.head + h));
     }
     plan.candidates += row.candidate_count * heads;
     plan.chosen += chosen_count * heads;

@@ -114,6 +114,13 @@ inline auto elastic_cache() {
                     Keep::ratio(0.5)};
 }
 
+/// CaM (ICML 2024) on H2O: values of what goes are added to those of the next 32 that stay, by a seeded coin, so that what they
+/// give the output is expected to be the same. At compress only; go on with `h2o` between decode steps.
+inline auto cam() {
+  return Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5, .merge = MergeInto::values},
+                    Keep::ratio(0.2)};
+}
+
 /// ZipVL (arXiv 2410.08584v2): the tokens that have 97.5 % of a layer's attention; `keep` is only a bound.
 inline auto zip_vl() {
   return Compressor{DynamicShare{}, Uniform{}, TopK{.heads = SelectHeads::layer, .only_positive = true}, Keep::ratio(1)};

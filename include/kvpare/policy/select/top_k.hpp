@@ -23,9 +23,9 @@ inline constexpr std::string_view choices(Signature*) { return "half|kept"; }
 enum class Spacing : std::uint8_t { even, step };
 inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 
-/// What becomes of tokens that go: nothing, or part of the nearest that stays.
-enum class MergeInto : std::uint8_t { none, nearest };
-inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
+/// What becomes of tokens that go: nothing, part of the nearest that stays, or, of their values, part of the next that stay.
+enum class MergeInto : std::uint8_t { none, nearest, values };
+inline constexpr std::string_view choices(MergeInto*) { return "none|nearest|values"; }
 /// Which keys are averaged: as they are, after RoPE, or turned back by their positions and then to the absorbing token's.
 enum class MergeKeys : std::uint8_t { rotated, unrotated };
 inline constexpr std::string_view choices(MergeKeys*) { return "rotated|unrotated"; }
@@ -59,8 +59,18 @@ inline constexpr std::string_view choices(MergeKeys*) { return "rotated|unrotate
 ///          layer that takes part, and is refused without. Tokens that stay anyway absorb only with ends_absorb. Rows that
 ///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
 ///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2; merge_keys is ours
+/// Values   with merge = values, the value of a token i that goes is added, a 1 / m each, to those of the next m = merge_into
+///          tokens that were chosen (by ends_absorb as above, of those that have a score; where fewer follow, to these in as
+///          many parts), if a coin seeded by merge_seed, layer, head and position says so. The coin's probability is
+///          score_i / mean score of those m, at least 0 and at most 1: where scores are attention, all of what i would have
+///          given the output is then expected of them. Keys stay (a coded append form codes them again). Scores are the
+///          kv head's own, whoever chooses; below 0 they count as 0, and with a NaN among them nothing is added. Of pages
+///          and coded rows as with nearest. CaM (Zhang et al., ICML 2024). There a token goes at every decode
+///          step and joins the m that follow then; here all go at once, at compress. Released code divides by the largest or
+///          the mean attention of sinks and newest tokens instead, and by m where fewer follow
 /// Ties     to the lower position; NaN scores rank last and are counted
-/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
+/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared; with merge =
+///          values a copy of the scores to the host, and as many additions per number of a value as tokens join it
 struct TopK {
   static constexpr std::string_view name = "top_k";
 
@@ -80,6 +90,8 @@ struct TopK {
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
   MergeInto merge = MergeInto::none;
   MergeKeys merge_keys = MergeKeys::rotated;
+  Index merge_into = 32;       // with merge = values: so many tokens share a value that goes
+  Index merge_seed = 0;
   bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
 
   static constexpr auto fields() {
@@ -106,6 +118,9 @@ struct TopK {
                                          "every so many-th token that goes stays after all, 0 = none"},
                       Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
                       Choice{"merge_keys", &TopK::merge_keys, "with merge = nearest: keys averaged after RoPE, or before it"},
+                      Field<TopK, Index>{"merge_into", &TopK::merge_into, 1, 4096,
+                                         "with merge = values: tokens that share a value that goes"},
+                      Field<TopK, Index>{"merge_seed", &TopK::merge_seed, 0, Index{1} << 40, "of the coins it takes"},
                       Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"}};
   }
   void check() const {

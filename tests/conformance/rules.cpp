@@ -521,6 +521,29 @@ TYPED_TEST(Rules, WhatGoesIsAveragedIntoTheNearestThatStays) {
   }
 }
 
+/// Keys in halves, values in bfloat16: each merged number is rounded once, as its page holds it.
+TYPED_TEST(Rules, MergedRowsAreOfTheTypeOfTheirPages) {
+  using B = typename TestFixture::B;
+  const Prompt p = to_merge();
+  KvCache<B, Formats<Pair<Raw<half>, Raw<bfloat16>>>> cache(this->be(), p.model,
+                                                            {.page_tokens = 16, .pool_bytes = 1 << 20});
+  const SequenceId id = cache.create();
+  const TensorBuffer<B> keys(this->be(), p.keys[0], DType::f32), values(this->be(), p.values[0], DType::f32);
+  const Position positions[] = {0, 1, 2, 3, 4, 5, 6, 7};
+  ASSERT_EQ(cache.append(id, 0, keys.tensor(), values.tensor(), positions), Outcome::done);
+  cache.compress(id, merging(false));
+  ASSERT_EQ(cache.kept(id, 0, 1), (Positions{0, 2, 5, 7}));
+  for (Index h = 0; h < 2; ++h) {
+    const auto k = rows_of(this->be(), cache, id, h, Side::keys, 4),
+               v = rows_of(this->be(), cache, id, h, Side::values, 4);
+    const std::vector<double> wanted{8, (9 + 3 + 11) / 3.0, (12 + 6 + 14) / 3.0, 15};
+    for (std::size_t i = 0; i < 4; ++i)
+      for (std::size_t c = 0; c < 4; ++c) EXPECT_EQ(k[i][c], rounded(wanted[i], DType::f16)) << "token " << i;
+    for (const auto& [i, value] : {std::pair<std::size_t, double>{0, 0}, {1, 2}, {2, 5}, {3, 7}})
+      EXPECT_EQ(v[i][3], value + 100 * static_cast<double>(h));
+  }
+}
+
 TYPED_TEST(Rules, MergingLeavesSharedPagesAsTheyAre) {
   const Prompt p = to_merge();
   FedCache<typename TestFixture::B> fed(this->be(), p);
@@ -674,7 +697,8 @@ TYPED_TEST(Rules, CacheMergingAddsValuesToTheNextThatStay) {
       const Prompt p = random_prompt(94, 1, 70, 2, 2, {});
       auto method = cam();
       method.selector.heads = heads, method.selector.merge_into = m, method.selector.merge_seed = 5;
-      if (heads == SelectHeads::kv) method.selector.recent_share = 0;  // the newest have collected little: all would join
+      if (heads == SelectHeads::kv)
+        method.selector.recent_share = 0;  // the newest have collected little: all would join
       FedCache<typename TestFixture::B> fed(this->be(), p, 16);
       fed.feed(method, 0, 70, 19);
       for (const double ratio : {0.5, 0.2}) {

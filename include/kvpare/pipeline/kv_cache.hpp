@@ -412,7 +412,8 @@ class KvCache {
   /// enough that of its age: new pages are taken before old ones go back, a few at a time where the pool has no room for
   /// all; what finds none keeps its form and is counted in `tokens_waiting`. Payload of shared pages is never written.
   /// Throws on a plan that is stale, of another sequence, or does not fit the lists; nothing has changed then. When host
-  /// memory runs out after eviction, some tokens keep their form. Cost: the survivors moved, and tokens coded.
+  /// memory runs out after eviction, some tokens keep their form, and where rows are coded as they are appended some that
+  /// absorb others may stay as they were. Cost: the survivors moved, and tokens coded.
   CompressReport commit(const Plan& plan) {
     Sequence& s = get(plan.sequence);
     require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ",

@@ -18,15 +18,16 @@ struct JoinedRows {
   const Index *begin, *end;  // [merged] of those that join
   const Index* joining;      // rows
   const Position* joining_at;
-  const double* weights;     // of those that join, or null: the mean
+  const double* weights;  // of those that join, or null: the mean
 };
 
 /// One number of a merged row, added up in a fixed order. With a rope those that join are turned to its position first.
 struct JoinRows {
   JoinedRows joined;
   RopeView rope;
-  Index width, stride;  // stride: floats from one merged row to the next
-  float* out;
+  Index width, stride;  // stride: numbers from one merged row to the next
+  DType type;           // of what is written
+  void* out;
   KVPARE_HD void operator()(Index i) const {
     const Index m = i / width, c = i % width, begin = joined.begin[m], end = joined.end[m];
     double sum = static_cast<double>(joined.rows[joined.own[m] * width + c]);
@@ -35,14 +36,24 @@ struct JoinRows {
           rope.rotated_channel(joined.rows + joined.joining[j] * width, c, joined.own_at[m] - joined.joining_at[j]);
       sum += joined.weights == nullptr ? x : product(joined.weights[j], x);
     }
-    out[m * stride + c] = static_cast<float>(joined.weights == nullptr ? sum / static_cast<double>(1 + end - begin) : sum);
+    write(m * stride + c,
+          static_cast<float>(joined.weights == nullptr ? sum / static_cast<double>(1 + end - begin) : sum));
+  }
+  KVPARE_HD void write(Index at, float x) const {
+    if (type == DType::f32)
+      static_cast<float*>(out)[at] = x;
+    else if (type == DType::f16)
+      static_cast<half*>(out)[at] = half(x);
+    else
+      static_cast<bfloat16*>(out)[at] = bfloat16(x);
   }
 };
 
 }  // namespace detail
 
-/// The merges of one layer. Made before anything moves, it computes the merged rows; `write`, once rows have moved, puts them
-/// in their place. Pages that others share get a page of their own first, in `lists`.
+/// The merges of one layer. Made before anything moves, it computes the merged rows, of the element type that raw pages have, so
+/// that `write`, once rows have moved, has only to copy them to their place. Pages that others share get a page of their own
+/// first, in `lists`.
 template <Backend B, class Listed>
 class KvCache<B, Listed>::Merging {
  public:
@@ -60,15 +71,12 @@ class KvCache<B, Listed>::Merging {
       most = std::max(most, static_cast<Index>(joined.back().own.size()));
     }
     if (most == 0) return;
-    const Index heads = sh.kv_heads;
-    keys_ = Buffer<B, float>(*cache.be_, most * heads * sh.key_dim);
-    values_ = Buffer<B, float>(*cache.be_, most * heads * sh.value_dim);
-    keys_tensor_ = ConstTensor(static_cast<const float*>(keys_.data()), most, heads, sh.key_dim);
-    values_tensor_ = ConstTensor(static_cast<const float*>(values_.data()), most, heads, sh.value_dim);
-    for (Index h = 0; h < heads; ++h)
+    const PageGeometry& g = cache.geometry_[static_cast<std::size_t>(layer)][append_format];
+    keys_ = Rows(*cache.be_, most, sh.kv_heads, sh.key_dim, g.key_codec == nullptr ? g.key_type : DType::f32);
+    values_ = Rows(*cache.be_, most, sh.kv_heads, sh.value_dim, g.value_codec == nullptr ? g.value_type : DType::f32);
+    for (std::size_t h = 0; h < merges.size(); ++h)
       for (const Side side : {Side::keys, Side::values})
-        compute(before.heads[static_cast<std::size_t>(h)], merges[static_cast<std::size_t>(h)],
-                joined[static_cast<std::size_t>(h)], h, side, side == Side::keys ? sh.key_dim : sh.value_dim, side == Side::keys ? keys_.data() : values_.data());
+        compute(before.heads[h], merges[h], joined[h], static_cast<Index>(h), side);
   }
 
   /// Before the lists are put in place: pages taken for them are theirs.
@@ -79,8 +87,8 @@ class KvCache<B, Listed>::Merging {
   /// After: whatever happens here, the lists are whole.
   void write() {
     if (runs_.empty()) return;
-    cache_->be_->append({.keys = keys_tensor_,
-                         .values = values_tensor_,
+    cache_->be_->append({.keys = keys_.tensor(),
+                         .values = values_.tensor(),
                          .formats = cache_->geometry_[static_cast<std::size_t>(layer_)],
                          .runs = runs_,
                          .page_tokens = cache_->page_tokens_});
@@ -90,6 +98,22 @@ class KvCache<B, Listed>::Merging {
   struct Joined {
     std::vector<Index> own, begin, end, joining;  // own, joining: rows of the head before
     std::vector<Position> own_at;
+  };
+
+  /// Merged rows of all heads.
+  struct Rows {
+    Buffer<B, std::byte> memory;
+    Tensor like;
+    Rows() = default;
+    Rows(B& be, Index rows, Index heads, Index width, DType type) : memory(be, rows * heads * width * size_of(type)) {
+      like.dtype = type, like.rows = rows, like.heads = heads, like.width = width;
+      like.row_stride = heads * width, like.head_stride = width;
+    }
+    Tensor tensor() const {
+      Tensor t = like;
+      t.data = memory.data();
+      return t;
+    }
   };
 
   struct Token {
@@ -161,10 +185,11 @@ class KvCache<B, Listed>::Merging {
     return true;
   }
 
-  void compute(const HeadPages& before, const Merge& merge, const Joined& joined, Index head, Side side, Index width,
-               float* out) {
+  void compute(const HeadPages& before, const Merge& merge, const Joined& joined, Index head, Side side) {
     if (joined.own.empty()) return;
     B& be = *cache_->be_;
+    const Tensor out = side == Side::keys ? keys_.tensor() : values_.tensor();
+    const Index width = out.width;
     const Index tokens = before.live_tokens(), merged = static_cast<Index>(joined.own.size());
     const Buffer<B, float> rows(be, tokens * width);
     const GatherRow gather{before, side, nullptr, width, rows.data()};
@@ -179,8 +204,9 @@ class KvCache<B, Listed>::Merging {
                               joining_at.data(), weights.data()},
                              keys && merge.rule == MergeRule::unrotated_mean ? rope_.view() : RopeView{},
                              width,
-                             cache_->shape(layer_).kv_heads * width,
-                             out + head * width});
+                             out.row_stride,
+                             out.dtype,
+                             out.at(0, head)});
   }
 
   KvCache* cache_;
@@ -188,8 +214,7 @@ class KvCache<B, Listed>::Merging {
   std::deque<FreshPages> fresh_;
   std::vector<WriteRun> runs_;
   BackendRope<B> rope_;  // of the layer, where keys are turned
-  Buffer<B, float> keys_, values_;
-  ConstTensor keys_tensor_, values_tensor_;
+  Rows keys_, values_;
 };
 
 /// Throws unless every merge is of tokens that go into tokens that stay.
@@ -212,11 +237,11 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
     require(ranges && covered == joining, "commit: layer ", layer, " head ", h,
             ": tokens that absorb others, and the ranges of those, must ascend and leave out none of ", joining);
     const bool weighted = m.rule == MergeRule::added_values;
-    require(m.weights.size() == (weighted ? m.from.size() : 0) && std::ranges::all_of(m.weights, [](double w) {
-              return std::abs(w) <= std::numeric_limits<double>::max();
-            }),
-            "commit: layer ", layer, " head ", h, ": ", m.weights.size(), " weights for ", joining, " merged tokens, must be ",
-            weighted ? "one each, and finite" : "none: means take each once");
+    require(
+        m.weights.size() == (weighted ? m.from.size() : 0) &&
+            std::ranges::all_of(m.weights, [](double w) { return std::abs(w) <= std::numeric_limits<double>::max(); }),
+        "commit: layer ", layer, " head ", h, ": ", m.weights.size(), " weights for ", joining,
+        " merged tokens, must be ", weighted ? "one each, and finite" : "none: means take each once");
     const HeadPages list = list_of(at.heads[h], layer);
     const std::vector<Position> live = positions_of(list, Selection::live(list.entries));
     Selection kept = lp.keep[h];

@@ -37,27 +37,4 @@ inline Array2 mean_rotation(const RopeSettings& rope, Index width, Index first, 
   return mean;
 }
 
-inline std::vector<double> times(const Array2& m, const std::vector<double>& x) {
-  std::vector<double> y(static_cast<std::size_t>(m.rows), 0.0);
-  for (Index i = 0; i < m.rows; ++i)
-    for (Index j = 0; j < m.columns; ++j) item(y, i) += m.at(i, j) * item(x, j);
-  return y;
-}
-
-inline Array2 times(const Array2& a, const Array2& b) {
-  Array2 c(a.rows, b.columns);
-  for (Index i = 0; i < c.rows; ++i)
-    for (Index j = 0; j < c.columns; ++j)
-      for (Index k = 0; k < a.columns; ++k) c.at(i, j) += a.at(i, k) * b.at(k, j);
-  return c;
-}
-
-/// A rotation's transpose is its inverse.
-inline Array2 transposed(const Array2& a) {
-  Array2 t(a.columns, a.rows);
-  for (Index i = 0; i < a.rows; ++i)
-    for (Index j = 0; j < a.columns; ++j) t.at(j, i) = a.at(i, j);
-  return t;
-}
-
 }  // namespace kvpare::oracle

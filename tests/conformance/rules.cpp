@@ -523,12 +523,12 @@ TYPED_TEST(Rules, WhatGoesIsAveragedIntoTheNearestThatStays) {
 
 /// Keys in halves, values in bfloat16: each merged number is rounded once, as its page holds it.
 TYPED_TEST(Rules, MergedRowsAreOfTheTypeOfTheirPages) {
-  using B = typename TestFixture::B;
+  using Be = typename TestFixture::B;
   const Prompt p = to_merge();
-  KvCache<B, Formats<Pair<Raw<half>, Raw<bfloat16>>>> cache(this->be(), p.model,
-                                                            {.page_tokens = 16, .pool_bytes = 1 << 20});
+  KvCache<Be, Formats<Pair<Raw<half>, Raw<bfloat16>>>> cache(this->be(), p.model,
+                                                             {.page_tokens = 16, .pool_bytes = 1 << 20});
   const SequenceId id = cache.create();
-  const TensorBuffer<B> keys(this->be(), p.keys[0], DType::f32), values(this->be(), p.values[0], DType::f32);
+  const TensorBuffer<Be> keys(this->be(), p.keys[0], DType::f32), values(this->be(), p.values[0], DType::f32);
   const Position positions[] = {0, 1, 2, 3, 4, 5, 6, 7};
   ASSERT_EQ(cache.append(id, 0, keys.tensor(), values.tensor(), positions), Outcome::done);
   cache.compress(id, merging(false));

@@ -9,6 +9,7 @@ const bool added = [] {
   auto csp = kvpare::csp();
   csp.scorer.window = last_rows.query_rows;
   add_recipe("ada_kv", kvpare::ada_kv(), last_rows);
+  add_recipe("cam", kvpare::cam(), {.layers = 1, .most_tokens = 16384});
   add_recipe("chunk_kv", kvpare::chunk_kv(), last_rows);
   add_recipe("corm", kvpare::corm(), {.layers = 1, .most_tokens = 16384});
   add_recipe("csp", csp, last_rows);

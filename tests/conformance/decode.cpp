@@ -621,8 +621,8 @@ TEST(DecodeMethods, WhoCanAct) {
   for (const char* words : {"h2o", "tova", "streaming_llm", "random", "key_norm", "key_diff", "lag_kv", "h2o(keep=64t)",
                             "h2o(budget=pyramid)"})
     EXPECT_TRUE(acts(words)) << words;
-  for (const char* words : {"snap_kv", "ada_kv", "pyramid_kv", "air_cache", "csp", "expected_attention", "h2o(keep=8p)",
-                            "h2o(keep=1MiB)", "tova(budget=strength_skewness)"})
+  for (const char* words : {"snap_kv", "ada_kv", "pyramid_kv", "air_cache", "csp", "expected_attention", "cam",
+                            "h2o(keep=8p)", "h2o(keep=1MiB)", "tova(budget=strength_skewness)"})
     EXPECT_FALSE(acts(words)) << words;
   EXPECT_TRUE(acts_at_decode(h2o()));
   EXPECT_FALSE(acts_at_decode(snap_kv()));

@@ -386,12 +386,18 @@ std::vector<double> expected_of_head(const Prompt& p, Index layer, Index head, c
   std::vector<std::vector<std::vector<double>>> queries;
   for (Index q = head * shape.group(); q < (head + 1) * shape.group(); ++q)
     queries.push_back(rows_of(p.queries[at], used.empty() ? rows : used, q));
+  oracle::ExpectedAttentionSettings settings{.scale = static_cast<double>(shape.scale),
+                                             .covariance = s.covariance,
+                                             .value_norm = s.value_norm,
+                                             .epsilon = s.epsilon,
+                                             .future = s.future,
+                                             .next = held.back() + 1};
+  if (shape.rope)
+    settings.rope = {shape.rope->inverse_frequencies, shape.rope->pairing == RopePairing::interleaved};
+  const Positions& seen = used.empty() ? rows : used;
+  settings.row_positions.assign(seen.begin(), seen.end());
   const auto scores = oracle::expected_attention_of_head(queries, rows_of(p.keys[at], others, head),
-                                                         rows_of(p.values[at], others, head),
-                                                         {.scale = static_cast<double>(shape.scale),
-                                                          .covariance = s.covariance,
-                                                          .value_norm = s.value_norm,
-                                                          .epsilon = s.epsilon});
+                                                         rows_of(p.values[at], others, head), settings);
   std::vector<double> all(static_cast<std::size_t>(p.tokens()), std::numeric_limits<double>::quiet_NaN());
   for (const Position t : held)
     all[static_cast<std::size_t>(t)] = scores.empty() ? 1 : *std::max_element(scores.begin(), scores.end()) + 1;
@@ -404,7 +410,10 @@ TYPED_TEST(Policies, ExpectedAttentionScores) {
                                                 {.sinks = 0, .window = 1},
                                                 {.window = 20, .value_norm = false},
                                                 {.covariance = false, .epsilon = 0.02},
-                                                {.sinks = 1000}};
+                                                {.sinks = 1000},
+                                                {.future = 1},
+                                                {.sinks = 2, .window = 20, .value_norm = false, .future = 512},
+                                                {.covariance = false, .future = 30}};
   std::uint64_t seed = 600;
   for (const Case& c : cases_for<TypeParam>())
     for (const ExpectedAttention& s : settings) {
@@ -413,6 +422,9 @@ TYPED_TEST(Policies, ExpectedAttentionScores) {
       Dice dice{seed};
       p.values[0] = random_array(dice, c.tokens, c.kv_heads, 7, DType::f32);
       for (double& q : p.queries[0].values) q += 0.25;  // a mean worth the name
+      const bool whole = seed % 2 == 0;                 // or some channels that do not turn
+      p.model.layers[0].rope = rope_of_base(whole ? p.shape(0).key_dim : p.shape(0).key_dim / 2, 50,
+                                            whole ? RopePairing::halves : RopePairing::interleaved);
       FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
       fed.append(0, c.tokens);
       Positions rows = all_rows(p);
@@ -426,6 +438,54 @@ TYPED_TEST(Policies, ExpectedAttentionScores) {
               << c.name << ", window " << s.window << ", head " << h << ", token " << t;
       }
     }
+}
+
+/// A query that is the same before RoPE wherever it stands has no spread, and is expected to come as it is turned next.
+TYPED_TEST(Policies, ExpectedAttentionOfATurningQuery) {
+  Prompt p = random_prompt(19, 1, 30, 1, 1, {}, 8);
+  p.model.layers[0].rope = rope_of_base(8, 20);
+  const RopeView rope = p.model.layers[0].rope->view();
+  const std::vector<double> fixed{1, -0.5, 2, 0.25, -1, 0.5, 0.75, 1.5};
+  const auto at_position = [&](Index t) {
+    std::vector<double> turned = fixed;
+    rope.rotate(turned.data(), static_cast<Position>(t));
+    return turned;
+  };
+  for (Index t = 0; t < 30; ++t)
+    for (Index c = 0; c < 8; ++c)
+      p.queries[0].at(t, 0, c) = rounded(at_position(t)[static_cast<std::size_t>(c)], DType::f32);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 30);
+  const auto got = fed.scores(0, ExpectedAttention{.sinks = 0, .value_norm = false, .future = 1}, all_tokens, all_rows(p));
+  std::vector<double> logits;
+  for (const auto& key : rows_of(p.keys[0], all_rows(p), 0))
+    logits.push_back(static_cast<double>(p.shape(0).scale) *
+                     std::inner_product(key.begin(), key.end(), at_position(30).begin(), 0.0));
+  const auto wanted = oracle::softmax(logits);
+  for (std::size_t t = 0; t < 30; ++t)
+    EXPECT_TRUE(close(got[0][t], wanted[t], tolerance(Operation::mass))) << "token " << t;
+}
+
+TYPED_TEST(Policies, ExpectedAttentionOfTheFutureNeedsARope) {
+  Prompt p = random_prompt(20, 2, 30, 1, 1, {});
+  p.model.layers[0].rope = rope_of_base(16);
+  auto method = expected_attention();
+  method.scorer.future = 512;
+  const auto refusal = [&] {
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 30);
+    const Index before = fed.cache.stats(fed.id).observation_bytes;
+    const std::string said = error_of([&] {
+      fed.cache.observe(fed.id, 1, method, fed.queries(1, 0, 10), fed.positions(0, 10), false);
+    });
+    EXPECT_EQ(fed.cache.stats(fed.id).observation_bytes == before, said != "no error");
+    return said;
+  };
+  EXPECT_EQ(refusal(), "expected_attention: future = 512: layer 1 has no rope, it must be said in LayerShape::rope");
+  p.model.layers[1].rope = p.model.layers[0].rope;
+  EXPECT_EQ(refusal(), "no error");
+  p.model.layers[1].rope->axes = axes_of_sections(2, 3, 3);
+  EXPECT_NE(refusal().find("the rope of layer 1 turns by three numbers of a token (axes)"), std::string::npos);
 }
 
 /// Exponents of some hundred, where exp alone is infinite; numbers that are none.

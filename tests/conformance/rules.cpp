@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include "oracle/accumulated_attention.hpp"
+#include "oracle/cache_merging.hpp"
 #include "oracle/corm.hpp"
 #include "oracle/key_norm.hpp"
 #include "oracle/prefix_kv.hpp"
 #include "oracle/representatives.hpp"
+#include "oracle/rope.hpp"
 #include "oracle/vl_cache.hpp"
 #include "oracle/zip_vl.hpp"
 #include "support/prompt_cases.hpp"
@@ -582,6 +584,29 @@ TYPED_TEST(Rules, WhatGoesIsAveragedIntoTheNearestThatStays) {
   }
 }
 
+/// Keys in halves, values in bfloat16: each merged number is rounded once, as its page holds it.
+TYPED_TEST(Rules, MergedRowsAreOfTheTypeOfTheirPages) {
+  using Be = typename TestFixture::B;
+  const Prompt p = to_merge();
+  KvCache<Be, Formats<Pair<Raw<half>, Raw<bfloat16>>>> cache(this->be(), p.model,
+                                                             {.page_tokens = 16, .pool_bytes = 1 << 20});
+  const SequenceId id = cache.create();
+  const TensorBuffer<Be> keys(this->be(), p.keys[0], DType::f32), values(this->be(), p.values[0], DType::f32);
+  const Position positions[] = {0, 1, 2, 3, 4, 5, 6, 7};
+  ASSERT_EQ(cache.append(id, 0, keys.tensor(), values.tensor(), positions), Outcome::done);
+  cache.compress(id, merging(false));
+  ASSERT_EQ(cache.kept(id, 0, 1), (Positions{0, 2, 5, 7}));
+  for (Index h = 0; h < 2; ++h) {
+    const auto k = rows_of(this->be(), cache, id, h, Side::keys, 4),
+               v = rows_of(this->be(), cache, id, h, Side::values, 4);
+    const std::vector<double> wanted{8, (9 + 3 + 11) / 3.0, (12 + 6 + 14) / 3.0, 15};
+    for (std::size_t i = 0; i < 4; ++i)
+      for (std::size_t c = 0; c < 4; ++c) EXPECT_EQ(k[i][c], rounded(wanted[i], DType::f16)) << "token " << i;
+    for (const auto& [i, value] : {std::pair<std::size_t, double>{0, 0}, {1, 2}, {2, 5}, {3, 7}})
+      EXPECT_EQ(v[i][3], value + 100 * static_cast<double>(h));
+  }
+}
+
 TYPED_TEST(Rules, MergingLeavesSharedPagesAsTheyAre) {
   const Prompt p = to_merge();
   FedCache<typename TestFixture::B> fed(this->be(), p);
@@ -616,6 +641,19 @@ TYPED_TEST(Rules, WithoutAPageForACopyNothingIsMerged) {
   for (std::size_t t = 0; t < 8; ++t) EXPECT_EQ(untouched[t][0], static_cast<double>(t));
 }
 
+/// The tokens whose mean a survivor is, itself included; the ends of the list absorb nothing.
+Positions joined_in(const Positions& kept, Position survivor, Position tokens) {
+  Positions joined;
+  for (Position t = 0; t < tokens; ++t) {
+    Position nearest = -1;
+    for (std::size_t a = 1; a + 1 < kept.size(); ++a)
+      if (nearest < 0 || std::abs(kept[a] - t) < std::abs(nearest - t)) nearest = kept[a];
+    const bool is_kept = std::binary_search(kept.begin(), kept.end(), t);
+    if (is_kept ? t == survivor : nearest == survivor) joined.push_back(t);
+  }
+  return joined;
+}
+
 /// Random prompts: each head's survivors are means over the tokens nearest to them.
 TYPED_TEST(Rules, ElasticCache) {
   for (const Index page : {16, 32}) {
@@ -631,19 +669,206 @@ TYPED_TEST(Rules, ElasticCache) {
     for (Index h = 0; h < 2; ++h) {
       const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
       for (std::size_t i = 0; i < kept.size(); ++i) {
-        double sum = 0, count = 0;
-        for (Position t = 0; t < 70; ++t) {
-          Position nearest = -1;
-          for (std::size_t a = 1; a + 1 < kept.size(); ++a)
-            if (nearest < 0 || std::abs(kept[a] - t) < std::abs(nearest - t)) nearest = kept[a];
-          const bool is_kept = std::binary_search(kept.begin(), kept.end(), t);
-          if (is_kept ? t != kept[i] : nearest != kept[i]) continue;
-          sum += p.values[0].at(t, h, 3), ++count;
-        }
-        EXPECT_NEAR(values[i][3], sum / count, 1e-5) << "head " << h << ", token " << kept[i];
+        const Positions joined = joined_in(kept, kept[i], 70);
+        double sum = 0;
+        for (const Position t : joined) sum += p.values[0].at(t, h, 3);
+        EXPECT_NEAR(values[i][3], sum / static_cast<double>(joined.size()), 1e-5)
+            << "head " << h << ", token " << kept[i];
       }
     }
   }
+}
+
+/// As above with keys of before RoPE: each turned back by its position, their mean turned to the survivor's.
+TYPED_TEST(Rules, ElasticCacheOfKeysBeforeRope) {
+  for (const RopePairing pairing : {RopePairing::halves, RopePairing::interleaved}) {
+    Prompt p = random_prompt(92, 1, 70, 2, 2, {});
+    const Rope rope = rope_of_base(12, 100, pairing);  // of 16 channels
+    p.model.layers[0].rope = rope;
+    const oracle::RopeSettings settings{rope.inverse_frequencies, pairing == RopePairing::interleaved};
+    auto method = elastic_cache();
+    method.keep = Keep::ratio(0.3), method.selector.merge_keys = MergeKeys::unrotated;
+    FedCache<typename TestFixture::B> fed(this->be(), p, 16);
+    fed.feed(method, 0, 70, 19);
+    EXPECT_EQ(fed.cache.compress(fed.id, method).tokens_merged, 2 * 49);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    ASSERT_EQ(kept.size(), 21u);
+    for (Index h = 0; h < 2; ++h) {
+      const auto keys = rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16);
+      const auto values = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
+      for (std::size_t i = 0; i < kept.size(); ++i) {
+        const Positions joined = joined_in(kept, kept[i], 70);
+        std::vector<double> before_rope(16, 0.0);
+        double value = 0;
+        for (const Position t : joined) {
+          std::vector<double> key;
+          for (Index c = 0; c < 16; ++c) key.push_back(p.keys[0].at(t, h, c));
+          const auto back = oracle::times(oracle::transposed(oracle::rotation_matrix(settings, 16, t)), key);
+          for (std::size_t c = 0; c < 16; ++c) before_rope[c] += back[c] / static_cast<double>(joined.size());
+          value += p.values[0].at(t, h, 3) / static_cast<double>(joined.size());
+        }
+        const auto wanted = oracle::times(oracle::rotation_matrix(settings, 16, kept[i]), before_rope);
+        for (std::size_t c = 0; c < 16; ++c)
+          ASSERT_NEAR(keys[i][c], wanted[c], 1e-5) << "head " << h << ", token " << kept[i] << ", channel " << c;
+        EXPECT_NEAR(values[i][3], value, 1e-5) << "values do not turn";
+      }
+    }
+  }
+}
+
+/// Tokens that say the same before RoPE say it still at the place of the one that stays.
+TYPED_TEST(Rules, KeysThatAreTheSameBeforeRopeMergeIntoTheirOwn) {
+  Prompt p = to_merge();
+  p.model.layers[0].rope = rope_of_base(4, 10);
+  const RopeView rope = p.model.layers[0].rope->view();
+  for (Index t = 0; t < 8; ++t)
+    for (Index h = 0; h < 2; ++h) {
+      std::vector<double> key{1, -2, 0.5, 3};
+      rope.rotate(key.data(), static_cast<Position>(t));
+      for (Index c = 0; c < 4; ++c) p.keys[0].at(t, h, c) = rounded(key[static_cast<std::size_t>(c)], DType::f32);
+    }
+  for (const MergeKeys which : {MergeKeys::rotated, MergeKeys::unrotated}) {
+    auto method = merging(false);
+    method.selector.merge_keys = which;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 8);
+    fed.cache.compress(fed.id, method);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    const auto keys = rows_of(this->be(), fed.cache, fed.id, 0, Side::keys, 4);
+    double off = 0;
+    for (std::size_t i = 0; i < kept.size(); ++i)
+      for (Index c = 0; c < 4; ++c)
+        off = std::max(off, std::abs(keys[i][static_cast<std::size_t>(c)] - p.keys[0].at(kept[i], 0, c)));
+    if (which == MergeKeys::unrotated)
+      EXPECT_LT(off, 1e-6);
+    else
+      EXPECT_GT(off, 0.1) << "after RoPE they are not the same";
+  }
+}
+
+// ---- CaM
+
+double cam_coin(Index seed, Index layer, Index head, Index position) {
+  return static_cast<double>(
+      random_unit(static_cast<std::uint64_t>(seed), layer, head, static_cast<Position>(position)));
+}
+
+/// Once after a prompt, and once more when heads hold different tokens.
+TYPED_TEST(Rules, CacheMergingAddsValuesToTheNextThatStay) {
+  for (const SelectHeads heads : {SelectHeads::kv, SelectHeads::layer})
+    for (const Index m : {1, 3, 32}) {
+      const Prompt p = random_prompt(94, 1, 70, 2, 2, {});
+      auto method = cam();
+      method.selector.heads = heads, method.selector.merge_into = m, method.selector.merge_seed = 5;
+      if (heads == SelectHeads::kv)
+        method.selector.recent_share = 0;  // the newest have collected little: all would join
+      FedCache<typename TestFixture::B> fed(this->be(), p, 16);
+      fed.feed(method, 0, 70, 19);
+      for (const double ratio : {0.5, 0.2}) {
+        method.keep = Keep::ratio(ratio);
+        const LayerScores scores = fed.cache.scores(fed.id, 0, method);
+        std::vector<std::vector<std::vector<double>>> keys, values;
+        std::vector<Positions> held;
+        for (Index h = 0; h < 2; ++h) {
+          keys.push_back(rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16));
+          values.push_back(rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16));
+          held.push_back(fed.cache.kept(fed.id, 0, h));
+        }
+        const auto report = fed.cache.compress(fed.id, method);
+        Index merged = 0;
+        for (Index h = 0; h < 2; ++h) {
+          const auto at = static_cast<std::size_t>(h);
+          const Positions kept = fed.cache.kept(fed.id, 0, h);
+          ASSERT_EQ(kept.size(), static_cast<std::size_t>(70 * ratio));
+          std::vector<Index> kept_rows;
+          std::vector<double> score_of;
+          for (std::size_t i = 0; i < held[at].size(); ++i) {
+            if (std::ranges::binary_search(kept, held[at][i])) kept_rows.push_back(static_cast<Index>(i));
+            const auto column = std::ranges::lower_bound(scores.positions, held[at][i]) - scores.positions.begin();
+            score_of.push_back(static_cast<double>(scores.values[at][static_cast<std::size_t>(column)]));
+          }
+          const auto wanted = oracle::cache_merging(values[at], score_of, kept_rows, m, [&](Index i) {
+            return cam_coin(5, 0, h, held[at][static_cast<std::size_t>(i)]);
+          });
+          merged += std::ssize(wanted.merged);
+          EXPECT_GT(wanted.merged.size(), 0u);
+          if (heads == SelectHeads::kv) {
+            EXPECT_LT(wanted.merged.size(), held[at].size() - kept.size()) << "some coins say no";
+          }
+          const auto got = rows_of(this->be(), fed.cache, fed.id, h, Side::values, 16);
+          const auto got_keys = rows_of(this->be(), fed.cache, fed.id, h, Side::keys, 16);
+          for (std::size_t i = 0; i < kept.size(); ++i) {
+            EXPECT_EQ(got_keys[i], keys[at][static_cast<std::size_t>(kept_rows[i])]) << "keys stay";
+            for (std::size_t c = 0; c < 16; ++c)
+              ASSERT_NEAR(got[i][c], wanted.values[i][c], 1e-5)
+                  << "m " << m << ", ratio " << ratio << ", head " << h << ", token " << kept[i];
+          }
+        }
+        EXPECT_EQ(report.tokens_merged, merged);
+        EXPECT_EQ(report.tokens_not_merged, 0);
+      }
+    }
+}
+
+/// What the coins make of it on average is what eviction took away.
+TEST(RulesOnly, CacheMergingKeepsTheOutputOnAverage) {
+  const detail::MergeToken tokens[] = {
+      {0, 0, false, true}, {1, 1, true, false}, {2, 2, false, true}, {3, 3, false, true}, {4, 4, true, false}};
+  const float scores[] = {1, 2, 3, 5, 9};
+  const int seeds = 20000;
+  double given = 0;
+  for (int seed = 0; seed < seeds; ++seed) {
+    TopK selector{.merge = MergeInto::values, .merge_into = 2, .merge_seed = seed};
+    const Merge merge = detail::merge_values(tokens, scores, selector, 3, 1);
+    if (merge.from.empty()) continue;
+    ASSERT_EQ(merge.from, (Positions{1})) << "nothing stays after token 4";
+    ASSERT_EQ(merge.into, (Positions{2, 3}));
+    ASSERT_EQ(merge.weights, (std::vector{0.5}));
+    given += (3 * 0.5 + 5 * 0.5) / seeds;
+  }
+  EXPECT_NEAR(given, 2, 0.05) << "its own attention";
+}
+
+TEST(RulesOnly, CacheMergingTakesNoScoresBelowZeroAndNoNaN) {
+  const auto merged = [](std::vector<float> scores) {
+    const detail::MergeToken tokens[] = {{10, 0, true, false}, {11, 1, false, true}, {12, 2, false, true}};
+    return detail::merge_values(tokens, scores, {.merge = MergeInto::values, .merge_into = 2}, 0, 0);
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(merged({5, 1, 1}).from, (Positions{10})) << "as sure as can be";
+  EXPECT_EQ(merged({5, 0, 0}).from, (Positions{10}));
+  EXPECT_TRUE(merged({0, 0, 0}).from.empty());
+  EXPECT_TRUE(merged({-5, -1, -1}).from.empty());
+  EXPECT_TRUE(merged({nan, 1, 1}).from.empty());
+  EXPECT_TRUE(merged({5, 1, nan}).from.empty());
+  // A token that came after the last observation has no score: it takes no part.
+  const Merge one = merged({5, 1});
+  EXPECT_EQ(one.into, (Positions{11}));
+  EXPECT_EQ(one.weights, (std::vector{1.0}));
+}
+
+TEST(RulesOnly, KeysBeforeRopeNeedARope) {
+  cpu::Backend be;
+  Prompt p = random_prompt(93, 2, 40, 1, 1, {});
+  p.model.layers[0].rope = rope_of_base(16);
+  Compressor method{KeyNorm{}, Uniform{}, TopK{.merge = MergeInto::nearest, .merge_keys = MergeKeys::unrotated},
+                    Keep::ratio(0.5)};
+  const auto refusal = [&](Index skip) {
+    method.selector.skip_layers = skip;
+    FedCache<cpu::Backend> fed(be, p);
+    fed.append(0, 40);
+    const std::string said = error_of([&] { fed.cache.compress(fed.id, method); });
+    EXPECT_EQ(fed.cache.kept(fed.id, 1, 0).size(), said == "no error" && skip < 2 ? 20u : 40u);
+    return said;
+  };
+  EXPECT_EQ(refusal(0), "compress: merge_keys = unrotated: layer 1 has no rope, it must be said in LayerShape::rope");
+  EXPECT_EQ(refusal(2), "no error") << "the layer takes no part";
+  p.model.layers[1].rope = rope_of_base(8);
+  EXPECT_EQ(refusal(0), "no error");
+  p.model.layers[1].rope->axes = {0, 1, 2, 0};
+  EXPECT_NE(refusal(0).find("the rope of layer 1 turns by three numbers of a token"), std::string::npos);
+  method.selector.merge = MergeInto::none;
+  EXPECT_EQ(refusal(0), "top_k: merge_keys = unrotated is for merge = nearest, which averages keys");
 }
 
 TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
@@ -663,8 +888,24 @@ TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
   };
   refused([](auto& m) { m[0].into[0] = 3; }, "position 3 absorbs others but does not stay");
   refused([](auto& m) { m[1].from[0] = 2; }, "position 2 is merged but is no token that goes");
-  refused([](auto& m) { m[1].begin.back() = 9; }, "begin of the merges must ascend");
+  refused([](auto& m) { m[1].begin.back() = 9; }, "the ranges of those, must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.back() = 9; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.pop_back(); }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].begin.front() = -1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.back() -= 1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { m[1].end.front() -= 1; }, "must ascend and leave out none of 4");
+  refused([](auto& m) { std::swap(m[0].into[0], m[0].into[1]); }, "tokens that absorb others, and the ranges");
+  refused([](auto& m) { m[1].weights = {1}; }, "1 weights for 4 merged tokens, must be none: means take each once");
+  refused([](auto& m) { m[0].rule = MergeRule::added_values; }, "0 weights for 4 merged tokens, must be one each");
+  refused(
+      [](auto& m) {
+        m[0].rule = MergeRule::added_values;
+        m[0].weights = {1, std::numeric_limits<double>::infinity(), 1, 1};
+      },
+      "must be one each, and finite");
   refused([](auto& m) { m.pop_back(); }, "has merges for 1 heads, must be 2");
+  refused([](auto& m) { m[1].rule = MergeRule::unrotated_mean; },
+          "commit: a merge of unrotated keys: layer 0 has no rope");
   EXPECT_EQ(fed.cache.kept(fed.id, 0, 0).size(), 8u);
 }
 
@@ -674,6 +915,7 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(zip_vl());
   waits_at_most_once(corm());
   waits_at_most_once(elastic_cache());
+  waits_at_most_once(cam());
   waits_at_most_once(kv_crush());
   waits_at_most_once(chunk_kv());
 }

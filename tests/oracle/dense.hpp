@@ -70,4 +70,30 @@ inline void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
+/// y = M x
+inline std::vector<double> times(const Array2& matrix, const std::vector<double>& x) {
+  require(matrix.columns == count_of(x), "oracle: a matrix that fits the row");
+  std::vector<double> y;
+  for (Index i = 0; i < matrix.rows; ++i) {
+    double sum = 0;
+    for (Index j = 0; j < matrix.columns; ++j) sum += matrix.at(i, j) * item(x, j);
+    y.push_back(sum);
+  }
+  return y;
+}
+inline Array2 transposed(const Array2& matrix) {
+  Array2 out(matrix.columns, matrix.rows);
+  for (Index i = 0; i < matrix.rows; ++i)
+    for (Index j = 0; j < matrix.columns; ++j) out.at(j, i) = matrix.at(i, j);
+  return out;
+}
+inline Array2 times(const Array2& a, const Array2& b) {
+  require(a.columns == b.rows, "oracle: matrices that fit");
+  Array2 c(a.rows, b.columns);
+  for (Index i = 0; i < c.rows; ++i)
+    for (Index j = 0; j < c.columns; ++j)
+      for (Index k = 0; k < a.columns; ++k) c.at(i, j) += a.at(i, k) * b.at(k, j);
+  return c;
+}
+
 }  // namespace kvpare::oracle

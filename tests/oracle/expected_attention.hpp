@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "rope.hpp"
 #include "softmax.hpp"
 
 namespace kvpare::oracle {
@@ -12,6 +13,10 @@ struct ExpectedAttentionSettings {
   bool covariance = true;  // or the mean alone
   bool value_norm = true;  // times the length of the value
   double epsilon = 0;      // added before
+  // With a future: queries are turned back by the positions of their rows, their distribution forth by the mean of the next ones.
+  Index future = 0, next = 0;
+  RopeSettings rope = {};
+  std::vector<Index> row_positions = {};
 };
 
 /// Mean over rows, [width].
@@ -47,16 +52,25 @@ inline double expected_exponent(const std::vector<double>& mean, const Array2& s
 
 /// Scores of the tokens of one kv head, sinks left out by the caller everywhere.
 /// Shapes  queries [query heads of the group][rows][width], keys, values [tokens][width] -> [tokens]
-/// Source  Expected Attention, arXiv 2510.00636; queries as they are
+/// Source  Expected Attention, arXiv 2510.00636; queries as they are, or with a future as the paper has them
 inline std::vector<double> expected_attention_of_head(const std::vector<std::vector<std::vector<double>>>& queries,
                                                       const std::vector<std::vector<double>>& keys,
                                                       const std::vector<std::vector<double>>& values,
                                                       const ExpectedAttentionSettings& settings) {
   require(keys.size() == values.size(), "oracle: a key and a value for each token");
   std::vector<double> scores(keys.size(), 0.0);
-  for (const auto& head : queries) {
-    const std::vector<double> mean = mean_vector(head);
-    const Array2 sigma = settings.covariance ? covariance_of(head) : Array2(count_of(mean), count_of(mean));
+  for (auto head : queries) {
+    const Index width = count_of(head.at(0));
+    for (Index r = 0; settings.future > 0 && r < count_of(head); ++r)
+      head[static_cast<std::size_t>(r)] =
+          times(transposed(rotation_matrix(settings.rope, width, static_cast<double>(item(settings.row_positions, r)))),
+                item(head, r));
+    std::vector<double> mean = mean_vector(head);
+    Array2 sigma = settings.covariance ? covariance_of(head) : Array2(width, width);
+    if (settings.future > 0) {
+      const Array2 to_come = mean_rotation(settings.rope, width, settings.next, settings.future);
+      mean = times(to_come, mean), sigma = times(times(to_come, sigma), transposed(to_come));
+    }
     std::vector<double> exponents;
     for (const auto& key : keys) exponents.push_back(expected_exponent(mean, sigma, key, settings.scale));
     const std::vector<double> p = softmax(exponents);

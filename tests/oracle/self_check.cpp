@@ -11,6 +11,7 @@
 #include "attend.hpp"
 #include "attention_mass.hpp"
 #include "byte_budget.hpp"
+#include "cache_merging.hpp"
 #include "corm.hpp"
 #include "csp.hpp"
 #include "decode_eviction.hpp"
@@ -28,6 +29,7 @@
 #include "pyramid.hpp"
 #include "quantisers.hpp"
 #include "reduce.hpp"
+#include "rope.hpp"
 #include "select_top.hpp"
 #include "sort_rows.hpp"
 #include "streaming.hpp"
@@ -821,6 +823,42 @@ TEST(ExpectedAttention, HandNumbers) {
   // channels that go together: queries (1, 1), (-1, -1); x = (k_0 + k_1)^2 / 2
   expect_near(expected_attention_of_head({{{1, 1}, {-1, -1}}}, {{1, 1}, {1, -1}}, {{1}, {1}}, {}),
               {std::exp(2.0) / (1 + std::exp(2.0)), 1 / (1 + std::exp(2.0))}, 1e-12);
+}
+
+/// Quarter turns: four of them have no mean, and a query of (1, 0) comes back as (0, 1) at the next.
+TEST(ExpectedAttention, OfTheNextPositions) {
+  const double quarter = std::acos(0.0);
+  expect_near(rotation_matrix({{quarter}}, 3, 1).values, {0, -1, 0, 1, 0, 0, 0, 0, 1}, 1e-12);
+  expect_near(mean_rotation({{quarter}}, 2, 5, 4).values, {0, 0, 0, 0}, 1e-12);
+  expect_near(mean_rotation({{quarter}}, 2, 0, 2).values, {.5, -.5, .5, .5}, 1e-12);
+  ExpectedAttentionSettings s{.value_norm = false, .future = 1, .next = 3, .rope = {{quarter}}, .row_positions = {1, 2}};
+  // (0, 1) at 1 and (-1, 0) at 2 were both (1, 0), and are (0, -1) at 3
+  const double half = 1 + std::exp(2.0);
+  expect_near(expected_attention_of_head({{{0, 1}, {-1, 0}}}, {{5, -2}, {7, 0}}, {{1}, {1}}, s),
+              {std::exp(2.0) / half, 1 / half}, 1e-12);
+  s.future = 4;
+  expect_near(expected_attention_of_head({{{0, 1}, {-1, 0}}}, {{5, -2}, {7, 0}}, {{1}, {1}}, s), {.5, .5}, 1e-12);
+  // (1, 0) and (-1, 0) before: spread 1 along x, which two quarter turns on average make .25 along (1, 1)
+  s.next = 0, s.future = 2, s.row_positions = {0, 0};
+  const double spread = 1 + std::exp(.5);
+  expect_near(expected_attention_of_head({{{1, 0}, {-1, 0}}}, {{1, 1}, {1, -1}}, {{1}, {1}}, s),
+              {std::exp(.5) / spread, 1 / spread}, 1e-12);
+}
+
+TEST(CacheMerging, HandNumbers) {
+  const std::vector<std::vector<double>> values{{1}, {10}, {100}, {1000}};
+  const auto merged = [&](const Numbers& scores, const std::vector<Index>& kept, Index m, double coin) {
+    Numbers out;
+    for (const auto& v : cache_merging(values, scores, kept, m, [&](Index) { return coin; }).values) out.push_back(v[0]);
+    return out;
+  };
+  EXPECT_EQ(merged({1, 1, 2, 4}, {0, 2, 3}, 1, .4), (Numbers{1, 110, 1000}));  // a chance of 1/2
+  EXPECT_EQ(merged({1, 1, 2, 4}, {0, 2, 3}, 1, .6), (Numbers{1, 100, 1000}));
+  EXPECT_EQ(merged({1, 1, 2, 4}, {0, 2, 3}, 2, .3), (Numbers{1, 105, 1005}));  // of 1/3
+  EXPECT_EQ(merged({1, 1, 2, 4}, {0, 2, 3}, 2, .4), (Numbers{1, 100, 1000}));
+  EXPECT_EQ(merged({9, 9, 2, 4}, {2, 3}, 9, .99), (Numbers{105.5, 1005.5}));  // sure
+  EXPECT_EQ(merged({1, 1, 2, 4}, {0}, 2, 0), (Numbers{1}));                   // nothing follows
+  EXPECT_EQ(merged({1, 0, 0, 0}, {0, 2, 3}, 2, 0), (Numbers{1, 100, 1000}));  // nothing to give
 }
 
 /// The formula is what its name says: the mean of exp(q.k) over many queries of that distribution.

@@ -10,23 +10,6 @@ namespace kvpare::oracle {
 
 // ---- rotations ----------------------------------------------------------------------------------------------------
 
-/// y = M x
-inline std::vector<double> times(const Array2& matrix, const std::vector<double>& x) {
-  require(matrix.columns == count_of(x), "oracle: a matrix that fits the row");
-  std::vector<double> y;
-  for (Index i = 0; i < matrix.rows; ++i) {
-    double sum = 0;
-    for (Index j = 0; j < matrix.columns; ++j) sum += matrix.at(i, j) * item(x, j);
-    y.push_back(sum);
-  }
-  return y;
-}
-inline Array2 transposed(const Array2& matrix) {
-  Array2 out(matrix.columns, matrix.rows);
-  for (Index i = 0; i < matrix.rows; ++i)
-    for (Index j = 0; j < matrix.columns; ++j) out.at(j, i) = matrix.at(i, j);
-  return out;
-}
 inline double dot(const std::vector<double>& x, const std::vector<double>& y) {
   require(x.size() == y.size(), "oracle: rows of one width");
   double sum = 0;

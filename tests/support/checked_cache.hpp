@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "oracle/cached_sequence.hpp"
+#include "oracle/rope.hpp"
 #include "support/features.hpp"
 #include "support/inputs.hpp"
 #include "support/tolerance.hpp"
@@ -314,6 +315,36 @@ class CheckedCache {
     return plan;
   }
 
+  /// Merges what goes of a plan into tokens that stay, at random: ranges that follow each other, or overlap where values are
+  /// added.
+  void merge_at_random(Plan& plan, MergeRule rule) {
+    for (Index l = 0; l < cache.layers(); ++l) {
+      LayerPlan& of_layer = plan.layers[static_cast<std::size_t>(l)];
+      const auto lists = cache.pages(plan.sequence, l);
+      for (std::size_t h = 0; h < of_layer.keep.size(); ++h) {
+        Merge& merge = of_layer.merges.emplace_back();
+        merge.rule = rule;
+        Selection kept = of_layer.keep[h];
+        kept &= Selection::live(lists[h].entries);
+        const Positions stays = positions_of(lists[h], kept);
+        for (const Position p : stays)
+          if (dice.chance(0.5)) merge.into.push_back(p);
+        if (merge.into.empty()) continue;
+        std::ranges::set_difference(positions_of(lists[h], Selection::live(lists[h].entries)), stays,
+                                    std::back_inserter(merge.from));
+        const Index joining = std::ssize(merge.from);
+        for (std::size_t i = 0, covered = 0; i < merge.into.size(); ++i) {
+          const Index at = static_cast<Index>(covered);
+          const bool overlaps = rule == MergeRule::added_values && i > 0;
+          merge.begin.push_back(overlaps ? dice.within(merge.begin.back(), at) : at);
+          covered = static_cast<std::size_t>(i + 1 == merge.into.size() ? joining : dice.within(at, joining));
+          merge.end.push_back(static_cast<Index>(covered));
+        }
+        for (Index i = 0; i < joining && rule == MergeRule::added_values; ++i) merge.weights.push_back(dice.symmetric());
+      }
+    }
+  }
+
   Plan empty_plan(SequenceId id) const {
     Plan plan;
     plan.sequence = id, plan.epoch = cache.epoch(id);
@@ -442,6 +473,16 @@ class CheckedCache {
             oracle::CachedToken& t = token_at(head, p);
             return side == Side::keys ? t.key : t.value;
           };
+          const bool turned = side == Side::keys && merges[h].rule == MergeRule::unrotated_mean;
+          const bool adds = merges[h].rule == MergeRule::added_values;
+          const auto joining = [&](Position p, Position into) {
+            if (!turned) return row(p);
+            const Rope& rope = *shape(l).rope;
+            return oracle::times(
+                oracle::rotation_matrix({rope.inverse_frequencies, rope.pairing == RopePairing::interleaved}, width,
+                                        static_cast<double>(into - p)),
+                row(p));
+          };
           std::vector<float> now(static_cast<std::size_t>(lists[h].live_tokens() * width));
           const GatherRow gather{lists[h], side, nullptr, width, now.data()};
           be.gather(std::span(&gather, 1));
@@ -449,12 +490,13 @@ class CheckedCache {
           for (std::size_t i = 0; i < merges[h].into.size(); ++i) {
             const Position into = merges[h].into[i];
             std::vector<double>& mean = row(into);
-            const auto from = std::span(merges[h].from)
-                                  .subspan(static_cast<std::size_t>(merges[h].begin[i]),
-                                           static_cast<std::size_t>(merges[h].begin[i + 1] - merges[h].begin[i]));
-            for (std::size_t c = 0; c < mean.size(); ++c) {
-              for (const Position p : from) mean[c] += row(p)[c];
-              const float x = static_cast<float>(mean[c] / static_cast<double>(1 + from.size()));
+            const auto begin = static_cast<std::size_t>(merges[h].begin[i]), end = static_cast<std::size_t>(merges[h].end[i]);
+            for (std::size_t j = begin; j < end && !(adds && side == Side::keys); ++j) {
+              const std::vector<double> joins = joining(merges[h].from[j], into);
+              for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += joins[c] * (adds ? merges[h].weights[j] : 1);
+            }
+            for (std::size_t c = 0; c < mean.size() && !(adds && side == Side::keys); ++c) {
+              const float x = static_cast<float>(adds ? mean[c] : mean[c] / static_cast<double>(1 + end - begin));
               mean[c] = rounded(static_cast<double>(x), side == Side::keys ? raw.key_type : raw.value_type);
             }
             if (all) continue;

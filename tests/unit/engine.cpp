@@ -372,6 +372,11 @@ TYPED_TEST(EngineOwned, MistakesAreRefused) {
     EXPECT_EQ(engine.key_memory(0), before);
   };
   refused("layer 0 was not observed", [&] { sequence.plan(snap_kv(), layers); });
+  auto to_come = expected_attention();
+  to_come.scorer.future = 9;
+  refused("expected_attention: future = 9: layer 0 has no rope", [&] { engine.observe(sequence, to_come); });
+  refused("merge writes keys and values", [&] { sequence.plan(elastic_cache(), layers); });
+  refused("merge writes keys and values", [&] { sequence.plan(cam(), layers); });
   auto method = streaming_llm();
   method.keep = Keep::ratio(0.6);
   const Plan good = sequence.plan(method, layers);  // the first page is frozen, the second goes, the rest is the newest

@@ -20,8 +20,8 @@ using Checked = CheckedCache<Formats<Pair<Raw<float>, Raw<float>>>, FailingBacke
 
 // Pages of 1024 bytes in layer 0, of 768 in layer 1.
 Model two_layers() {
-  return {{{.q_heads = 4, .kv_heads = 2, .key_dim = 8, .value_dim = 8, .scale = 0.35f},
-           {.q_heads = 2, .kv_heads = 1, .key_dim = 4, .value_dim = 8, .scale = 0.5f}}};
+  return {{{.q_heads = 4, .kv_heads = 2, .key_dim = 8, .value_dim = 8, .scale = 0.35f, .rope = rope_of_base(8)},
+           {.q_heads = 2, .kv_heads = 1, .key_dim = 4, .value_dim = 8, .scale = 0.5f, .rope = rope_of_base(2)}}};
 }
 
 FailingBackend& backend() {
@@ -293,6 +293,29 @@ TEST(HostFault, Commit) {
                               c.commit(plan);
                           });
   }
+}
+
+/// Merged rows are made before anything moves and written when the lists are whole; pages that others share are copied
+/// first.
+TEST(HostFault, CommitOfMerges) {
+  for (const MergeRule rule : {MergeRule::mean, MergeRule::unrotated_mean, MergeRule::added_values})
+    for (const double keep : {0.1, 0.6}) {
+      Plan plan;
+      each_allocation_fails(
+          [&](Checked& c, SequenceId id) {
+            plan = c.random_plan(id, keep);
+            c.merge_at_random(plan, rule);
+          },
+          [&](Checked& c, SequenceId) {
+            if (failing.armed) {
+              (void)c.cache.commit(plan);
+              return;
+            }
+            const CompressReport report = c.commit(plan);
+            EXPECT_GT(report.tokens_merged, 10);
+            EXPECT_EQ(report.tokens_not_merged, 0);
+          });
+    }
 }
 
 /// Nothing is allocated, so nothing can fail.

@@ -15,6 +15,9 @@ TEST(Recipes, AreTheirParts) {
   EXPECT_EQ(snap_kv(), (Compressor{ObservationWindow{.window = 32, .pool = 5, .pooling = Pooling::avg}, Uniform{},
                                    TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(h2o(), (Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
+  EXPECT_EQ(cam(), (Compressor{AccumulatedAttention{}, Uniform{},
+                               TopK{.recent_share = 0.5, .merge = MergeInto::values, .merge_into = 32, .merge_seed = 0},
+                               Keep::ratio(0.2)}));
   EXPECT_EQ(streaming_llm(), (Compressor{SinksAndRecent{.sinks = 4}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(csp(), (Compressor{CrossSelf{.cross = 0.5, .n = 1, .window_share = 0.1, .window = 0}, Uniform{},
                                TopK{.recent_share = 0.5}, Keep::ratio(0.2)}));
@@ -22,7 +25,7 @@ TEST(Recipes, AreTheirParts) {
             (Compressor{LagKv{.sinks = 4, .lag = 128, .across = false}, Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(
       expected_attention(),
-      (Compressor{ExpectedAttention{.sinks = 4, .window = 0, .covariance = true, .value_norm = true, .epsilon = 0},
+      (Compressor{ExpectedAttention{.sinks = 4, .window = 0, .covariance = true, .value_norm = true, .epsilon = 0, .future = 0},
                   Uniform{}, TopK{}, Keep::ratio(0.2)}));
   EXPECT_EQ(top_v(), (Compressor{Transport{.alpha = 1, .beta = 1, .gamma = 0.5, .sigma = 10, .epsilon = 0.1}, Uniform{},
                                  TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
@@ -98,7 +101,8 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
 }
 
 TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
-  const Prompt p = random_prompt(2, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
+  Prompt p = random_prompt(2, 2, 100, 2, 2, {{.begin = 5, .end = 70, .token_class = TokenClass::image}});
+  for (LayerShape& layer : p.model.layers) layer.rope = rope_of_base(layer.key_dim);
   const auto kept = [&](const char* words) { return kept_with(this->be(), p, make_compressor(words)).first; };
   for (const auto& [one, other] : {std::pair{"random", "random(seed=1)"},
                                    {"streaming_llm", "streaming_llm(sinks=1)"},
@@ -125,6 +129,8 @@ TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
                                    {"expected_attention", "expected_attention(covariance=no)"},
                                    {"expected_attention", "expected_attention(value_norm=no)"},
                                    {"expected_attention", "expected_attention(epsilon=1)"},
+                                   {"expected_attention", "expected_attention(future=512)"},
+                                   {"expected_attention(future=512)", "expected_attention(future=8)"},
                                    {"air_cache", "air_cache(alpha=0.1)"},
                                    {"air_cache", "air_cache(heads=kv)"},
                                    {"air_cache", "air_cache(budget=uniform)"},

@@ -58,8 +58,16 @@ TEST(Settings, EveryPartCanBeSet) {
   EXPECT_EQ(scorer_of<LagKv>(made("lag_kv(sinks=0, lag=32, across=yes)")),
             (LagKv{.sinks = 0, .lag = 32, .across = true}));
   EXPECT_EQ(scorer_of<ExpectedAttention>(
-                made("expected_attention(sinks=1, window=64, covariance=no, value_norm=no, epsilon=0.01)")),
-            (ExpectedAttention{.sinks = 1, .window = 64, .covariance = false, .value_norm = false, .epsilon = 0.01}));
+                made("expected_attention(sinks=1, window=64, covariance=no, value_norm=no, epsilon=0.01, future=512)")),
+            (ExpectedAttention{.sinks = 1,
+                               .window = 64,
+                               .covariance = false,
+                               .value_norm = false,
+                               .epsilon = 0.01,
+                               .future = 512}));
+  EXPECT_EQ(made("cam(merge_into=8, merge_seed=3)").selector,
+            (TopK{.recent_share = 0.5, .merge = MergeInto::values, .merge_into = 8, .merge_seed = 3}));
+  EXPECT_EQ(made("elastic_cache(merge_keys=unrotated)").selector.merge_keys, MergeKeys::unrotated);
   const auto snap = made("snap_kv( window = 7 ,pool=3,\tpooling=max,rows=text,\n keep = 512t )");
   EXPECT_EQ(scorer_of<ObservationWindow>(snap),
             (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
@@ -201,7 +209,7 @@ TEST(Settings, AFileIsTextWithComments) {
 TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
-                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache fixed_point corm kv_crush chunk_kv zip_vl air_cache "
+                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache cam fixed_point corm kv_crush chunk_kv zip_vl air_cache "
                  "csp lag_kv expected_attention top_v pare");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
@@ -222,6 +230,10 @@ TEST(Settings, Ranges) {
   expect_refused("air_cache(alpha=)", "alpha = '', must be a number within [0, 1]");
   expect_refused("air_cache(alpha=0.5x)", "alpha = '0.5x', must be a number within [0, 1]");
   expect_refused("air_cache(least=-1)", "least = -1, must be within [0, 1048576]");
+  expect_refused("cam(merge_into=0)", "cam: merge_into = 0, must be within [1, 4096]");
+  expect_refused("cam(merge=mean)", "cam: merge = 'mean', must be one of: none|nearest|values");
+  expect_refused("elastic_cache(merge_keys=before)", "merge_keys = 'before', must be one of: rotated|unrotated");
+  expect_refused("expected_attention(future=-1)", "expected_attention: future = -1, must be within [0, 1048576]");
   expect_refused("snap_kv(window=0)", "snap_kv: window = 0, must be within [1, 1048576]");
   expect_refused("snap_kv(window=1.5)", "window = '1.5', must be a number");
   expect_refused("snap_kv(window=99999999999999999999)", "must be a number within");

@@ -462,6 +462,39 @@ TYPED_TEST(SpecExample, ExpectedAttentionOfAGaussian) {
   EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1}));
 }
 
+// ---- CaM
+
+/// By hand: the last row gives .4 .1 .3 0 .15 .05; of three to keep one is the newest, so that 0, 2 and 5 stay. Token 4 is three
+/// times what follows and always joins it, token 3 is nothing and never does, token 1 joins with a probability of
+/// .1 / .3 (next: 2), or .1 / .175 (next: 2 and 5, half of it each).
+TYPED_TEST(SpecExample, CacheMergingByHand) {
+  const std::vector<double> last{.4, .1, .3, 0, .15, .05};
+  Prompt p = prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, last});
+  p.values[0].values = {1, 10, 100, 1000, 10000, 100000};
+  std::set<bool> coins;
+  for (const Index m : {1, 2})
+    for (const Index seed : {0, 1, 2, 3, 4, 5, 6, 7}) {
+      const Compressor method{LastRow{}, Uniform{},
+                              TopK{.recent_share = 1.0 / 3, .merge = MergeInto::values, .merge_into = m, .merge_seed = seed},
+                              Keep::tokens(3)};
+      FedCache<typename TestFixture::B> fed(this->be(), p);
+      fed.feed(method, 0, 6);
+      const auto report = fed.cache.compress(fed.id, method);
+      ASSERT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 2, 5}));
+      const bool joins = static_cast<double>(random_unit(static_cast<std::uint64_t>(seed), 0, 0, 1)) < (m == 1 ? .1 / .3 : .1 / .175);
+      coins.insert(joins);
+      const auto memory = upload(this->be(), std::vector<float>(3));
+      const GatherRow gather{fed.cache.pages(fed.id, 0)[0], Side::values, nullptr, 1, memory.data()};
+      this->be().gather(std::span(&gather, 1));
+      const std::vector<float> wanted = !joins  ? std::vector<float>{1, 100, 110000}
+                                        : m == 1 ? std::vector<float>{1, 110, 110000}
+                                                 : std::vector<float>{1, 105, 110005};
+      EXPECT_EQ(download(this->be(), memory), wanted) << "m " << m << ", seed " << seed;
+      EXPECT_EQ(report.tokens_merged, joins ? 2 : 1);
+    }
+  EXPECT_EQ(coins.size(), 2u) << "seeds must try both";
+}
+
 // ---- decode under a budget
 
 /// One layer whose kv heads are given their attention: keys are one-hot by position, q · k_j = ln of what token j gets.

@@ -38,12 +38,21 @@ struct Tier {
   friend bool operator==(const Tier&, const Tier&) = default;
 };
 
-/// Tokens of one head that go and become part of others that stay: keys and values of `into[i]` become the mean of their own
-/// and those of `from[begin[i]]` to `from[begin[i + 1] - 1]`, each with weight 1.
+/// What becomes of the rows of a token that absorbs others.
+enum class MergeRule : std::uint8_t {
+  mean,            // keys and values: the mean of its own and theirs, each with weight 1
+  unrotated_mean,  // the same, each key turned first from its token's position to the absorbing one's (LayerShape::rope)
+  added_values,    // values: its own and theirs times their weights; its key stays
+};
+
+/// Tokens of one head that go and become part of others that stay: `into[i]` absorbs `from[begin[i]]` to `from[end[i] - 1]`.
+/// Ranges ascend and leave nothing out; they may overlap.
 struct Merge {
   std::vector<Position> into;  // ascending
-  std::vector<Index> begin = {0};
+  std::vector<Index> begin, end;
   std::vector<Position> from;
+  MergeRule rule = MergeRule::mean;
+  std::vector<double> weights = {};  // of `from`, with added_values
   friend bool operator==(const Merge&, const Merge&) = default;
 };
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "config.hpp"
 #include "error.hpp"
+#include "rope.hpp"
 
 namespace kvpare {
 
@@ -21,6 +23,7 @@ struct LayerShape {
   Index window = 0;                     // sliding window: a row sees keys with position > its own - window; 0 = all
   std::vector<float> sink_logits = {};  // per query head: exp(sink) joins the softmax denominator; empty = none
   bool compress = true;                 // false: policies leave this layer as it is
+  std::optional<Rope> rope = {};        // what turned queries and keys; for policies that want them unturned
 
   constexpr Index group() const { return q_heads / kv_heads; }
   friend bool operator==(const LayerShape&, const LayerShape&) = default;
@@ -42,6 +45,16 @@ inline void check(const LayerShape& s, Index layer) {
   require(s.window >= 0, "layer ", layer, ": window = ", s.window, ", must be 0 (none) or positive");
   require(s.sink_logits.empty() || static_cast<Index>(s.sink_logits.size()) == s.q_heads, "layer ", layer, ": ",
           s.sink_logits.size(), " sink logits, must be none or one per query head (", s.q_heads, ")");
+  if (s.rope) check(*s.rope, s.key_dim, layer);
+}
+
+/// The rotation of a layer by logical positions. Throws where there is none, in the name of `whom` needs it.
+template <class Whom>
+const Rope& plain_rope_of(const LayerShape& s, Index layer, const Whom& whom) {
+  require(s.rope.has_value(), whom, ": layer ", layer, " has no rope, it must be said in LayerShape::rope");
+  require(s.rope->axes.empty(), whom, ": the rope of layer ", layer,
+          " turns by three numbers of a token (axes); a cache knows one, its position");
+  return *s.rope;
 }
 
 /// The layers of a model, in order.

@@ -46,6 +46,7 @@ class EngineSequence {
     check(at, layer);
     kvpare::check(compressor);
     kvpare::detail::require_reads_no_features(compressor);
+    with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, at.shape, layer); });
     require(queries.rows == static_cast<Index>(positions.size()) && queries.heads == at.shape.q_heads &&
                 queries.width == at.shape.key_dim,
             "observe: queries are [", queries.rows, ", ", queries.heads, ", ", queries.width, "], must be [",
@@ -85,7 +86,7 @@ class EngineSequence {
     Plan plan;
     kvpare::check(compressor);
     require(compressor.selector.merge == MergeInto::none,
-            "plan: merge = nearest writes keys and values, which pages of the engine do not take; must be none");
+            "plan: merge writes keys and values, which pages of the engine do not take; it must be none");
     plan.layers.resize(layers.size());
     plan.epoch = epoch_of(layers);
     observed_.resize(std::max(observed_.size(), layers.size()));

@@ -308,6 +308,7 @@ class KvCache {
                  shape(layer).key_dim);
     kvpare::check(compressor);
     detail::require_reads_no_features(compressor);
+    with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, shape(layer), layer); });
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
             " rows; append first");
@@ -390,6 +391,8 @@ class KvCache {
       for (Index l = 0; l < layers(); ++l) {
         const Layer& layer = s.layers[static_cast<std::size_t>(l)];
         if (!takes_part(l, compressor.selector) || layer.empty()) continue;
+        if (compressor.selector.merge_keys == MergeKeys::unrotated)
+          plain_rope_of(shape(l), l, "compress: merge_keys = unrotated");
         lists.emplace_back(*this, s, l);
         columns.push_back(columns_of(lists.back().heads, s.tags));
         const ObservedLayer<B>& observed = scores_of(layer, l, lists.back(), columns.back(), compressor,
@@ -414,7 +417,8 @@ class KvCache {
   /// enough that of its age: new pages are taken before old ones go back, a few at a time where the pool has no room for
   /// all; what finds none keeps its form and is counted in `tokens_waiting`. Payload of shared pages is never written.
   /// Throws on a plan that is stale, of another sequence, or does not fit the lists; nothing has changed then. When host
-  /// memory runs out after eviction, some tokens keep their form. Cost: the survivors moved, and tokens coded.
+  /// memory runs out after eviction, some tokens keep their form, and where rows are coded as they are appended some that
+  /// absorb others may stay as they were. Cost: the survivors moved, and tokens coded.
   CompressReport commit(const Plan& plan) {
     Sequence& s = get(plan.sequence);
     require(plan.epoch == s.epoch, "commit: the plan is stale: made at epoch ", plan.epoch, ", the sequence is at ",

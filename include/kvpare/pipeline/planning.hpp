@@ -218,52 +218,104 @@ inline PlanRow plan_row(const ScoredLayer& layer, const PlanPart& part, std::spa
   return row;
 }
 
-/// A token that stays, and those that go and have none nearer to join.
-struct Absorbed {
-  Position into;
-  std::vector<Position> from;
+/// A token of a group, when it is known who stays.
+struct MergeToken {
+  Position position;
+  Index column;  // of the layer
+  bool goes, absorbs;
 };
 
-/// Adds every token of a row that goes, with the nearest that stays. `chosen`: candidates that stay.
-inline void merge_into_nearest(const ScoredLayer& layer, const PlanPart& part, const PlanRow& row,
-                               std::span<const std::uint64_t> chosen, bool ends_absorb, std::vector<Absorbed>& out) {
+/// By position. `chosen`: candidates that stay.
+inline std::vector<MergeToken> merge_tokens(const ScoredLayer& layer, const PlanPart& part, const PlanRow& row,
+                                            std::span<const std::uint64_t> chosen, bool ends_absorb) {
   const Columns& columns = *layer.columns;
-  struct Token {
-    Position position;
-    bool goes, absorbs;
-  };
-  std::vector<Token> tokens;
   const Index before = part.before(layer);
+  std::vector<MergeToken> tokens;
   for (Index c = 0; c < std::ssize(part.tokens) * columns.word_tokens; ++c)
     if (columns.has(row.members, c)) {
       const bool candidate = columns.has(row.candidates, c), stays = !candidate || columns.has(chosen, c);
-      tokens.push_back(
-          {columns.positions[static_cast<std::size_t>(before + c)], !stays, stays && (candidate || ends_absorb)});
+      tokens.push_back({columns.positions[static_cast<std::size_t>(before + c)], before + c, !stays,
+                        stays && (candidate || ends_absorb)});
     }
+  return tokens;
+}
+
+/// Every token that goes, with the nearest that stays.
+inline Merge merge_into_nearest(std::span<const MergeToken> tokens, MergeKeys keys) {
   std::vector<Index> absorbing;
   for (Index t = 0; t < std::ssize(tokens); ++t)
     if (tokens[static_cast<std::size_t>(t)].absorbs) absorbing.push_back(t);
+  Merge merge;
+  merge.rule = keys == MergeKeys::unrotated ? MergeRule::unrotated_mean : MergeRule::mean;
   Index t = 0;
   for (std::size_t a = 0; a < absorbing.size(); ++a) {
     const Index here = absorbing[a];
     // The last token of which this one is the nearest, ties to the older.
     const Index last = a + 1 < absorbing.size() ? (here + absorbing[a + 1]) / 2 : std::ssize(tokens) - 1;
-    Absorbed absorbed{tokens[static_cast<std::size_t>(here)].position, {}};
+    const Index before = static_cast<Index>(merge.from.size());
     for (; t <= last; ++t)
-      if (tokens[static_cast<std::size_t>(t)].goes)
-        absorbed.from.push_back(tokens[static_cast<std::size_t>(t)].position);
-    if (!absorbed.from.empty()) out.push_back(std::move(absorbed));
+      if (tokens[static_cast<std::size_t>(t)].goes) merge.from.push_back(tokens[static_cast<std::size_t>(t)].position);
+    if (static_cast<Index>(merge.from.size()) == before) continue;
+    merge.into.push_back(tokens[static_cast<std::size_t>(here)].position);
+    merge.begin.push_back(before), merge.end.push_back(static_cast<Index>(merge.from.size()));
   }
+  return merge;
 }
 
-/// Of one head, whatever group it is from.
-inline Merge merge_of(std::vector<Absorbed> absorbed) {
-  std::sort(absorbed.begin(), absorbed.end(), [](const Absorbed& a, const Absorbed& b) { return a.into < b.into; });
+/// Means of several groups of one head as one: their ranges have nothing in common.
+inline Merge joined(std::vector<Merge> groups) {
+  if (groups.size() == 1) return std::move(groups[0]);
+  Merge all;
+  std::vector<std::pair<const Merge*, std::size_t>> order;
+  for (const Merge& m : groups) {
+    all.rule = m.rule;
+    for (std::size_t i = 0; i < m.into.size(); ++i) order.emplace_back(&m, i);
+  }
+  std::sort(order.begin(), order.end(),
+            [](const auto& a, const auto& b) { return a.first->into[a.second] < b.first->into[b.second]; });
+  for (const auto& [m, i] : order) {
+    all.into.push_back(m->into[i]);
+    all.begin.push_back(std::ssize(all.from));
+    all.from.insert(all.from.end(), m->from.begin() + m->begin[i], m->from.begin() + m->end[i]);
+    all.end.push_back(std::ssize(all.from));
+  }
+  return all;
+}
+
+/// CaM: tokens that go and whose coin says so, with the next that stay. `scores`: the kv head's, by column; those beyond have
+/// none.
+inline Merge merge_values(std::span<const MergeToken> tokens, std::span<const float> scores, const TopK& selector,
+                          Index layer, Index head) {
+  const auto score_of = [&](const MergeToken& t) {
+    const float score = scores[static_cast<std::size_t>(t.column)];
+    return score < 0 ? 0.0 : static_cast<double>(score);
+  };
+  std::vector<MergeToken> absorbing;
+  for (const MergeToken& t : tokens)
+    if (t.absorbs && t.column < static_cast<Index>(scores.size())) absorbing.push_back(t);
   Merge merge;
-  for (const Absorbed& a : absorbed) {
-    merge.into.push_back(a.into);
-    merge.from.insert(merge.from.end(), a.from.begin(), a.from.end());
-    merge.begin.push_back(std::ssize(merge.from));
+  merge.rule = MergeRule::added_values;
+  std::vector<Index> first, last;  // of `absorbing`, for every token that joins
+  std::size_t next = 0;
+  for (const MergeToken& t : tokens) {
+    while (next < absorbing.size() && absorbing[next].position < t.position) ++next;
+    const Index parts = std::min(selector.merge_into, static_cast<Index>(absorbing.size() - next));
+    if (!t.goes || parts == 0) continue;
+    double mean = 0;
+    for (const MergeToken& a : std::span(absorbing).subspan(next, static_cast<std::size_t>(parts)))
+      mean += score_of(a) / static_cast<double>(parts);
+    const float coin = random_unit(static_cast<std::uint64_t>(selector.merge_seed), layer, head, t.position);
+    if (!(static_cast<double>(coin) * mean < score_of(t))) continue;
+    merge.from.push_back(t.position), merge.weights.push_back(1 / static_cast<double>(parts));
+    first.push_back(static_cast<Index>(next)), last.push_back(static_cast<Index>(next) + parts - 1);
+  }
+  const Index joining = static_cast<Index>(merge.from.size());
+  for (Index a = 0, begin = 0, end = 0; a < static_cast<Index>(absorbing.size()); ++a) {
+    while (begin < joining && last[static_cast<std::size_t>(begin)] < a) ++begin;
+    while (end < joining && first[static_cast<std::size_t>(end)] <= a) ++end;
+    if (begin == end) continue;
+    merge.into.push_back(absorbing[static_cast<std::size_t>(a)].position);
+    merge.begin.push_back(begin), merge.end.push_back(end);
   }
   return merge;
 }
@@ -482,6 +534,13 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
 
   std::vector<std::uint64_t> chosen_words;
   std::vector<Index> keep_counts, nans;
+  std::vector<std::vector<float>> scores_on_host(selector.merge == MergeInto::values ? n : 0);
+  for (std::size_t l = 0; l < scores_on_host.size(); ++l) {
+    scores_on_host[l].resize(layers[l].heads.size() * static_cast<std::size_t>(layers[l].scored_columns));
+    if (!scores_on_host[l].empty())
+      be.to_host(scores_on_host[l].data(), layers[l].scores,
+                 static_cast<Index>(scores_on_host[l].size() * sizeof(float)));
+  }
   keep.to_host(keep_counts);
   nan_counts.to_host(nans);
   be.wait(chosen.to_host(chosen_words));
@@ -493,7 +552,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     for (std::size_t p = l; p < parts.size(); p += n) out.budget += keep_counts[p];
     for (Index h = 0; h < std::ssize(layer.heads); ++h) {
       std::vector<std::uint64_t> stay(static_cast<std::size_t>(layer.columns->words()), ~std::uint64_t{0});
-      std::vector<detail::Absorbed> absorbed;
+      std::vector<Merge> merges;
       for (std::size_t p = l; p < parts.size(); p += n) {
         const PlanPart& part = parts[p];
         const std::size_t r = part.first_row + (part.rows == 1 ? 0 : static_cast<std::size_t>(h));
@@ -504,8 +563,18 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
           stay[static_cast<std::size_t>(part.first_word) + w] &= ~row.candidates[w] | of_row[w];
           plan.chosen += std::popcount(of_row[w]);
         }
-        if (selector.merge == MergeInto::nearest)
-          detail::merge_into_nearest(layer, part, row, of_row, selector.ends_absorb, absorbed);
+        if (selector.merge != MergeInto::none) {
+          const auto tokens = detail::merge_tokens(layer, part, row, of_row, selector.ends_absorb);
+          if (selector.merge == MergeInto::nearest)
+            merges.push_back(detail::merge_into_nearest(tokens, selector.merge_keys));
+          else
+            merges.push_back(
+                detail::merge_values(tokens,
+                                     std::span(scores_on_host[l])
+                                         .subspan(static_cast<std::size_t>(h * layer.scored_columns),
+                                                  static_cast<std::size_t>(layer.scored_columns)),
+                                     selector, layer.layer, h));
+        }
         plan.candidates += row.candidate_count;
         plan.nan_scores += nans[r];
       }
@@ -513,7 +582,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
       Selection selection(layer.columns->to_slots(list, h, stay));
       selection &= Selection::live(list.entries);
       out.keep.push_back(std::move(selection));
-      if (selector.merge == MergeInto::nearest) out.merges.push_back(detail::merge_of(std::move(absorbed)));
+      if (!merges.empty()) out.merges.push_back(detail::joined(std::move(merges)));
     }
   }
 }

@@ -56,7 +56,7 @@ inline auto key_diff() { return Compressor{KeyDiff{}, Uniform{}, TopK{}, Keep::r
 inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// Expected Attention (arXiv 2510.00636): what queries like those of the prompt would give, times the value's length; 4
-/// sinks.
+/// sinks. With future = 512, which needs LayerShape::rope, at the positions to come as in the paper, else where they stood.
 inline auto expected_attention() { return Compressor{ExpectedAttention{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
@@ -112,6 +112,13 @@ inline auto elastic_cache() {
   return Compressor{AccumulatedAttention{}, Uniform{},
                     TopK{.heads = SelectHeads::layer, .first = 1, .last = 1, .merge = MergeInto::nearest},
                     Keep::ratio(0.5)};
+}
+
+/// CaM (ICML 2024) on H2O: values of what goes are added to those of the next 32 that stay, by a seeded coin, so that what they
+/// give the output is expected to be the same. At compress only; go on with `h2o` between decode steps.
+inline auto cam() {
+  return Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5, .merge = MergeInto::values},
+                    Keep::ratio(0.2)};
 }
 
 /// ZipVL (arXiv 2410.08584v2): the tokens that have 97.5 % of a layer's attention; `keep` is only a bound.

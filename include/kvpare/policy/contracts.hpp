@@ -7,6 +7,7 @@
 // | `score(be, s, seen, out)`               | –       | writes (streaming: adds to) every `out(h, column)`           |
 // |                                         |         | Where it reads features: one row, a column per token of      |
 // |                                         |         | `seen.features`; called once, the layers share the scores    |
+// | `s.check_layer(shape, layer)`           | –       | optional: throws where it cannot score such a layer          |
 // | `S::measures_density`                   | `bool`  | where true, `score` writes `out.density`                     |
 // | `take_step(be, s, row)`                 | –       | optional: carries scores on over a decode step               |
 // | **BudgetAllocator** `a.needs`           | `BudgetNeeds` | what of `layers` below is filled                       |
@@ -64,6 +65,12 @@ concept Scorer = Policy<S> && Backend<B> && requires(B& be, const S& s, const Ob
   { s.reads() } -> std::same_as<Reads>;
   { score(be, s, seen, out) } -> std::same_as<void>;
 };
+
+/// Throws where a scorer cannot score a layer of such a shape.
+template <class S>
+void check_layer_of(const S& scorer, const LayerShape& shape, Index layer) {
+  if constexpr (requires { scorer.check_layer(shape, layer); }) scorer.check_layer(shape, layer);
+}
 
 /// What an allocator asks of the layers; what nobody asks for is not computed.
 struct BudgetNeeds {

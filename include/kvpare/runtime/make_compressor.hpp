@@ -55,6 +55,7 @@ inline std::span<const Recipe> known_recipes() {
              "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
       Recipe{"elastic_cache", "the most attended; what goes is averaged into the nearest that stays",
              "Elastic Cache, arXiv 2407.18121", any(elastic_cache())},
+      Recipe{"cam", "as h2o; values of what goes are added to those of the next that stay", "CaM, ICML 2024", any(cam())},
       Recipe{"fixed_point", "after prefix_kv or elastic_cache: each layer's ratio, by dropping at one place of the list",
              "Elastic Cache, PrefixKV", any(fixed_point())},
       Recipe{"corm", "what some of the last rows found important; no budget", "CORM, arXiv 2404.15949", any(corm())},

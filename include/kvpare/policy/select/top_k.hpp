@@ -24,9 +24,12 @@ inline constexpr std::string_view choices(Signature*) { return "half|kept"; }
 enum class Spacing : std::uint8_t { even, step };
 inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 
-/// What becomes of tokens that go: nothing, or part of the nearest that stays.
-enum class MergeInto : std::uint8_t { none, nearest };
-inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
+/// What becomes of tokens that go: nothing, part of the nearest that stays, or, of their values, part of the next that stay.
+enum class MergeInto : std::uint8_t { none, nearest, values };
+inline constexpr std::string_view choices(MergeInto*) { return "none|nearest|values"; }
+/// Which keys are averaged: as they are, after RoPE, or turned back by their positions and then to the absorbing token's.
+enum class MergeKeys : std::uint8_t { rotated, unrotated };
+inline constexpr std::string_view choices(MergeKeys*) { return "rotated|unrotated"; }
 
 /// Which of the tokens that `among` names have a `keep` of their own: none, so that they share one; every class; every image.
 enum class Each : std::uint8_t { none, token_class, image };
@@ -56,20 +59,32 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          them, so that the budget holds. TopV (Yang et al. 2025, arXiv 2503.18278)
 /// Merging  with merge = nearest, keys and values of a token that goes are averaged into those of the nearest token that was
 ///          chosen, counted in tokens of those classes, ties to the older; each has weight 1, the position is the chosen
-///          one's. Keys are averaged as they are, after RoPE. Tokens that stay anyway absorb only with ends_absorb. Rows that
+///          one's. Keys are averaged as they are, after RoPE; with merge_keys = unrotated before it, so that tokens which say
+///          the same at different places add up to what they say at the chosen one's. That needs LayerShape::rope in every
+///          layer that takes part, and is refused without. Tokens that stay anyway absorb only with ends_absorb. Rows that
 ///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
-///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2
+///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2; merge_keys is ours
+/// Values   with merge = values, the value of a token i that goes is added, a 1 / m each, to those of the next m = merge_into
+///          tokens that were chosen (by ends_absorb as above, of those that have a score; where fewer follow, to these in as
+///          many parts), if a coin seeded by merge_seed, layer, head and position says so. The coin's probability is
+///          score_i / mean score of those m, at least 0 and at most 1: where scores are attention, all of what i would have
+///          given the output is then expected of them. Keys stay (a coded append form codes them again). Scores are the
+///          kv head's own, whoever chooses; below 0 they count as 0, and with a NaN among them nothing is added. Of pages
+///          and coded rows as with nearest. CaM (Zhang et al., ICML 2024). There a token goes at every decode
+///          step and joins the m that follow then; here all go at once, at compress. Released code divides by the largest or
+///          the mean attention of sinks and newest tokens instead, and by m where fewer follow
 /// Groups   with each = class every class of `among`, with each = image every image has `keep` of its own tokens, so that a
 ///          picture of few tokens, or an old one, does not lose them to others. `also` has further classes, with amounts of
 ///          their own: "text:50%". All that is said above is then said of one group: its ratio is of what was ever given of
 ///          it, it is shared out over the layers by the group's own scores (a density is of the layer's whole attention),
 ///          first, last, recent_share, chunk, represent, recover and only_positive count its tokens alone, heads share the
-///          group's budget, and what goes merges into tokens of its group; pages and bytes round down for each. skip_layers
+///          group's budget, and what goes merges into the nearest of its group (merge = values goes with one group only); pages and bytes round down for each. skip_layers
 ///          is for all. An image is what TagSpans of one class and number cover; without a number each span is one. Text that
 ///          no span covers is one group. Scores are made once for all groups, and a scorer that looks at some classes only
 ///          (elite_window, transport: visual) gives the others none: of these the oldest stay, after the recent_share
 /// Ties     to the lower position; NaN scores rank last and are counted
-/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
+/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared; with merge =
+///          values a copy of the scores to the host, and as many additions per number of a value as tokens join it
 struct TopK {
   static constexpr std::string_view name = "top_k";
 
@@ -88,6 +103,9 @@ struct TopK {
   Spacing spacing = Spacing::even;
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
   MergeInto merge = MergeInto::none;
+  MergeKeys merge_keys = MergeKeys::rotated;
+  Index merge_into = 32;       // with merge = values: so many tokens share a value that goes
+  Index merge_seed = 0;
   bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
   Each each = Each::none;      // which tokens of `among` have a budget of their own
   ClassKeeps also = {};        // further classes, not of `among`, each with an amount of its own
@@ -115,6 +133,10 @@ struct TopK {
                       Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
                                          "every so many-th token that goes stays after all, 0 = none"},
                       Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
+                      Choice{"merge_keys", &TopK::merge_keys, "with merge = nearest: keys averaged after RoPE, or before it"},
+                      Field<TopK, Index>{"merge_into", &TopK::merge_into, 1, 4096,
+                                         "with merge = values: tokens that share a value that goes"},
+                      Field<TopK, Index>{"merge_seed", &TopK::merge_seed, 0, Index{1} << 40, "of the coins it takes"},
                       Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"},
                       Choice{"each", &TopK::each, "do classes, or images, have budgets of their own?"},
                       Choice{"also", &TopK::also, "further classes with amounts of their own"}};
@@ -123,6 +145,10 @@ struct TopK {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
     require(recover == 0 || represent == 0, name, ": recover = ", recover, " and represent = ", represent,
             " both choose among what goes, one must be 0");
+    require(merge_keys == MergeKeys::rotated || merge == MergeInto::nearest, name,
+            ": merge_keys = unrotated is for merge = nearest, which averages keys");
+    require(merge != MergeInto::values || !splits(), name,
+            ": merge = values spreads a value over the tokens that follow, of whatever group; each and also must be none");
     ClassSet taken = among;
     for (const ClassKeep& part : also) {
       require(part.classes.bits != 0, name, ".also: an amount for no class");

@@ -660,7 +660,7 @@ Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& 
 /// Tokens per layer, the window included: the line of PyramidKV over what is there beside it.
 std::vector<Index> pyramid_budgets(const Pyramid& rule, Index layers, Index total, Index tokens) {
   const Index capacity = total / layers;
-  if (rule.schedule == PyramidSchedule::published) {
+  if (rule.mode == Mode::reference) {
     const Index window = std::min(rule.window, capacity);
     auto budgets = oracle::pyramid_published(
         layers, tokens, {.capacity = capacity, .window = window, .beta = static_cast<Index>(rule.beta)});
@@ -742,8 +742,8 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         keeps_what_the_paper_keeps(this->be(), p, c, shared);
       }
       auto pyramid = with_ratio(pyramid_kv());
-      for (const auto schedule : {PyramidSchedule::exact, PyramidSchedule::published}) {
-        pyramid.budget.schedule = schedule;
+      for (const Mode mode : {Mode::paper, Mode::reference}) {
+        pyramid.budget.mode = mode;
         keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
       }
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
@@ -1037,15 +1037,15 @@ TEST(Budgets, PyramidsAreTheTextbooks) {
     const Index layers = dice.within(2, 40), tokens = dice.within(0, 500);
     const Pyramid rule{.beta = static_cast<double>(dice.within(1, 40)),
                        .window = dice.chance(0.2) ? 0 : dice.below(70),
-                       .schedule = dice.chance(0.5) ? PyramidSchedule::exact : PyramidSchedule::published};
+                       .mode = dice.chance(0.5) ? Mode::paper : Mode::reference};
     const std::vector<Index> available(static_cast<std::size_t>(layers), tokens);
     const Index total = dice.within(0, layers * tokens);
     const auto got = allocate(rule, {}, available, total);
     ASSERT_EQ(got, pyramid_budgets(rule, layers, total, tokens))
         << "round " << round << ": " << layers << " layers of " << tokens << ", total " << total << ", beta "
         << rule.beta << ", window " << rule.window
-        << (rule.schedule == PyramidSchedule::exact ? ", exact" : ", published");
-    if (rule.schedule == PyramidSchedule::exact) {
+        << (rule.mode == Mode::paper ? ", paper" : ", reference");
+    if (rule.mode == Mode::paper) {
       ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), total) << "round " << round;
     }
   }

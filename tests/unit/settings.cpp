@@ -145,19 +145,19 @@ TEST(Settings, PublishedBitsAreWhatTheyAreCalled) {
 }
 
 TEST(Settings, OfTransport) {
-  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, mode=balanced, rounds=5, squared=yes)");
+  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, plan=balanced, rounds=5, squared=yes)");
   EXPECT_EQ(scorer_of<Transport>(m), (Transport{.alpha = 2,
                                                 .beta = 0.5,
                                                 .gamma = 0.25,
                                                 .sigma = 3,
                                                 .epsilon = 0.2,
-                                                .mode = TransportMode::balanced,
+                                                .plan = TransportPlan::balanced,
                                                 .rounds = 5,
                                                 .squared = true}));
   EXPECT_EQ(m.selector, (TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4}));
   EXPECT_EQ(made(text_of("top_v", m)), m);
   expect_refused("top_v(epsilon=0)", "top_v: epsilon = 0, must be within [0.0001, 10000]");
-  expect_refused("top_v(mode=relaxed)", "top_v: mode = 'relaxed', must be one of: semi_relaxed|balanced");
+  expect_refused("top_v(plan=relaxed)", "top_v: plan = 'relaxed', must be one of: semi_relaxed|balanced");
   expect_refused("top_v(rounds=0)", "top_v: rounds = 0, must be within [1, 1000]");
 }
 

@@ -634,7 +634,7 @@ TEST(SpecExamples, PyramidKvSchedules) {
   std::vector<double> scratch(32);
   std::vector<Index> keep(32);
   const auto sum = [&] { return std::accumulate(keep.begin(), keep.end(), Index{0}); };
-  Pyramid{.window = 64, .schedule = PyramidSchedule::published}.allocate(nullptr, available.data(), 32, 32 * 320,
+  Pyramid{.window = 64, .mode = Mode::reference}.allocate(nullptr, available.data(), 32, 32 * 320,
                                                                          scratch.data(), keep.data());
   EXPECT_EQ(keep[0], 500 + 64);
   EXPECT_EQ(keep[1], 485 + 64);
@@ -694,7 +694,7 @@ TYPED_TEST(SpecExample, TopVShareOfTheOutputThatATokenSupplies) {
     }
   };
   expect({0.244398, 0.586002, 0.169600}, Positions{0, 1});
-  method.scorer.mode = TransportMode::balanced;
+  method.scorer.plan = TransportPlan::balanced;
   expect({0.333625, 0.332749, 0.333625}, Positions{0, 2});
   method.scorer.rounds = 100;  // as if it had ended on the rows: the cost no longer tells
   expect({1. / 3, 1. / 3, 1. / 3}, {});

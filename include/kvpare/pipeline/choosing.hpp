@@ -124,12 +124,12 @@ struct MarkStandIn {
   const Index* order;  // columns by distance
   const Index* count;
   const Index *k, *best;
-  Spacing spacing;
+  Mode mode;
   std::uint8_t* marked;
   KVPARE_HD void operator()(Index i) const {
     const Index n = *count, wanted = *k - *best < n ? *k - *best : n;
     if (i >= wanted) return;
-    const Index at = wanted == 1 ? 0 : spacing == Spacing::even ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
+    const Index at = wanted == 1 ? 0 : mode == Mode::paper ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
     marked[order[at]] = 1;
   }
 };
@@ -244,7 +244,7 @@ void add_others(B& be, const TopK& selector, std::span<const ChoiceRow> rows, co
     const ChoiceRow& row = rows[r];
     if (selector.represent > 0)
       be.each(row.top.columns, MarkStandIn{orders[r].data(), left_count.data() + static_cast<Index>(r), row.k,
-                                           best + static_cast<Index>(r), selector.spacing, marked[r].data()});
+                                           best + static_cast<Index>(r), selector.mode, marked[r].data()});
     else
       be.each(1, MarkSamples{left[r].data(), row.top.columns, row.top.word_tokens, selector.recover, row.k,
                              best + static_cast<Index>(r), marked[r].data()});

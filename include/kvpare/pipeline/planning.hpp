@@ -49,6 +49,8 @@ struct AllocateLayers {
   const float* const* densities;
   const Index* available;  // in units of `quantum` tokens
   const Index* available_tokens;
+  const Index* stays;  // tokens that stay anyway
+  double recent_share;
   Index layers, total, quantum;
   bool alike;
   LayerSummary* summaries;
@@ -61,6 +63,7 @@ struct AllocateLayers {
       if (rows != nullptr) summaries[l] = {rows[l].sum, rows[l].skewness(), rows[l].count};
       if (curves != nullptr) summaries[l].curve = curves[l], summaries[l].count = curve_counts[l];
       if (densities != nullptr) summaries[l].density = static_cast<double>(*densities[l]);
+      summaries[l].stays = stays[l], summaries[l].recent_share = recent_share;
     }
     if (alike) {
       for (Index l = 0; l < layers; ++l) keep[l] = total / layers;
@@ -104,6 +107,8 @@ struct ShareHeads {
   const Index* hits_at;          // [rows + 1]
   const Index* candidate_count;  // [rows]
   double floor;
+  Mode mode;
+  Index window;  // with mode = reference: so many of a head rank first
   double* wish;  // [rows]
   Index* k;      // [rows] even budgets before, shared ones after
   KVPARE_HD void operator()(Index layer) const {
@@ -113,10 +118,24 @@ struct ShareHeads {
       Index count = 0;
       for (Index w = hits_at[r]; w < hits_at[r + 1]; ++w)
         for (std::uint64_t left = hits[w]; left != 0; left &= left - 1) ++count;
+      if (mode == Mode::reference) {
+        k[r] = as_released(count, k[r], candidate_count[r]);
+        continue;
+      }
       wish[r] = product(static_cast<double>(count), 1 - floor) + product(static_cast<double>(k[r]), floor);
       total += k[r];
     }
-    apportion(wish + first, candidate_count + first, heads[layer], total, 0, k + first);
+    if (mode == Mode::paper) apportion(wish + first, candidate_count + first, heads[layer], total, 0, k + first);
+  }
+  KVPARE_HD Index as_released(Index hits, Index even, Index candidates) const {
+    if (even >= candidates) return candidates;
+    const Index own = window < even ? window : even, older = hits > own ? hits - own : 0;
+    const double reserved = static_cast<double>(static_cast<Index>(product(static_cast<double>(even - own), floor)));
+    const double x = product(static_cast<double>(older), 1 - floor) + reserved;
+    const Index below = static_cast<Index>(x);
+    const double part = x - static_cast<double>(below);
+    const Index share = own + below + (part > 0.5 || (part == 0.5 && below % 2 != 0));
+    return share < candidates ? share : candidates;
   }
 };
 
@@ -230,8 +249,8 @@ inline Index total_of(const Keep& keep, std::span<const ScoredLayer> layers) {
 
 /// Ada-KV: the heads of a layer draw on one budget, each as much as it has of the layer's best, and no less than a floor.
 template <Backend B>
-void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const std::vector<PlanRow>& rows,
-                 const std::vector<Index>& words_at, Index* k) {
+void share_heads(B& be, const TopK& selector, Index window, std::span<const ScoredLayer> layers,
+                 const std::vector<PlanRow>& rows, const std::vector<Index>& words_at, Index* k) {
   const Index n = static_cast<Index>(layers.size()), row_count = static_cast<Index>(rows.size());
   std::vector<Index> first_row, heads, counts;
   std::vector<std::uint64_t> candidates;
@@ -260,8 +279,8 @@ void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const
                     nullptr, rows_of_heads.back().size(), layer.columns->word_tokens});
   }
   be.select_top(tops);
-  be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(), floor,
-                        wishes.data(), k});
+  be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(),
+                        selector.floor, selector.mode, window, wishes.data(), k});
 }
 
 /// Of each layer the running sums of its scores, best first.
@@ -299,18 +318,25 @@ template <Backend B, class C>
 void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers, PlanScope scope, Plan& plan) {
   using detail::PlanRow;
   check(compressor.keep);
-  const TopK& selector = compressor.selector;
+  TopK selector = compressor.selector;
   const bool together = selector.heads == SelectHeads::layer || scope.heads_together;
   const std::size_t n = layers.size();
   if (n == 0 || (compressor.keep == Keep::ratio(1) && !selector.only_positive)) return;
 
   with_policy(compressor.budget, [&](const auto& a) { check_layers_of(a, static_cast<Index>(n)); });
 
-  // What is up for choice, and how much of it stays.
-  std::vector<PlanRow> rows;
-  std::vector<Index> available_tokens(n, 0), available(n), layer_of, reserved;
+  const Index total = detail::total_of(compressor.keep, layers);
   const bool in_pages = compressor.keep.unit == Keep::Unit::pages || compressor.keep.unit == Keep::Unit::bytes;
   const Index quantum = in_pages ? layers[0].columns->word_tokens : 1;
+  if (selector.mode == Mode::reference && selector.recent_share > 0) {
+    selector.last =
+        std::max(selector.last, newest_of_mean(selector.recent_share, total * quantum, static_cast<Index>(n)));
+    selector.recent_share = 0;
+  }
+
+  // What is up for choice, and how much of it stays.
+  std::vector<PlanRow> rows;
+  std::vector<Index> available_tokens(n, 0), available(n), stays(n, 0), layer_of, reserved;
   plan.dense = in_pages;
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
@@ -318,13 +344,13 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       rows.push_back(detail::plan_row(layers[l], l, h, one, selector));
       const PlanRow& row = rows.back();
       available_tokens[l] = std::max(available_tokens[l], row.candidate_count + row.reserved);
+      stays[l] = std::max(stays[l], row.reserved);
       layer_of.push_back(static_cast<Index>(l));
       reserved.push_back(row.reserved);
     }
     available[l] = ceil_div(available_tokens[l], quantum);
   }
   const Index row_count = static_cast<Index>(rows.size());
-  const Index total = detail::total_of(compressor.keep, layers);
 
   // Mean over heads, where budgets or the choice need it.
   const BudgetNeeds needs = needs_of(compressor.budget);
@@ -367,16 +393,16 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
 
   // Budgets.
   const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens),
-      layer_map(be, layer_of), reserved_counts(be, reserved);
+      stay_counts(be, stays), layer_map(be, layer_of), reserved_counts(be, reserved);
   const Buffer<B, LayerSummary> summaries(be, static_cast<Index>(n));
   const Buffer<B, double> wishes(be, static_cast<Index>(n));
   const Buffer<B, Index> keep(be, static_cast<Index>(n)), k(be, row_count), nan_counts(be, row_count);
   with_policy(compressor.budget, [&](const auto& allocator) {
-    be.each(1, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
-                   allocator, summary_rows.data(), curves.data(), curves.counts(), densities.data(),
-                   available_units.data(), available_in_tokens.data(),
-                   static_cast<Index>(n), total, quantum, scope.layers_alike, summaries.data(), wishes.data(),
-                   keep.data()});
+    be.each(
+        1, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
+               allocator, summary_rows.data(), curves.data(), curves.counts(), densities.data(), available_units.data(),
+               available_in_tokens.data(), stay_counts.data(), compressor.selector.recent_share, static_cast<Index>(n),
+               total, quantum, scope.layers_alike, summaries.data(), wishes.data(), keep.data()});
   });
   be.each(row_count, detail::RowBudgets{keep.data(), layer_map.data(), reserved_counts.data(), k.data()});
 
@@ -384,7 +410,10 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   for (std::size_t r = 0; r < rows.size(); ++r)
     chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
   if (selector.heads == SelectHeads::shared && !together)
-    detail::share_heads(be, selector.floor, layers, rows, chosen_at, k.data());
+    detail::share_heads(be, selector,
+                        with_policy(compressor.scorer,
+                                    [&](const auto& s) { return std::max<Index>(0, ranked_first(s) - selector.last); }),
+                        layers, rows, chosen_at, k.data());
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());

@@ -33,7 +33,8 @@ namespace kvpare {
 ///          AND. Ours: one choice per kv head by its group's mean (the code selects per query head); a token in both lists
 ///          is kept once (the code stores it twice), and the room goes to both lists in their proportion, as does what
 ///          rounding leaves, rather than to the largest self + cross; a list that has run out leaves its room to the other.
-///          Only scores use n: attention stays as it is.
+///          Only scores use n: attention stays as it is. No mode goes back to the code: what it stores twice counts twice
+///          in its attention, and its heads are query heads; neither is a set of tokens of a kv head.
 struct CrossSelf {
   static constexpr std::string_view name = "cross_self";
 

@@ -22,7 +22,8 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 /// Ties     none made here; a NaN logit makes its row, and so every vote, NaN
 /// Cost     `window` rows over all keys; scratch that of `attention_mass` and one more row per head
 /// Source   SnapKV (Li et al. 2024, arXiv 2404.14469), section 3. Ours: selection per kv head with the group's mean (the
-///          released code repeats keys per query head), and rows may be confined to classes (`rows=text`).
+///          released code repeats keys per query head and chooses for each, which a cache of kv heads cannot hold: there
+///          is no mode for it), and rows may be confined to classes (`rows=text`).
 struct ObservationWindow {
   static constexpr std::string_view name = "observation_window";
 
@@ -41,6 +42,7 @@ struct ObservationWindow {
   }
   void check() const { require(pool % 2 == 1, name, ".pool = ", pool, ", must be odd"); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
+  constexpr Index ranks_first() const { return window; }
   friend bool operator==(const ObservationWindow&, const ObservationWindow&) = default;
 };
 

@@ -651,8 +651,13 @@ Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& 
     if (m.selector.heads != SelectHeads::shared || k <= window) return of_heads;
     const std::vector<Index> older(of_heads.size(), scores.columns);
     const auto hits = oracle::hits_per_head(scores, scores.rows * (k - window));
-    of_heads = oracle::ada_kv_exact(hits, k - window, m.selector.floor, older);
-    for (Index& b : of_heads) b += window;
+    if (m.selector.mode == Mode::paper)
+      of_heads = oracle::ada_kv_exact(hits, k - window, m.selector.floor, older);
+    else if (k - window < scores.columns)
+      of_heads = oracle::ada_kv_published(hits, k - window, m.selector.floor);
+    else
+      of_heads = older;
+    for (Index& b : of_heads) b = std::min(b, scores.columns) + window;
     return of_heads;
   });
 }
@@ -741,6 +746,8 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         shared.selector.floor = floor;
         keeps_what_the_paper_keeps(this->be(), p, c, shared);
       }
+      shared.selector.mode = Mode::reference, shared.selector.floor = 0.3;
+      keeps_what_the_paper_keeps(this->be(), p, c, shared);
       auto pyramid = with_ratio(pyramid_kv());
       for (const Mode mode : {Mode::paper, Mode::reference}) {
         pyramid.budget.mode = mode;
@@ -1132,7 +1139,7 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
     FedCache<typename TestFixture::B> fed(this->be(), p, page);
     fed.append(0, tokens);
 
-    const Compressor<Scripted, Uniform> method{
+    Compressor<Scripted, Uniform> method{
         {dice.at},
         {},
         {.among = dice.chance(0.5) ? all_tokens : visual,
@@ -1140,6 +1147,8 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
          .recent_share = dice.chance(0.5) ? 0 : dice.unit(),
          .floor = dice.chance(0.2) ? 1 : dice.unit()},
         dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
+    if (method.selector.heads == SelectHeads::shared && method.selector.recent_share == 0 && dice.chance(0.5))
+      method.selector.mode = Mode::reference;
     std::vector<bool> member, reserved;
     for (Position t = 0; t < tokens; ++t) {
       const TagSpan* tag = fed.cache.tags(fed.id).find(t);
@@ -1179,8 +1188,11 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
       if (method.selector.heads == SelectHeads::shared) {
         const std::vector<std::vector<bool>> up(static_cast<std::size_t>(heads), candidate);
         const std::vector<Index> there(static_cast<std::size_t>(heads), members - stay);
-        k = oracle::ada_kv_exact(oracle::hits_per_head(of_layer, heads * even_k, up), even_k, method.selector.floor,
-                                 there);
+        const auto hits = oracle::hits_per_head(of_layer, heads * even_k, up);
+        if (method.selector.mode == Mode::paper)
+          k = oracle::ada_kv_exact(hits, even_k, method.selector.floor, there);
+        else if (even_k < members - stay)
+          k = oracle::ada_kv_published(hits, even_k, method.selector.floor);
       }
       for (Index h = 0; h < heads; ++h) {
         std::vector<double>& of_head = scores[static_cast<std::size_t>(h)];

@@ -82,6 +82,28 @@ TEST(Settings, ABudgetAgreesWithItsScorer) {
   EXPECT_EQ(window("h2o(budget=pyramid)"), Pyramid{}.window);
 }
 
+TEST(Settings, TheReferenceIsSetInEveryPartThatHasOne) {
+  const auto vl = made("vl_cache(mode=reference)");
+  EXPECT_EQ(std::get<Density>(vl.budget.held).mode, Mode::reference);
+  EXPECT_EQ(vl.selector.mode, Mode::reference);
+  EXPECT_EQ(made(text_of("vl_cache", vl)), vl);
+  EXPECT_EQ(std::get<Density>(made("vl_cache").budget.held).mode, Mode::paper);
+  EXPECT_EQ(std::get<Pyramid>(made("pyramid_kv(mode=reference)").budget.held).mode, Mode::reference);
+  EXPECT_EQ(std::get<Prefix>(made("prefix_kv(mode=reference)").budget.held).mode, Mode::reference);
+  EXPECT_EQ(std::get<Pyramid>(made("snap_kv(mode=reference, budget=pyramid)").budget.held).mode, Mode::reference);
+  for (const char* words :
+       {"ada_kv(mode=reference)", "kv_crush(mode=reference)", "h2o(represent=0.25, mode=reference)"})
+    EXPECT_EQ(made(words).selector.mode, Mode::reference) << words;
+  EXPECT_EQ(made("snap_kv(mode=paper)"), made("snap_kv"));
+  // Where it would change nothing it is refused.
+  for (const char* words : {"snap_kv(mode=reference)", "top_v(mode=reference)", "air_cache(mode=reference)",
+                            "pyramid_kv(budget=uniform, mode=reference)", "ada_kv(heads=kv, mode=reference)",
+                            "kv_crush(represent=0, mode=reference)"})
+    expect_refused(words, "mode = reference: with these settings no published code goes another way, must be paper");
+  expect_refused("vl_cache(mode=published)", "vl_cache: mode = 'published', must be one of: paper|reference");
+  expect_refused("pyramid_kv(schedule=published)", "pyramid_kv: unknown setting 'schedule'");
+}
+
 TEST(Settings, AmountsToKeep) {
   const std::pair<const char*, Keep> amounts[] = {
       {"0.1", Keep::ratio(0.1)},     {"10%", Keep::ratio(0.1)},       {"0", Keep::ratio(0)},

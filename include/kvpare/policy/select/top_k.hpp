@@ -54,7 +54,7 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 /// Mode     reference, where released code goes its own way:
 ///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the tokens that the
 ///                      scorer ranks first (SnapKV's window), all of a head at most: Ada-KV's code. A layer's sum may be
-///                      missed on either side by up to half a token per head
+///                      missed by half a token per head either way, and by what trunc takes
 ///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is never reached: OpenVINO's
 ///          recent_share  of the mean of the layers' budgets, at least one token, as many in each layer: EffiVLM-Bench's
 ///                      VL-Cache. Goes with budgets that have such a mode, too

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <numeric>
+
 #include <kvpare/pipeline/recipes.hpp>
 
 #include "oracle/accumulated_attention.hpp"
@@ -603,6 +605,26 @@ Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
 }
 
 Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+  if (m.scorer.mode == Mode::reference) {
+    // The newest are as many in every layer; of the others those that are in a list at the rest of the budget.
+    const auto budgets = even(p.layers(), p.tokens(), m.keep.amount);
+    const Index total = std::accumulate(budgets.begin(), budgets.end(), Index{0}), n = p.tokens();
+    const Index newest = std::clamp<Index>(
+        static_cast<Index>(m.selector.recent_share * static_cast<double>(total) / static_cast<double>(p.layers())), 1,
+        n);
+    Kept kept;
+    for (Index l = 0; l < p.layers(); ++l) {
+      auto& heads = kept.emplace_back();
+      const oracle::Array2 from = cross_self(p, l, m.scorer);
+      for (Index h = 0; h < from.rows; ++h) {
+        auto& head = heads.emplace_back();
+        for (Index t = 0; t < n; ++t)
+          if (t >= n - newest || from.at(h, t) <= static_cast<double>(oracle::item(budgets, l) - newest) + 1e-6)
+            head.push_back(static_cast<Position>(t));
+      }
+    }
+    return kept;
+  }
   return kept_by_head(p, m, [&](Index l) {
     auto scores = rows_of(cross_self(p, l, m.scorer));  // places: the lowest is best
     for (auto& row : scores)
@@ -764,6 +786,8 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       auto crossing = with_ratio(csp());
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
       crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer.mode = crossing.selector.mode = Mode::reference;
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
     }
 }

@@ -94,6 +94,7 @@ TEST(Settings, TheReferenceIsSetInEveryPartThatHasOne) {
   for (const char* words :
        {"ada_kv(mode=reference)", "kv_crush(mode=reference)", "h2o(represent=0.25, mode=reference)"})
     EXPECT_EQ(made(words).selector.mode, Mode::reference) << words;
+  EXPECT_EQ(scorer_of<CrossSelf>(made("csp(mode=reference)")).mode, Mode::reference);
   EXPECT_EQ(made("snap_kv(mode=paper)"), made("snap_kv"));
   // Where it would change nothing it is refused.
   for (const char* words : {"snap_kv(mode=reference)", "top_v(mode=reference)", "air_cache(mode=reference)",

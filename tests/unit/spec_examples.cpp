@@ -417,8 +417,9 @@ Prompt csp_prompt() {
 
 TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
   const Prompt p = csp_prompt();
-  const auto kept = [&](double cross, Index tokens, double recent_share) {
+  const auto kept = [&](double cross, Index tokens, double recent_share, Mode mode = Mode::paper) {
     auto method = csp();
+    method.scorer.mode = method.selector.mode = mode;
     method.scorer.window = 2, method.scorer.cross = cross;
     method.selector.recent_share = recent_share;
     method.keep = Keep::tokens(tokens);
@@ -433,6 +434,10 @@ TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
   EXPECT_EQ(kept(0, 3, 0), (Positions{0, 2, 3}));
   EXPECT_EQ(kept(1, 2, 0), (Positions{0, 1}));
   EXPECT_EQ(kept(0.5, 2, 0), (Positions{0, 3})) << "one of each";
+
+  EXPECT_EQ(kept(0.5, 5, 0.2, Mode::reference), (Positions{0, 1, 2, 3, 6}));
+  EXPECT_EQ(kept(0.25, 5, 0.2, Mode::reference), (Positions{0, 2, 3, 6})) << "0, picked twice, has its place twice";
+  EXPECT_EQ(kept(0.25, 2, 0.5, Mode::reference), (Positions{6})) << "0.75 and 0.25 of a token, and the newest";
 }
 
 /// Keys 5 and 6, the window's own, are in no list and have places beside them: 5 the fifth by self, behind its equal key 1.

@@ -31,6 +31,20 @@ struct BoundByPositive {
   }
 };
 
+/// No more than the candidates whose score, a budget with a minus sign, is within this one.
+struct BoundByBudget {
+  const float* scores;
+  const std::uint64_t* candidates;
+  Index columns, word_tokens;
+  Index* k;
+  KVPARE_HD void operator()(Index) const {
+    Index within = 0;
+    for (Index c = 0; c < columns; ++c)
+      within += has_column(candidates, c, word_tokens) && -scores[c] <= static_cast<float>(*k);
+    if (*k > within) *k = within;
+  }
+};
+
 /// The newest share of a row's budget ranks above every score.
 struct BoostNewest {
   const float* scores;
@@ -164,6 +178,7 @@ struct ChoiceRow {
   std::vector<std::int32_t> columns;  // of the candidates, ascending
   const float* scores = nullptr;      // [backend] [heads, stride] of the layer's kv heads, for signatures
   Index heads = 0, stride = 0;
+  bool within_budget = false;  // is a score a budget, with a minus sign?
 
   Index words() const { return ceil_div(top.columns, top.word_tokens); }
 };
@@ -182,6 +197,8 @@ void prepare_scores(B& be, const TopK& selector, ChoiceRow& row, std::vector<Buf
     row.top.scores = memory.back().data();
   }
   if (selector.only_positive) bound_by_positive(be, row.top, row.k);
+  if (row.within_budget)
+    be.each(1, BoundByBudget{row.top.scores, row.top.candidates, row.top.columns, row.top.word_tokens, row.k});
   if (selector.recent_share > 0) {
     std::vector<std::int32_t> rank(static_cast<std::size_t>(row.top.columns), -1);
     for (Index i = 0; i < count; ++i)

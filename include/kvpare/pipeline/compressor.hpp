@@ -68,7 +68,7 @@ void check(const C& compressor) {
   with_policy(compressor.scorer, look), with_policy(compressor.budget, look), look(compressor.selector);
   require(!asked || has_one,
           "mode = reference: with these settings no published code goes another way, must be paper; it "
-          "does with budget = pyramid, density or prefix, with heads = shared and with represent > 0");
+          "does in csp, with budget = pyramid, density or prefix, with heads = shared and with represent > 0");
   if constexpr (requires { check_settings(compressor.precision); }) check_settings(compressor.precision);
 }
 

@@ -127,9 +127,9 @@ struct ShareHeads {
     }
     if (mode == Mode::paper) apportion(wish + first, candidate_count + first, heads[layer], total, 0, k + first);
   }
-  KVPARE_HD Index as_released(Index hits, Index even, Index candidates) const {
+  KVPARE_HD Index as_released(Index count, Index even, Index candidates) const {
     if (even >= candidates) return candidates;
-    const Index own = window < even ? window : even, older = hits > own ? hits - own : 0;
+    const Index own = window < even ? window : even, older = count > own ? count - own : 0;
     const double reserved = static_cast<double>(static_cast<Index>(product(static_cast<double>(even - own), floor)));
     const double x = product(static_cast<double>(older), 1 - floor) + reserved;
     const Index below = static_cast<Index>(x);
@@ -431,6 +431,7 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
       if (layer.columns->has(row.candidates, c)) choice.columns.push_back(static_cast<std::int32_t>(c));
     choice.scores = layer.scores, choice.heads = static_cast<Index>(layer.heads.size());
     choice.stride = layer.scored_columns;
+    choice.within_budget = with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); });
   }
   detail::choose<B>(be, selector, choices);
 

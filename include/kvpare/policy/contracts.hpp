@@ -16,6 +16,8 @@
 // | `a.check_layers(n)`                     | –       | optional: throws where it does not go with so many layers    |
 // | `A::follows_compress`                   | `bool`  | where true, decode takes the ratio that compress left        |
 // | `s.ranks_first()`                       | `Index` | optional: so many of the newest tokens outrank all others    |
+// | `s.scores_budgets()`                    | `bool`  | optional: a score is minus the budget from which on a token  |
+// |                                         |         | stays; below that it goes even where there is room           |
 // | **any** `p.mode`, `p.has_reference()`   | `Mode`, `bool` | optional: goes the way of published code; does it    |
 // |                                         |         | with these settings have one of its own                      |
 // | **Selector** `s.among`, `s.heads`, …    |         | see TopK: the selector is data, the pipeline carries it out  |
@@ -151,5 +153,14 @@ concept BudgetAllocator = Policy<A> && requires(const A& a, const LayerSummary* 
   { a.needs } -> std::convertible_to<BudgetNeeds>;
   { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
 };
+
+/// Are a scorer's scores budgets, with the minus sign?
+template <class S>
+bool budgets_scored(const S& scorer) {
+  if constexpr (requires { scorer.scores_budgets(); })
+    return scorer.scores_budgets();
+  else
+    return false;
+}
 
 }  // namespace kvpare

@@ -57,7 +57,7 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 ///                      missed by half a token per head either way, and by what trunc takes
 ///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is never reached: OpenVINO's
 ///          recent_share  of the mean of the layers' budgets, at least one token, as many in each layer: EffiVLM-Bench's
-///                      VL-Cache. Goes with budgets that have such a mode, too
+///                      VL-Cache, CSP's code. Goes with budgets or scorers that have such a mode, too
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
 struct TopK {

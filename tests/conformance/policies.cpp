@@ -2,9 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <numeric>
-
 #include <kvpare/pipeline/recipes.hpp>
+#include <numeric>
 
 #include "oracle/accumulated_attention.hpp"
 #include "oracle/ada_kv.hpp"
@@ -612,15 +611,31 @@ Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
     const Index newest = std::clamp<Index>(
         static_cast<Index>(m.selector.recent_share * static_cast<double>(total) / static_cast<double>(p.layers())), 1,
         n);
+    std::vector<bool> older(static_cast<std::size_t>(n), true);
+    std::fill(older.end() - newest, older.end(), false);
     Kept kept;
     for (Index l = 0; l < p.layers(); ++l) {
       auto& heads = kept.emplace_back();
+      const Index k = std::max<Index>(0, oracle::item(budgets, l) - newest);
       const oracle::Array2 from = cross_self(p, l, m.scorer);
+      const auto at = static_cast<std::size_t>(l);
+      const auto parts = oracle::cross_self_parts(p.queries[at], p.keys[at], modalities_of(p), settings_of(p.shape(l)),
+                                                  {.n = m.scorer.n, .window = newest});
       for (Index h = 0; h < from.rows; ++h) {
-        auto& head = heads.emplace_back();
-        for (Index t = 0; t < n; ++t)
-          if (t >= n - newest || from.at(h, t) <= static_cast<double>(oracle::item(budgets, l) - newest) + 1e-6)
-            head.push_back(static_cast<Position>(t));
+        std::vector<Index> chosen;
+        if (window_of(m.scorer, n) == newest) {  // the two lists as the code has them
+          auto self = parts.self.row(h), cross = parts.cross.row(h);
+          self.resize(static_cast<std::size_t>(n - newest)), cross.resize(static_cast<std::size_t>(n - newest));
+          chosen = oracle::cross_self_union(self, cross, k, m.scorer.cross);
+        } else {
+          auto before = from.row(h);
+          Index within = 0;
+          for (Index t = 0; t < n - newest; ++t) within += oracle::item(before, t) <= static_cast<double>(k) + 1e-6;
+          for (double& x : before) x = -x;
+          chosen = oracle::select_top(before, std::min(k, within), older);
+        }
+        for (Index t = n - newest; t < n; ++t) chosen.push_back(t);
+        heads.push_back(to_positions(chosen));
       }
     }
     return kept;
@@ -788,6 +803,8 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
       crossing.scorer.mode = crossing.selector.mode = Mode::reference;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer = {.mode = Mode::reference}, crossing.keep = Keep::ratio(0.2);  // as many rows as newest tokens
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
     }
 }

@@ -36,8 +36,9 @@ namespace kvpare {
 ///          Only scores use n: attention stays as it is
 /// Mode     reference: the union of int(k c) by cross and int(k (1 - c)) by self and no more, k the budget beside the newest,
 ///          so that less than the budget stays where the lists overlap, or run out. The code's set where each kv head has
-///          one query head, but for a token where k c is a whole number that doubles miss, tokens without any part, and
-///          c = 0, for which the code has constants left over. What it stores twice counts twice in its attention, here once
+///          one query head and the newest that stay are as many as the rows looked at, but for a token where k c is a whole
+///          number that doubles miss, tokens without any part, and c = 0, for which the code has constants left over. What
+///          it stores twice counts twice in its attention, here once
 struct CrossSelf {
   static constexpr std::string_view name = "cross_self";
 

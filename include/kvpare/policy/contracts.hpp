@@ -45,7 +45,8 @@
 namespace kvpare {
 
 /// Whose rule where published code departs from its paper, or both miss the budget: `paper` is the paper's, or that rule
-/// mended, and keeps to the budget; `reference` is what the code does, for comparisons with its results.
+/// mended, and keeps to the budget; `reference` is what the code does, for comparisons with its results, and may miss the
+/// budget on either side: each says how. No more stays than there is.
 enum class Mode : std::uint8_t { paper, reference };
 inline constexpr std::string_view choices(Mode*) { return "paper|reference"; }
 
@@ -128,6 +129,15 @@ Index ranked_first(const S& scorer) {
     return 0;
 }
 
+/// Are a scorer's scores budgets, with the minus sign?
+template <class S>
+bool budgets_scored(const S& scorer) {
+  if constexpr (requires { scorer.scores_budgets(); })
+    return scorer.scores_budgets();
+  else
+    return false;
+}
+
 /// Throws where a budget does not go with so many layers that take part.
 template <class A>
 void check_layers_of(const A& budget, Index layers) {
@@ -153,14 +163,5 @@ concept BudgetAllocator = Policy<A> && requires(const A& a, const LayerSummary* 
   { a.needs } -> std::convertible_to<BudgetNeeds>;
   { a.allocate(layers, available, n, total, scratch, keep) } -> std::same_as<void>;
 };
-
-/// Are a scorer's scores budgets, with the minus sign?
-template <class S>
-bool budgets_scored(const S& scorer) {
-  if constexpr (requires { scorer.scores_budgets(); })
-    return scorer.scores_budgets();
-  else
-    return false;
-}
 
 }  // namespace kvpare

@@ -55,7 +55,7 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 ///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the tokens that the
 ///                      scorer ranks first (SnapKV's window), all of a head at most: Ada-KV's code. A layer's sum may be
 ///                      missed by half a token per head either way, and by what trunc takes
-///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is never reached: OpenVINO's
+///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is seldom reached: OpenVINO's
 ///          recent_share  of the mean of the layers' budgets, at least one token, as many in each layer: EffiVLM-Bench's
 ///                      VL-Cache, CSP's code. Goes with budgets or scorers that have such a mode, too
 /// Ties     to the lower position; NaN scores rank last and are counted

@@ -187,8 +187,8 @@ TYPED_TEST(ByFeatures, OnLayersWhoseHeadsHoldDifferentTokens) {
 TYPED_TEST(ByFeatures, NaNInASourceIsItsOwnInATargetEverybodys) {
   Dice dice{10};
   const Prompt p = random_prompt(4, 1, 20, 2, 1, {span(0, 20)});
-  for (const TransportPlan plan : {TransportPlan::semi_relaxed, TransportPlan::balanced}) {
-    const auto method = everywhere({.plan = plan});
+  for (const TransportPlan kind : {TransportPlan::semi_relaxed, TransportPlan::balanced}) {
+    const auto method = everywhere({.plan = kind});
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.append(0, 20);
     FeatureSet set = random_features(dice, FedCache<typename TestFixture::B>::positions(0, 20), 8);

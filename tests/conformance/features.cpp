@@ -23,9 +23,9 @@ Compressor<Transport, Uniform> everywhere(Transport scorer) {
 
 std::vector<Transport> settings(bool small) {
   std::vector<Transport> all{{},
-                             {.mode = TransportMode::balanced},
+                             {.plan = TransportPlan::balanced},
                              {.alpha = 0.5, .beta = 0.3, .gamma = 2, .sigma = 1.5, .epsilon = 0.5, .squared = true},
-                             {.mode = TransportMode::balanced, .rounds = 1},
+                             {.plan = TransportPlan::balanced, .rounds = 1},
                              {.alpha = 0, .beta = 0},
                              {.gamma = 0}};
   if (small) all.resize(3);
@@ -73,7 +73,7 @@ TYPED_TEST(ByFeatures, ScoresAreTheTextbooks) {
       for (const DType type : {DType::f32, DType::f16})
         expect_importance(this->be(), random_features(dice, positions, size.width, type), scorer, type, type,
                           message(size.tokens, " tokens of ", name_of(type), ", width ", size.width, ", ",
-                                  choices(static_cast<TransportMode*>(nullptr)), ' ', static_cast<int>(scorer.mode)));
+                                  choices(static_cast<TransportPlan*>(nullptr)), ' ', static_cast<int>(scorer.plan)));
     }
 }
 
@@ -187,8 +187,8 @@ TYPED_TEST(ByFeatures, OnLayersWhoseHeadsHoldDifferentTokens) {
 TYPED_TEST(ByFeatures, NaNInASourceIsItsOwnInATargetEverybodys) {
   Dice dice{10};
   const Prompt p = random_prompt(4, 1, 20, 2, 1, {span(0, 20)});
-  for (const TransportMode mode : {TransportMode::semi_relaxed, TransportMode::balanced}) {
-    const auto method = everywhere({.mode = mode});
+  for (const TransportPlan kind : {TransportPlan::semi_relaxed, TransportPlan::balanced}) {
+    const auto method = everywhere({.plan = kind});
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.append(0, 20);
     FeatureSet set = random_features(dice, FedCache<typename TestFixture::B>::positions(0, 20), 8);

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <kvpare/pipeline/recipes.hpp>
+#include <numeric>
 
 #include "oracle/accumulated_attention.hpp"
 #include "oracle/ada_kv.hpp"
@@ -701,6 +702,42 @@ Kept wanted_kept(const Prompt& p, const Compressor<S, Uniform>& m) {
 }
 
 Kept wanted_kept(const Prompt& p, const Compressor<CrossSelf, Uniform>& m) {
+  if (m.scorer.mode == Mode::reference) {
+    // The newest are as many in every layer; of the others those that are in a list at the rest of the budget.
+    const auto budgets = even(p.layers(), p.tokens(), m.keep.amount);
+    const Index total = std::accumulate(budgets.begin(), budgets.end(), Index{0}), n = p.tokens();
+    const Index newest = std::clamp<Index>(
+        static_cast<Index>(m.selector.recent_share * static_cast<double>(total) / static_cast<double>(p.layers())), 1,
+        n);
+    std::vector<bool> older(static_cast<std::size_t>(n), true);
+    std::fill(older.end() - newest, older.end(), false);
+    Kept kept;
+    for (Index l = 0; l < p.layers(); ++l) {
+      auto& heads = kept.emplace_back();
+      const Index k = std::max<Index>(0, oracle::item(budgets, l) - newest);
+      const oracle::Array2 from = cross_self(p, l, m.scorer);
+      const auto at = static_cast<std::size_t>(l);
+      const auto parts = oracle::cross_self_parts(p.queries[at], p.keys[at], modalities_of(p), settings_of(p.shape(l)),
+                                                  {.n = m.scorer.n, .window = newest});
+      for (Index h = 0; h < from.rows; ++h) {
+        std::vector<Index> chosen;
+        if (window_of(m.scorer, n) == newest) {  // the two lists as the code has them
+          auto self = parts.self.row(h), cross = parts.cross.row(h);
+          self.resize(static_cast<std::size_t>(n - newest)), cross.resize(static_cast<std::size_t>(n - newest));
+          chosen = oracle::cross_self_union(self, cross, k, m.scorer.cross);
+        } else {
+          auto before = from.row(h);
+          Index within = 0;
+          for (Index t = 0; t < n - newest; ++t) within += oracle::item(before, t) <= static_cast<double>(k) + 1e-6;
+          for (double& x : before) x = -x;
+          chosen = oracle::select_top(before, std::min(k, within), older);
+        }
+        for (Index t = n - newest; t < n; ++t) chosen.push_back(t);
+        heads.push_back(to_positions(chosen));
+      }
+    }
+    return kept;
+  }
   return kept_by_head(p, m, [&](Index l) {
     auto scores = rows_of(cross_self(p, l, m.scorer));  // places: the lowest is best
     for (auto& row : scores)
@@ -749,8 +786,13 @@ Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& 
     if (m.selector.heads != SelectHeads::shared || k <= window) return of_heads;
     const std::vector<Index> older(of_heads.size(), scores.columns);
     const auto hits = oracle::hits_per_head(scores, scores.rows * (k - window));
-    of_heads = oracle::ada_kv_exact(hits, k - window, m.selector.floor, older);
-    for (Index& b : of_heads) b += window;
+    if (m.selector.mode == Mode::paper)
+      of_heads = oracle::ada_kv_exact(hits, k - window, m.selector.floor, older);
+    else if (k - window < scores.columns)
+      of_heads = oracle::ada_kv_published(hits, k - window, m.selector.floor);
+    else
+      of_heads = older;
+    for (Index& b : of_heads) b = std::min(b, scores.columns) + window;
     return of_heads;
   });
 }
@@ -758,7 +800,7 @@ Kept wanted_kept(const Prompt& p, const Compressor<ObservationWindow, Uniform>& 
 /// Tokens per layer, the window included: the line of PyramidKV over what is there beside it.
 std::vector<Index> pyramid_budgets(const Pyramid& rule, Index layers, Index total, Index tokens) {
   const Index capacity = total / layers;
-  if (rule.schedule == PyramidSchedule::published) {
+  if (rule.mode == Mode::reference) {
     const Index window = std::min(rule.window, capacity);
     auto budgets = oracle::pyramid_published(
         layers, tokens, {.capacity = capacity, .window = window, .beta = static_cast<Index>(rule.beta)});
@@ -839,9 +881,11 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
         shared.selector.floor = floor;
         keeps_what_the_paper_keeps(this->be(), p, c, shared);
       }
+      shared.selector.mode = Mode::reference, shared.selector.floor = 0.3;
+      keeps_what_the_paper_keeps(this->be(), p, c, shared);
       auto pyramid = with_ratio(pyramid_kv());
-      for (const auto schedule : {PyramidSchedule::exact, PyramidSchedule::published}) {
-        pyramid.budget.schedule = schedule;
+      for (const Mode mode : {Mode::paper, Mode::reference}) {
+        pyramid.budget.mode = mode;
         keeps_what_the_paper_keeps(this->be(), p, c, pyramid);
       }
       keeps_what_the_paper_keeps(this->be(), p, c, elite);
@@ -855,6 +899,10 @@ TYPED_TEST(Policies, RecipesKeepWhatTheirPapersKeep) {
       auto crossing = with_ratio(csp());
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
       crossing.scorer.cross = 0.25, crossing.scorer.window = 4;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer.mode = crossing.selector.mode = Mode::reference;
+      keeps_what_the_paper_keeps(this->be(), p, c, crossing);
+      crossing.scorer = {.mode = Mode::reference}, crossing.keep = Keep::ratio(0.2);  // as many rows as newest tokens
       keeps_what_the_paper_keeps(this->be(), p, c, crossing);
     }
 }
@@ -1138,15 +1186,15 @@ TEST(Budgets, PyramidsAreTheTextbooks) {
     const Index layers = dice.within(2, 40), tokens = dice.within(0, 500);
     const Pyramid rule{.beta = static_cast<double>(dice.within(1, 40)),
                        .window = dice.chance(0.2) ? 0 : dice.below(70),
-                       .schedule = dice.chance(0.5) ? PyramidSchedule::exact : PyramidSchedule::published};
+                       .mode = dice.chance(0.5) ? Mode::paper : Mode::reference};
     const std::vector<Index> available(static_cast<std::size_t>(layers), tokens);
     const Index total = dice.within(0, layers * tokens);
     const auto got = allocate(rule, {}, available, total);
     ASSERT_EQ(got, pyramid_budgets(rule, layers, total, tokens))
         << "round " << round << ": " << layers << " layers of " << tokens << ", total " << total << ", beta "
         << rule.beta << ", window " << rule.window
-        << (rule.schedule == PyramidSchedule::exact ? ", exact" : ", published");
-    if (rule.schedule == PyramidSchedule::exact) {
+        << (rule.mode == Mode::paper ? ", paper" : ", reference");
+    if (rule.mode == Mode::paper) {
       ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), total) << "round " << round;
     }
   }
@@ -1201,7 +1249,7 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
     FedCache<typename TestFixture::B> fed(this->be(), p, page);
     fed.append(0, tokens);
 
-    const Compressor<Scripted, Uniform> method{
+    Compressor<Scripted, Uniform> method{
         {dice.at},
         {},
         {.among = dice.chance(0.5) ? all_tokens : visual,
@@ -1209,6 +1257,8 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
          .recent_share = dice.chance(0.5) ? 0 : dice.unit(),
          .floor = dice.chance(0.2) ? 1 : dice.unit()},
         dice.chance(0.5) ? Keep::ratio(dice.unit()) : Keep::tokens(dice.below(layers * tokens + 5))};
+    if (method.selector.heads == SelectHeads::shared && method.selector.recent_share == 0 && dice.chance(0.5))
+      method.selector.mode = Mode::reference;
     std::vector<bool> member, reserved;
     for (Position t = 0; t < tokens; ++t) {
       const TagSpan* tag = fed.cache.tags(fed.id).find(t);
@@ -1248,8 +1298,11 @@ TYPED_TEST(Policies, TheChoiceIsExact) {
       if (method.selector.heads == SelectHeads::shared) {
         const std::vector<std::vector<bool>> up(static_cast<std::size_t>(heads), candidate);
         const std::vector<Index> there(static_cast<std::size_t>(heads), members - stay);
-        k = oracle::ada_kv_exact(oracle::hits_per_head(of_layer, heads * even_k, up), even_k, method.selector.floor,
-                                 there);
+        const auto hits = oracle::hits_per_head(of_layer, heads * even_k, up);
+        if (method.selector.mode == Mode::paper)
+          k = oracle::ada_kv_exact(hits, even_k, method.selector.floor, there);
+        else if (even_k < members - stay)
+          k = oracle::ada_kv_published(hits, even_k, method.selector.floor);
       }
       for (Index h = 0; h < heads; ++h) {
         std::vector<double>& of_head = scores[static_cast<std::size_t>(h)];

@@ -43,9 +43,18 @@ Kept wanted_kept(const Prompt& p, const Compressor<PostVision, Density>& m) {
   const std::vector<Index> all(static_cast<std::size_t>(p.layers()), p.tokens());
   const auto budgets =
       oracle::vl_cache_budgets(densities, all, oracle::total_tokens(m.keep.amount, all), m.budget.least);
+  const auto released = oracle::vl_cache_reference(densities, p.tokens(), oracle::total_tokens(m.keep.amount, all),
+                                                   m.selector.recent_share, m.budget.least);
   Kept kept;
   for (std::size_t l = 0; l < scores.size(); ++l) {
     auto& heads = kept.emplace_back();
+    if (m.budget.mode == Mode::reference) {
+      const Index window = std::min(released.window, p.tokens());
+      for (Index h = 0; h < scores[l].rows; ++h)
+        heads.push_back(to_positions(
+            oracle::heavy_and_recent(scores[l].row(h), std::min(released.best[l], p.tokens() - window), window)));
+      continue;
+    }
     const Index k = std::max<Index>(0, budgets[l] - m.selector.last);
     const Index recent = static_cast<Index>(m.selector.recent_share * static_cast<double>(k) + 1e-9);
     for (Index h = 0; h < scores[l].rows; ++h) {
@@ -68,6 +77,9 @@ TYPED_TEST(Rules, VlCache) {
       method.keep = Keep::ratio(ratio), method.scorer.fallback = 9;
       keeps_what_the_paper_keeps(this->be(), p, c, method, wanted_kept(p, method));
       method.scorer.max_rows = 4, method.scorer.p = 0.2, method.selector.last = 0;
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted_kept(p, method));
+      method.budget.mode = method.selector.mode = Mode::reference;
+      method.budget.least = 0.05;
       keeps_what_the_paper_keeps(this->be(), p, c, method, wanted_kept(p, method));
     }
 }
@@ -189,6 +201,21 @@ TYPED_TEST(Rules, PrefixKv) {
       for (std::size_t l = 0; l < scores.size(); ++l)
         wanted.emplace_back(static_cast<std::size_t>(c.kv_heads),
                             to_positions(oracle::select_top(scores[l], budgets[l])));
+      keeps_what_the_paper_keeps(this->be(), p, c, method, wanted);
+
+      // As released: the first and the last token stay, and are no part of what may go.
+      method.budget.mode = Mode::reference, method.selector.first = method.selector.last = 1;
+      const Index n = p.tokens(), ends = std::min<Index>(2, n);
+      const auto released = oracle::prefix_budgets_reference(scores, oracle::total_tokens(ratio, all), ends);
+      wanted.clear();
+      for (std::size_t l = 0; l < scores.size(); ++l) {
+        std::vector<bool> between(static_cast<std::size_t>(n), true);
+        between.front() = between.back() = false;
+        auto kept = to_positions(oracle::select_top(scores[l], std::max<Index>(0, released[l] - ends), between));
+        kept.insert(kept.begin(), 0);
+        if (n > 1) kept.push_back(static_cast<Position>(n - 1));
+        wanted.emplace_back(static_cast<std::size_t>(c.kv_heads), kept);
+      }
       keeps_what_the_paper_keeps(this->be(), p, c, method, wanted);
     }
 }
@@ -374,7 +401,7 @@ TYPED_TEST(Rules, StandIns) {
                                      .represent = share,
                                      .anchor = ours,
                                      .signature = kept_bits ? Signature::kept : Signature::half,
-                                     .spacing = is_even ? Spacing::even : Spacing::step},
+                                     .mode = is_even ? Mode::paper : Mode::reference},
                                 Keep::ratio(ratio)};
               Kept wanted(1);
               for (Index h = 0; h < kv_heads; ++h)

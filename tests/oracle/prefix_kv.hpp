@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "sort_rows.hpp"
@@ -53,6 +54,35 @@ inline std::vector<Index> prefix_budgets(const std::vector<std::vector<double>>&
     weights.push_back(static_cast<double>(length));
   for (const auto& layer : scores) available.push_back(count_of(layer));
   return apportion(weights, total, available, 1);
+}
+
+/// As released: what layers forget at a share, less the tokens that stay anyway and no less than 0, is brought within 5 of
+/// what is to go by halving [0, 1], then scaled and cut to whole numbers. May be more than `total`, and less than what stays.
+/// Shapes  scores [layers][tokens of that layer] -> tokens per layer
+/// Source  THU-MIG/PrefixKV, prefixkv.py
+inline std::vector<Index> prefix_budgets_reference(const std::vector<std::vector<double>>& scores, Index total,
+                                                   Index protects) {
+  Index tokens = 0;
+  for (const auto& layer : scores) tokens += count_of(layer);
+  const double wanted = static_cast<double>(tokens - total);
+  double low = 0, high = 1, sum = 0;
+  std::vector<double> forgets;
+  for (int step = 0; step < 60; ++step) {
+    const double share = (low + high) / 2;
+    const std::vector<Index> lengths = prefix_lengths(scores, share);
+    forgets.clear();
+    for (std::size_t l = 0; l < scores.size(); ++l)
+      forgets.push_back(static_cast<double>(std::max<Index>(0, count_of(scores[l]) - lengths[l] - protects)));
+    sum = std::accumulate(forgets.begin(), forgets.end(), 0.0);
+    if (std::abs(sum - wanted) < 5) break;
+    (sum < wanted ? high : low) = share;
+  }
+  std::vector<Index> keeps;
+  for (std::size_t l = 0; l < scores.size(); ++l) {
+    const Index gone = sum > 0 ? static_cast<Index>(std::floor(forgets[l] * wanted / sum)) : 0;
+    keeps.push_back(std::max<Index>(0, count_of(scores[l]) - gone));
+  }
+  return keeps;
 }
 
 /// Where decode deletes: an absolute index when distance > 0; else so far before the end of what prefill kept, and in

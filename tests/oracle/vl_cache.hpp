@@ -73,4 +73,27 @@ inline std::vector<Index> vl_cache_budgets(const std::vector<double>& densities,
   return apportion(densities, total, available, std::max<Index>(1, lowest));
 }
 
+struct VlCacheBudgets {
+  Index window = 0;         // newest tokens, in every layer
+  std::vector<Index> best;  // tokens beside them, per layer
+};
+
+/// Without a mended sum: layer l keeps max(1, int(m clip((1 - recent) alpha L d_l / sum d, (1 - recent) least, 1))) beside
+/// max(1, int(recent alpha m)) newest ones, alpha = total / (L m).
+/// Source  EffiVLM-Bench's VL-Cache with one window for all layers, where recent = 0.1
+inline VlCacheBudgets vl_cache_reference(const std::vector<double>& densities, Index tokens, Index total, double recent,
+                                         double least = 0.01) {
+  const double layers = static_cast<double>(densities.size()), m = static_cast<double>(tokens),
+               alpha = static_cast<double>(total) / (layers * m);
+  double all = 0;
+  for (const double d : densities) all += d;
+  VlCacheBudgets out{std::max<Index>(1, static_cast<Index>(std::floor(recent * static_cast<double>(total) / layers))),
+                     {}};
+  for (const double d : densities) {
+    const double beta = std::clamp(d / all * alpha * (1 - recent) * layers, least * (1 - recent), 1.0);
+    out.best.push_back(std::max<Index>(1, static_cast<Index>(std::floor(beta * m))));
+  }
+  return out;
+}
+
 }  // namespace kvpare::oracle

@@ -25,7 +25,7 @@ struct FeatureSet {
     };
     const oracle::Array2 cost =
         oracle::transport_cost(rows(sources), rows(targets), places, {s.alpha, s.beta, s.gamma, s.sigma, s.squared});
-    return s.mode == TransportMode::semi_relaxed ? oracle::semi_relaxed_importance(cost, s.epsilon)
+    return s.plan == TransportPlan::semi_relaxed ? oracle::semi_relaxed_importance(cost, s.epsilon)
                                                  : oracle::balanced_importance(cost, s.epsilon, s.rounds);
   }
 };

@@ -90,6 +90,29 @@ TEST(Settings, ABudgetAgreesWithItsScorer) {
   EXPECT_EQ(window("h2o(budget=pyramid)"), Pyramid{}.window);
 }
 
+TEST(Settings, TheReferenceIsSetInEveryPartThatHasOne) {
+  const auto vl = made("vl_cache(mode=reference)");
+  EXPECT_EQ(std::get<Density>(vl.budget.held).mode, Mode::reference);
+  EXPECT_EQ(vl.selector.mode, Mode::reference);
+  EXPECT_EQ(made(text_of("vl_cache", vl)), vl);
+  EXPECT_EQ(std::get<Density>(made("vl_cache").budget.held).mode, Mode::paper);
+  EXPECT_EQ(std::get<Pyramid>(made("pyramid_kv(mode=reference)").budget.held).mode, Mode::reference);
+  EXPECT_EQ(std::get<Prefix>(made("prefix_kv(mode=reference)").budget.held).mode, Mode::reference);
+  EXPECT_EQ(std::get<Pyramid>(made("snap_kv(mode=reference, budget=pyramid)").budget.held).mode, Mode::reference);
+  for (const char* words :
+       {"ada_kv(mode=reference)", "kv_crush(mode=reference)", "h2o(represent=0.25, mode=reference)"})
+    EXPECT_EQ(made(words).selector.mode, Mode::reference) << words;
+  EXPECT_EQ(scorer_of<CrossSelf>(made("csp(mode=reference)")).mode, Mode::reference);
+  EXPECT_EQ(made("snap_kv(mode=paper)"), made("snap_kv"));
+  // Where it would change nothing it is refused.
+  for (const char* words : {"snap_kv(mode=reference)", "top_v(mode=reference)", "air_cache(mode=reference)",
+                            "pyramid_kv(budget=uniform, mode=reference)", "ada_kv(heads=kv, mode=reference)",
+                            "kv_crush(represent=0, mode=reference)"})
+    expect_refused(words, "mode = reference: with these settings no published code goes another way, must be paper");
+  expect_refused("vl_cache(mode=published)", "vl_cache: mode = 'published', must be one of: paper|reference");
+  expect_refused("pyramid_kv(schedule=published)", "pyramid_kv: unknown setting 'schedule'");
+}
+
 TEST(Settings, AmountsToKeep) {
   const std::pair<const char*, Keep> amounts[] = {
       {"0.1", Keep::ratio(0.1)},     {"10%", Keep::ratio(0.1)},       {"0", Keep::ratio(0)},
@@ -153,19 +176,19 @@ TEST(Settings, PublishedBitsAreWhatTheyAreCalled) {
 }
 
 TEST(Settings, OfTransport) {
-  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, mode=balanced, rounds=5, squared=yes)");
+  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, plan=balanced, rounds=5, squared=yes)");
   EXPECT_EQ(scorer_of<Transport>(m), (Transport{.alpha = 2,
                                                 .beta = 0.5,
                                                 .gamma = 0.25,
                                                 .sigma = 3,
                                                 .epsilon = 0.2,
-                                                .mode = TransportMode::balanced,
+                                                .plan = TransportPlan::balanced,
                                                 .rounds = 5,
                                                 .squared = true}));
   EXPECT_EQ(m.selector, (TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4}));
   EXPECT_EQ(made(text_of("top_v", m)), m);
   expect_refused("top_v(epsilon=0)", "top_v: epsilon = 0, must be within [0.0001, 10000]");
-  expect_refused("top_v(mode=relaxed)", "top_v: mode = 'relaxed', must be one of: semi_relaxed|balanced");
+  expect_refused("top_v(plan=relaxed)", "top_v: plan = 'relaxed', must be one of: semi_relaxed|balanced");
   expect_refused("top_v(rounds=0)", "top_v: rounds = 0, must be within [1, 1000]");
 }
 

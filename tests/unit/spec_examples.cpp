@@ -283,6 +283,44 @@ TEST(SpecExamples, VlCacheBudgets) {
   EXPECT_EQ(keep[0], 590);
 }
 
+TEST(SpecExamples, VlCacheBudgetsOfTheReference) {
+  double scratch[2];
+  Index keep[2];
+  const auto expect = [&](double first, double second, double recent, Index m, Index total, Index a, Index b) {
+    const LayerSummary layers[] = {{.density = first, .recent_share = recent},
+                                   {.density = second, .recent_share = recent}};
+    const Index available[] = {m, m};
+    Density{.mode = Mode::reference}.allocate(layers, available, 2, total, scratch, keep);
+    EXPECT_EQ(keep[0], a) << "of " << total;
+    EXPECT_EQ(keep[1], b) << "of " << total;
+  };
+  expect(2.0 / 3, 4.0 / 9, 0, 7, 7, 4, 2);              // 4.2 and 2.8 of 7: one is lost
+  expect(0.9, 0.1, 0.1, 1000, 611, 494 + 30, 54 + 30);  // alpha 0.3055; window 30.55; 0.9 * 0.9 * 2 alpha m = 494.91
+  expect(0.9, 0.0001, 0.1, 1050, 1510, 1050,
+         9 + 75);                              // clipped at both ends, and nobody gets what the first cannot hold
+  expect(0, 0, 0.1, 100, 50, 22 + 2, 22 + 2);  // no density at all: alike; 22.5 and 2.5
+  expect(0.9, 0.1, 0.1, 1000, 0, 10, 10);      // 0.009 m best and a window of one, whatever the budget
+}
+
+TYPED_TEST(SpecExample, VlCacheWindowOfTheReferenceIsTheSameInEveryLayer) {
+  const Prompt p = vl_cache_prompt();
+  const auto kept = [&](Mode mode, double recent_share) {
+    auto method = vl_cache();
+    method.keep = Keep::ratio(0.5), method.selector.recent_share = recent_share, method.selector.last = 0;
+    method.budget.mode = method.selector.mode = mode;
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.feed(method, 0, 5);
+    fed.cache.compress(fed.id, method);
+    return std::pair{fed.cache.kept(fed.id, 0, 0), fed.cache.kept(fed.id, 1, 0)};
+  };
+  // 0.3: a window of 0.75, which is one at least; the best 0.7 * 3 = 2.1 and 0.7 * 2 = 1.4
+  EXPECT_EQ(kept(Mode::paper, 0.3), (std::pair{Positions{0, 2, 3}, Positions{0, 3}}));
+  EXPECT_EQ(kept(Mode::reference, 0.3), (std::pair{Positions{0, 3, 4}, Positions{0, 4}}));
+  // 0.9: a window of 2.25; the best 0.3 and 0.2, which is one at least: six tokens, where five were asked for
+  EXPECT_EQ(kept(Mode::paper, 0.9), (std::pair{Positions{0, 3, 4}, Positions{0, 4}}));
+  EXPECT_EQ(kept(Mode::reference, 0.9), (std::pair{Positions{0, 3, 4}, Positions{0, 3, 4}}));
+}
+
 // ---- PrefixKV
 
 TEST(SpecExamples, PrefixKvBudgets) {
@@ -301,6 +339,45 @@ TEST(SpecExamples, PrefixKvBudgets) {
   expect(5, 4, 1);
   expect(8, 4, 4);
   expect(0, 0, 0);
+}
+
+TEST(SpecExamples, PrefixKvBudgetsOfTheReference) {
+  double scratch[2];
+  Index keep[2];
+  const auto expect = [&](const std::vector<double>& first, const std::vector<double>& second, Index stays, Index total,
+                          Index a, Index b) {
+    const Index n = static_cast<Index>(first.size()), available[] = {n, n};
+    const LayerSummary layers[] = {{.count = n, .curve = first.data(), .stays = stays},
+                                   {.count = n, .curve = second.data(), .stays = stays}};
+    Prefix{.mode = Mode::reference}.allocate(layers, available, 2, total, scratch, keep);
+    EXPECT_EQ(keep[0], a) << "of " << total;
+    EXPECT_EQ(keep[1], b) << "of " << total;
+  };
+  const std::vector<double> flat{28, 54, 78, 100}, steep{80, 89, 95, 100};
+  // The first share, 0.5, forgets 2 and 3: near enough to 4. Scaled: 1.6 and 2.4.
+  expect(flat, steep, 0, 4, 3, 2);
+  // With two protected tokens it forgets 0 and 1; scaled, the second layer would forget 4.
+  expect(flat, steep, 2, 4, 4, 0);
+  expect(flat, steep, 4, 4, 4, 4);  // nothing can be forgotten
+
+  // To forget 12 of 40: 0.5 forgets 10 + 19, 0.75 5 + 19, 0.875 2 + 12. Scaled: 1.71 and 10.29.
+  std::vector<double> even, one_high;
+  for (int o = 1; o <= 20; ++o) even.push_back(o), one_high.push_back(80 + o);
+  expect(even, one_high, 0, 28, 19, 10);
+}
+
+TYPED_TEST(SpecExample, PrefixKvProtectsForFreeInTheReference) {
+  Prompt p = prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {28, 24, 26, 22}});
+  const Prompt q = prompt_of_rows({{1}, {1, 1}, {1, 1, 1}, {80, 5, 9, 6}});
+  p.model.layers.push_back(q.model.layers[0]);
+  p.queries.push_back(q.queries[0]), p.keys.push_back(q.keys[0]), p.values.push_back(q.values[0]);
+  const Compressor method{LastRow{}, Prefix{.mode = Mode::reference},
+                          TopK{.heads = SelectHeads::layer, .first = 1, .last = 1}, Keep::ratio(0.5)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, 4);
+  fed.cache.compress(fed.id, method);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), (Positions{0, 1, 2, 3})) << "nothing to forget at the first share";
+  EXPECT_EQ(fed.cache.kept(fed.id, 1, 0), (Positions{0, 3})) << "all that may go goes";
 }
 
 TYPED_TEST(SpecExample, PrefixKvKeepsThePrefixOfEachLayer) {
@@ -369,8 +446,9 @@ Prompt csp_prompt() {
 
 TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
   const Prompt p = csp_prompt();
-  const auto kept = [&](double cross, Index tokens, double recent_share) {
+  const auto kept = [&](double cross, Index tokens, double recent_share, Mode mode = Mode::paper) {
     auto method = csp();
+    method.scorer.mode = method.selector.mode = mode;
     method.scorer.window = 2, method.scorer.cross = cross;
     method.selector.recent_share = recent_share;
     method.keep = Keep::tokens(tokens);
@@ -385,6 +463,10 @@ TYPED_TEST(SpecExample, CspKeepsTheUnionOfTwoLists) {
   EXPECT_EQ(kept(0, 3, 0), (Positions{0, 2, 3}));
   EXPECT_EQ(kept(1, 2, 0), (Positions{0, 1}));
   EXPECT_EQ(kept(0.5, 2, 0), (Positions{0, 3})) << "one of each";
+
+  EXPECT_EQ(kept(0.5, 5, 0.2, Mode::reference), (Positions{0, 1, 2, 3, 6}));
+  EXPECT_EQ(kept(0.25, 5, 0.2, Mode::reference), (Positions{0, 2, 3, 6})) << "0, picked twice, has its place twice";
+  EXPECT_EQ(kept(0.25, 2, 0.5, Mode::reference), (Positions{6})) << "0.75 and 0.25 of a token, and the newest";
 }
 
 /// Keys 5 and 6, the window's own, are in no list and have places beside them: 5 the fifth by self, behind its equal key 1.
@@ -574,18 +656,17 @@ TYPED_TEST(SpecExample, KvCrushKeepsRepresentatives) {
         p.keys[0].at(t, h, d) = t == d;
         p.queries[0].at(t, h, d) = std::log(of_heads[static_cast<std::size_t>(h)][static_cast<std::size_t>(d)]);
       }
-  const auto kept = [&](double represent, Spacing spacing) {
+  const auto kept = [&](double represent, Mode mode) {
     const Compressor method{LastRow{}, Uniform{},
-                            TopK{.heads = SelectHeads::layer, .represent = represent, .spacing = spacing},
-                            Keep::tokens(4)};
+                            TopK{.heads = SelectHeads::layer, .represent = represent, .mode = mode}, Keep::tokens(4)};
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.feed(method, 0, 6);
     fed.cache.compress(fed.id, method);
     return fed.cache.kept(fed.id, 0, 0);
   };
-  EXPECT_EQ(kept(0.5, Spacing::even), (Positions{0, 1, 3, 4})) << "1 and 3 of the order 1 5 2 3";
-  EXPECT_EQ(kept(0.5, Spacing::step), (Positions{0, 1, 2, 4}));
-  EXPECT_EQ(kept(0, Spacing::even), (Positions{0, 1, 2, 4})) << "by importance alone";
+  EXPECT_EQ(kept(0.5, Mode::paper), (Positions{0, 1, 3, 4})) << "1 and 3 of the order 1 5 2 3";
+  EXPECT_EQ(kept(0.5, Mode::reference), (Positions{0, 1, 2, 4})) << "1 and 2, steps of 4 / 2";
+  EXPECT_EQ(kept(0, Mode::paper), (Positions{0, 1, 2, 4})) << "by importance alone";
 }
 
 // ---- TopV's recovery
@@ -690,13 +771,13 @@ TYPED_TEST(SpecExample, TovaChoosesOncePerLayerByTheNewestRow) {
 
 // ---- PyramidKV
 
-TEST(SpecExamples, PyramidKvSchedules) {
+TEST(SpecExamples, PyramidKvModes) {
   // C = 320, W = 64, 32 layers, 4096 tokens
   const std::vector<Index> available(32, 4096);
   std::vector<double> scratch(32);
   std::vector<Index> keep(32);
   const auto sum = [&] { return std::accumulate(keep.begin(), keep.end(), Index{0}); };
-  Pyramid{.window = 64, .schedule = PyramidSchedule::published}.allocate(nullptr, available.data(), 32, 32 * 320,
+  Pyramid{.window = 64, .mode = Mode::reference}.allocate(nullptr, available.data(), 32, 32 * 320,
                                                                          scratch.data(), keep.data());
   EXPECT_EQ(keep[0], 500 + 64);
   EXPECT_EQ(keep[1], 485 + 64);
@@ -720,8 +801,9 @@ TYPED_TEST(SpecExample, AdaKvSharesTheBudgetOfALayer) {
       p.keys[0].at(t, h, t) = 1;
       p.queries[0].at(3, h, t) = std::log(rows[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)]);
     }
-  const auto kept = [&](double floor) {
-    const Compressor method{LastRow{}, Uniform{}, TopK{.heads = SelectHeads::shared, .floor = floor}, Keep::tokens(2)};
+  const auto kept = [&](double floor, Mode mode = Mode::paper) {
+    const Compressor method{LastRow{}, Uniform{}, TopK{.heads = SelectHeads::shared, .floor = floor, .mode = mode},
+                            Keep::tokens(2)};
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.feed(method, 0, 4);
     fed.cache.compress(fed.id, method);
@@ -729,8 +811,13 @@ TYPED_TEST(SpecExample, AdaKvSharesTheBudgetOfALayer) {
   };
   const std::pair shared{Positions{0}, Positions{0, 1, 2}}, even{Positions{0, 1}, Positions{0, 1}};
   EXPECT_EQ(kept(0), shared);
-  EXPECT_EQ(kept(0.2), shared) << "1.2 and 2.8: the published rounding loses the fourth token";
+  EXPECT_EQ(kept(0.2), shared) << "1.2 and 2.8";
   EXPECT_EQ(kept(1), even);
+
+  EXPECT_EQ(kept(0, Mode::reference), shared);
+  EXPECT_EQ(kept(0.2, Mode::reference), (std::pair{Positions{0}, Positions{0, 1}}))
+      << "0.8 and 2.4: the rounding of the released code loses the fourth token";
+  EXPECT_EQ(kept(0.5, Mode::reference), even) << "1.5 and 2.5, halves to even";
 }
 
 // ---- TopV
@@ -756,7 +843,7 @@ TYPED_TEST(SpecExample, TopVShareOfTheOutputThatATokenSupplies) {
     }
   };
   expect({0.244398, 0.586002, 0.169600}, Positions{0, 1});
-  method.scorer.mode = TransportMode::balanced;
+  method.scorer.plan = TransportPlan::balanced;
   expect({0.333625, 0.332749, 0.333625}, Positions{0, 2});
   method.scorer.rounds = 100;  // as if it had ended on the rows: the cost no longer tells
   expect({1. / 3, 1. / 3, 1. / 3}, {});

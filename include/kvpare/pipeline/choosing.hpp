@@ -31,6 +31,20 @@ struct BoundByPositive {
   }
 };
 
+/// No more than the candidates whose score, a budget with a minus sign, is within this one.
+struct BoundByBudget {
+  const float* scores;
+  const std::uint64_t* candidates;
+  Index columns, word_tokens;
+  Index* k;
+  KVPARE_HD void operator()(Index) const {
+    Index within = 0;
+    for (Index c = 0; c < columns; ++c)
+      within += has_column(candidates, c, word_tokens) && -scores[c] <= static_cast<float>(*k);
+    if (*k > within) *k = within;
+  }
+};
+
 /// The newest share of a row's budget ranks above every score.
 struct BoostNewest {
   const float* scores;
@@ -124,12 +138,12 @@ struct MarkStandIn {
   const Index* order;  // columns by distance
   const Index* count;
   const Index *k, *best;
-  Spacing spacing;
+  Mode mode;
   std::uint8_t* marked;
   KVPARE_HD void operator()(Index i) const {
     const Index n = *count, wanted = *k - *best < n ? *k - *best : n;
     if (i >= wanted) return;
-    const Index at = wanted == 1 ? 0 : spacing == Spacing::even ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
+    const Index at = wanted == 1 ? 0 : mode == Mode::paper ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
     marked[order[at]] = 1;
   }
 };
@@ -164,6 +178,7 @@ struct ChoiceRow {
   std::vector<std::int32_t> columns;  // of the candidates, ascending
   const float* scores = nullptr;      // [backend] [heads, stride] of the layer's kv heads, for signatures
   Index heads = 0, stride = 0;
+  bool within_budget = false;  // is a score a budget, with a minus sign?
 
   Index words() const { return ceil_div(top.columns, top.word_tokens); }
 };
@@ -182,6 +197,8 @@ void prepare_scores(B& be, const TopK& selector, ChoiceRow& row, std::vector<Buf
     row.top.scores = memory.back().data();
   }
   if (selector.only_positive) bound_by_positive(be, row.top, row.k);
+  if (row.within_budget)
+    be.each(1, BoundByBudget{row.top.scores, row.top.candidates, row.top.columns, row.top.word_tokens, row.k});
   if (selector.recent_share > 0) {
     std::vector<std::int32_t> rank(static_cast<std::size_t>(row.top.columns), -1);
     for (Index i = 0; i < count; ++i)
@@ -244,7 +261,7 @@ void add_others(B& be, const TopK& selector, std::span<const ChoiceRow> rows, co
     const ChoiceRow& row = rows[r];
     if (selector.represent > 0)
       be.each(row.top.columns, MarkStandIn{orders[r].data(), left_count.data() + static_cast<Index>(r), row.k,
-                                           best + static_cast<Index>(r), selector.spacing, marked[r].data()});
+                                           best + static_cast<Index>(r), selector.mode, marked[r].data()});
     else
       be.each(1, MarkSamples{left[r].data(), row.top.columns, row.top.word_tokens, selector.recover, row.k,
                              best + static_cast<Index>(r), marked[r].data()});

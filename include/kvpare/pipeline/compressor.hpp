@@ -67,6 +67,14 @@ void check(const C& compressor) {
                         [](const auto& s) { return MeasuresDensity<std::remove_cvref_t<decltype(s)>>; }),
             "budget ", policy_name(compressor.budget), " follows how dense the layers' attention is, which scorer ",
             policy_name(compressor.scorer), " does not measure; post_vision does");
+  bool asked = false, has_one = false;
+  const auto look = [&](const auto& part) {
+    if (asks_reference(part)) asked = true, has_one = has_one || has_reference(part);
+  };
+  with_policy(compressor.scorer, look), with_policy(compressor.budget, look), look(compressor.selector);
+  require(!asked || has_one,
+          "mode = reference: with these settings no published code goes another way, must be paper; it "
+          "does in csp, with budget = pyramid, density or prefix, with heads = shared and with represent > 0");
   if constexpr (requires { check_settings(compressor.precision); }) check_settings(compressor.precision);
 }
 

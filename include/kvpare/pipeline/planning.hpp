@@ -52,6 +52,8 @@ struct AllocateLayers {
   const float* const* densities;  // [layers]
   const Index* available;         // [parts] in units of the group's quantum
   const Index* available_tokens;
+  const Index* stays;            // [parts] tokens that stay anyway
+  double recent_share;
   const Index *totals, *quanta;  // [groups] quantum: tokens of a unit
   Index layers;
   bool alike;
@@ -66,6 +68,7 @@ struct AllocateLayers {
       if (rows != nullptr) summaries[p] = {rows[p].sum, rows[p].skewness(), rows[p].count};
       if (curves != nullptr) summaries[p].curve = curves[p], summaries[p].count = curve_counts[p];
       if (densities != nullptr) summaries[p].density = static_cast<double>(*densities[p - first]);
+      summaries[p].stays = stays[p], summaries[p].recent_share = recent_share;
     }
     if (alike) {
       for (Index p = first; p < end; ++p) keep[p] = totals[group] / layers;
@@ -109,6 +112,8 @@ struct ShareHeads {
   const Index* hits_at;          // [rows + 1]
   const Index* candidate_count;  // [rows]
   double floor;
+  Mode mode;
+  Index window;  // with mode = reference: so many of a head rank first
   double* wish;  // [rows]
   Index* k;      // [rows] even budgets before, shared ones after
   KVPARE_HD void operator()(Index part) const {
@@ -118,10 +123,24 @@ struct ShareHeads {
       Index count = 0;
       for (Index w = hits_at[r]; w < hits_at[r + 1]; ++w)
         for (std::uint64_t left = hits[w]; left != 0; left &= left - 1) ++count;
+      if (mode == Mode::reference) {
+        k[r] = as_released(count, k[r], candidate_count[r]);
+        continue;
+      }
       wish[r] = product(static_cast<double>(count), 1 - floor) + product(static_cast<double>(k[r]), floor);
       total += k[r];
     }
-    apportion(wish + first, candidate_count + first, heads[part], total, 0, k + first);
+    if (mode == Mode::paper) apportion(wish + first, candidate_count + first, heads[part], total, 0, k + first);
+  }
+  KVPARE_HD Index as_released(Index count, Index even, Index candidates) const {
+    if (even >= candidates) return candidates;
+    const Index own = window < even ? window : even, older = count > own ? count - own : 0;
+    const double reserved = static_cast<double>(static_cast<Index>(product(static_cast<double>(even - own), floor)));
+    const double x = product(static_cast<double>(older), 1 - floor) + reserved;
+    const Index below = static_cast<Index>(x);
+    const double rest = x - static_cast<double>(below);
+    const Index share = own + below + (rest > 0.5 || (rest == 0.5 && below % 2 != 0));
+    return share < candidates ? share : candidates;
   }
 };
 
@@ -335,8 +354,9 @@ inline Index total_of(const Keep& keep, std::size_t group, std::span<const Score
 
 /// Ada-KV: the heads of a part draw on one budget, each as much as it has of the part's best, and no less than a floor.
 template <Backend B>
-void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const std::vector<PlanPart>& parts,
-                 const std::vector<PlanRow>& rows, const std::vector<Index>& words_at, Index* k) {
+void share_heads(B& be, const TopK& selector, Index window, std::span<const ScoredLayer> layers,
+                 const std::vector<PlanPart>& parts, const std::vector<PlanRow>& rows, const std::vector<Index>& words_at,
+                 Index* k) {
   const Index n = std::ssize(parts), row_count = std::ssize(rows);
   std::vector<Index> first_row, heads, counts;
   std::vector<std::uint64_t> candidates;
@@ -365,8 +385,8 @@ void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const
                     rows_of_heads.back().size(), layer.columns->word_tokens});
   }
   be.select_top(tops);
-  be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(), floor,
-                        wishes.data(), k});
+  be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(),
+                        selector.floor, selector.mode, window, wishes.data(), k});
 }
 
 /// Of each part the running sums of its scores, best first.
@@ -407,12 +427,20 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   using detail::PlanPart;
   using detail::PlanRow;
   check(compressor.keep);
-  const TopK& selector = compressor.selector;
+  TopK selector = compressor.selector;
   const bool together = selector.heads == SelectHeads::layer || scope.heads_together;
   const std::size_t n = layers.size();
   if (n == 0 || groups.empty() || !evicts(compressor)) return;
 
   with_policy(compressor.budget, [&](const auto& a) { check_layers_of(a, static_cast<Index>(n)); });
+
+  const auto in_pages = [](const Keep& keep) { return keep.unit == Keep::Unit::pages || keep.unit == Keep::Unit::bytes; };
+  const auto quantum_of = [&](const Keep& keep) { return in_pages(keep) ? layers[0].columns->word_tokens : 1; };
+  if (selector.mode == Mode::reference && selector.recent_share > 0) {  // of one group: released code knows no others
+    const Index total = detail::total_of(groups[0].keep, 0, layers) * quantum_of(groups[0].keep);
+    selector.last = std::max(selector.last, newest_of_mean(selector.recent_share, total, static_cast<Index>(n)));
+    selector.recent_share = 0;
+  }
 
   // What is up for choice, and how much of it stays.
   std::vector<std::vector<std::vector<std::uint64_t>>> open(n);  // [layer][head]
@@ -423,24 +451,24 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   }
   std::vector<PlanPart> parts;  // group by group, layer by layer
   std::vector<PlanRow> rows;
-  std::vector<Index> available_tokens, available, part_of, reserved, totals, quanta;
+  std::vector<Index> available_tokens, available, part_of, reserved, stays, totals, quanta;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const Keep& keep = groups[g].keep;
-    const bool in_pages = keep.unit == Keep::Unit::pages || keep.unit == Keep::Unit::bytes;
-    plan.dense = plan.dense || in_pages;
     totals.push_back(detail::total_of(keep, g, layers));
-    quanta.push_back(in_pages ? layers[0].columns->word_tokens : 1);
+    quanta.push_back(quantum_of(keep));
+    plan.dense = plan.dense || in_pages(keep);
     for (std::size_t l = 0; l < n; ++l) {
       PlanPart& part = parts.emplace_back(detail::plan_part(layers[l], l, groups[g].at));
       part.first_row = rows.size(), part.rows = open[l].size();
-      Index most = 0;
+      Index most = 0, anyway = 0;
       for (const auto& of_head : open[l]) {
         rows.push_back(detail::plan_row(layers[l], part, of_head, selector));
         most = std::max(most, rows.back().candidate_count + rows.back().reserved);
+        anyway = std::max(anyway, rows.back().reserved);
         part_of.push_back(std::ssize(parts) - 1);
         reserved.push_back(rows.back().reserved);
       }
-      available_tokens.push_back(most);
+      available_tokens.push_back(most), stays.push_back(anyway);
       available.push_back(ceil_div(most, quanta.back()));
     }
   }
@@ -488,7 +516,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
 
   // Budgets.
   const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens),
-      group_totals(be, totals), group_quanta(be, quanta), part_map(be, part_of), reserved_counts(be, reserved);
+      stay_counts(be, stays), group_totals(be, totals), group_quanta(be, quanta), part_map(be, part_of), reserved_counts(be, reserved);
   const Buffer<B, LayerSummary> summaries(be, part_count);
   const Buffer<B, double> wishes(be, part_count);
   const Buffer<B, Index> keep(be, part_count), k(be, row_count), nan_counts(be, row_count);
@@ -496,7 +524,8 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     be.each(std::ssize(groups),
             detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
                 allocator, summary_rows.data(), curves.data(), curves.counts(), densities.data(),
-                available_units.data(), available_in_tokens.data(), group_totals.data(), group_quanta.data(),
+                available_units.data(), available_in_tokens.data(), stay_counts.data(),
+                compressor.selector.recent_share, group_totals.data(), group_quanta.data(),
                 static_cast<Index>(n), scope.layers_alike, summaries.data(), wishes.data(), keep.data()});
   });
   be.each(row_count, detail::RowBudgets{keep.data(), part_map.data(), reserved_counts.data(), k.data()});
@@ -505,7 +534,10 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   for (std::size_t r = 0; r < rows.size(); ++r)
     chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
   if (selector.heads == SelectHeads::shared && !together)
-    detail::share_heads(be, selector.floor, layers, parts, rows, chosen_at, k.data());
+    detail::share_heads(be, selector,
+                        with_policy(compressor.scorer,
+                                    [&](const auto& s) { return std::max<Index>(0, ranked_first(s) - selector.last); }),
+                        layers, rows, chosen_at, k.data());
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
@@ -518,6 +550,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
       choice.k = k.data() + r;
       choice.scores = layer.scores + part.before(layer), choice.heads = static_cast<Index>(layer.heads.size());
       choice.stride = layer.scored_columns;
+      choice.within_budget = with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); });
       const Index head = static_cast<Index>(r - part.first_row);
       choice.top = {together ? means[part.layer].data() + part.before(layer) : choice.scores + head * choice.stride,
                     candidate_bits[r].data(),

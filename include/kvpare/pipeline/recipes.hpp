@@ -60,24 +60,27 @@ inline auto lag_kv() { return Compressor{LagKv{}, Uniform{}, TopK{}, Keep::ratio
 inline auto expected_attention() { return Compressor{ExpectedAttention{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }
 
 /// PyramidKV (arXiv 2406.02069): SnapKV's scores with window 8 and maximum pooling over 7, less from layer to layer.
+/// mode = reference: the released code's whole numbers, above the budget.
 inline auto pyramid_kv() {
   return Compressor{ObservationWindow{.window = 8, .pool = 7, .pooling = Pooling::max}, Pyramid{.window = 8}, TopK{},
                     Keep::ratio(0.2)};
 }
 
 /// Ada-KV (arXiv 2407.11550): SnapKV's scores with maximum pooling over 7, and a budget that the heads of a layer share.
+/// mode = reference: each head's part rounded for itself, as released.
 inline auto ada_kv() {
   return Compressor{ObservationWindow{.pool = 7, .pooling = Pooling::max}, Uniform{},
                     TopK{.heads = SelectHeads::shared}, Keep::ratio(0.2)};
 }
 
 /// VL-Cache (arXiv 2410.23317): attention of the rows after the image over all tokens, budgets by its density, a tenth of
-/// each for the newest tokens.
+/// each for the newest tokens. mode = reference: as EffiVLM-Bench has it, sums not mended, one window for all layers.
 inline auto vl_cache() {
   return Compressor{PostVision{}, Density{}, TopK{.recent_share = 0.1, .last = 1}, Keep::ratio(0.1)};
 }
 
-/// PrefixKV (arXiv 2412.03409): H2O's scores, one choice per layer, the same share of them in every layer.
+/// PrefixKV (arXiv 2412.03409): H2O's scores, one choice per layer, the same share of them in every layer. mode =
+/// reference: as released, with a search that stops near the budget.
 inline auto prefix_kv() {
   return Compressor{AccumulatedAttention{}, Prefix{}, TopK{.heads = SelectHeads::layer, .first = 1, .last = 1},
                     Keep::ratio(0.2)};
@@ -96,7 +99,7 @@ inline auto corm() {
 }
 
 /// KVCrush (arXiv 2503.00022) on SnapKV: a quarter of the budget stands for what goes. On another method: its own settings with
-/// represent = 0.25.
+/// represent = 0.25. mode = reference: these in steps of whole numbers, as in OpenVINO.
 inline auto kv_crush() {
   return Compressor{ObservationWindow{}, Uniform{}, TopK{.heads = SelectHeads::layer, .represent = 0.25}, Keep::ratio(0.2)};
 }
@@ -127,7 +130,8 @@ inline auto zip_vl() {
 }
 
 /// CSP (arXiv 2412.04652): the best by attention within a modality and the best by attention across modalities, half each;
-/// the last tenth of the prompt's rows look. Half of the budget is for the newest.
+/// the last tenth of the prompt's rows look. Half of the budget is for the newest. mode = reference: as released, what is in
+/// both lists leaves room for nobody.
 inline auto csp() { return Compressor{CrossSelf{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
 
 /// Ours, and the default: what the last 32 rows of text attend to, the longer its values the more, the largest of three

@@ -16,6 +16,11 @@
 // |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
 // | `a.check_layers(n)`                     | –       | optional: throws where it does not go with so many layers    |
 // | `A::follows_compress`                   | `bool`  | where true, decode takes the ratio that compress left        |
+// | `s.ranks_first()`                       | `Index` | optional: so many of the newest tokens outrank all others    |
+// | `s.scores_budgets()`                    | `bool`  | optional: a score is minus the budget from which on a token  |
+// |                                         |         | stays; below that it goes even where there is room           |
+// | **any** `p.mode`, `p.has_reference()`   | `Mode`, `bool` | optional: goes the way of published code; does it    |
+// |                                         |         | with these settings have one of its own                      |
 // | **Selector** `s.among`, `s.heads`, …    |         | see TopK: the selector is data, the pipeline carries it out  |
 //
 // The smallest scorer:
@@ -39,6 +44,12 @@
 #include "observation.hpp"
 
 namespace kvpare {
+
+/// Whose rule where published code departs from its paper, or both miss the budget: `paper` is the paper's, or that rule
+/// mended, and keeps to the budget; `reference` is what the code does, for comparisons with its results, and may miss the
+/// budget on either side: each says how. No more stays than there is.
+enum class Mode : std::uint8_t { paper, reference };
+inline constexpr std::string_view choices(Mode*) { return "paper|reference"; }
 
 template <class P>
 concept Policy = std::regular<P> && requires {
@@ -87,7 +98,52 @@ struct LayerSummary {
   const double* curve = nullptr;  // [count] running sums of the scores in descending order, of tokens that stay anyway as well;
                                   // NaN count as 0
   double density = 0;             // share of the layer's attention entries that count
+  Index stays = 0;                // tokens that stay whatever their score
+  double recent_share = 0;        // of the budget: what the selector gives to the newest tokens
 };
+
+/// With mode = reference: the newest tokens that a share of the mean budget is, at least one; as many in every layer.
+KVPARE_HD constexpr Index newest_of_mean(double share, Index total, Index layers) {
+  if (!(share > 0)) return 0;
+  const Index newest = static_cast<Index>(share * static_cast<double>(total) / static_cast<double>(layers));
+  return newest > 1 ? newest : 1;
+}
+
+/// Does a part ask for the way of published code?
+template <class P>
+bool asks_reference(const P& part) {
+  if constexpr (requires { requires std::same_as<decltype(P::mode), Mode>; })
+    return part.mode == Mode::reference;
+  else
+    return false;
+}
+
+/// Is there such a way, with the part's settings?
+template <class P>
+bool has_reference(const P& part) {
+  if constexpr (requires { part.has_reference(); })
+    return part.has_reference();
+  else
+    return false;
+}
+
+/// So many of the newest tokens outrank all others.
+template <class S>
+Index ranked_first(const S& scorer) {
+  if constexpr (requires { scorer.ranks_first(); })
+    return scorer.ranks_first();
+  else
+    return 0;
+}
+
+/// Are a scorer's scores budgets, with the minus sign?
+template <class S>
+bool budgets_scored(const S& scorer) {
+  if constexpr (requires { scorer.scores_budgets(); })
+    return scorer.scores_budgets();
+  else
+    return false;
+}
 
 /// Throws where a budget does not go with so many layers that take part.
 template <class A>

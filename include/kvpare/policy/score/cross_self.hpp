@@ -33,7 +33,12 @@ namespace kvpare {
 ///          AND. Ours: one choice per kv head by its group's mean (the code selects per query head); a token in both lists
 ///          is kept once (the code stores it twice), and the room goes to both lists in their proportion, as does what
 ///          rounding leaves, rather than to the largest self + cross; a list that has run out leaves its room to the other.
-///          Only scores use n: attention stays as it is.
+///          Only scores use n: attention stays as it is
+/// Mode     reference: the union of int(k c) by cross and int(k (1 - c)) by self and no more, k the budget beside the newest,
+///          so that less than the budget stays where the lists overlap, or run out. The code's set where each kv head has
+///          one query head and the newest that stay are as many as the rows looked at, but for a token where k c is a whole
+///          number that doubles miss, tokens without any part, and c = 0, for which the code has constants left over. What
+///          it stores twice counts twice in its attention, here once
 struct CrossSelf {
   static constexpr std::string_view name = "cross_self";
 
@@ -42,6 +47,7 @@ struct CrossSelf {
   double window_share = 0.1;  // query rows looked at, from the end, as a share of those observed
   Index window = 0;           // so many rows instead; 0 = as window_share says
   bool estimate = false;      // c = share of the window's (row, key) pairs that are of two modalities
+  Mode mode = Mode::paper;
 
   static constexpr auto fields() {
     return std::tuple{
@@ -53,8 +59,12 @@ struct CrossSelf {
         Field<CrossSelf, Index>{"window", &CrossSelf::window, 0, 1 << 20,
                                 "query rows looked at, from the end; 0 = as window_share says"},
         Choice{"estimate", &CrossSelf::estimate,
-               "take for cross the share of (row, key) pairs that are of two modalities"}};
+               "take for cross the share of (row, key) pairs that are of two modalities"},
+        Choice{"mode", &CrossSelf::mode,
+               "tokens in both lists leave room for others, or for nobody, as in the released code"}};
   }
+  constexpr bool has_reference() const { return true; }
+  constexpr bool scores_budgets() const { return mode == Mode::reference; }
   constexpr Reads reads() const {
     return window > 0 ? Reads{.rows = Reads::Rows::last, .count = window} : Reads{.rows = Reads::Rows::all};
   }

@@ -26,7 +26,8 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 /// Cost     `window` rows over all keys, and with `values` all values once; scratch that of `attention_mass` and one more row
 ///          per head, two with `values`
 /// Source   SnapKV (Li et al. 2024, arXiv 2404.14469), section 3. Ours: selection per kv head with the group's mean (the
-///          released code repeats keys per query head), and rows may be confined to classes (`rows=text`).
+///          released code repeats keys per query head and chooses for each, which a cache of kv heads cannot hold: there
+///          is no mode for it), and rows may be confined to classes (`rows=text`).
 ///          `values` is ours; that attention alone misjudges tokens with short values is the finding of VATP (Guo et al.
 ///          2024, arXiv 2406.12335), which multiplies by ||v||_1
 struct ObservationWindow {
@@ -50,6 +51,7 @@ struct ObservationWindow {
   }
   void check() const { require(pool % 2 == 1, name, ".pool = ", pool, ", must be odd"); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
+  constexpr Index ranks_first() const { return window; }
   friend bool operator==(const ObservationWindow&, const ObservationWindow&) = default;
 };
 

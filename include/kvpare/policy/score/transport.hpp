@@ -14,8 +14,8 @@
 namespace kvpare {
 
 /// Whose totals a transport plan keeps to: the targets' alone, or the sources' as well.
-enum class TransportMode : std::uint8_t { semi_relaxed, balanced };
-inline constexpr std::string_view choices(TransportMode*) { return "semi_relaxed|balanced"; }
+enum class TransportPlan : std::uint8_t { semi_relaxed, balanced };
+inline constexpr std::string_view choices(TransportPlan*) { return "semi_relaxed|balanced"; }
 
 /// Scores a visual token by its share in an entropic transport plan from what enters a layer (sources S) to what the layer
 /// makes of it (targets T).
@@ -46,7 +46,7 @@ struct Transport {
   double gamma = 0.5;    // of the distance from the image's middle
   double sigma = 10;     // reach of the distance on the grid, in its units
   double epsilon = 0.1;  // entropy: large = all tokens alike, small = the cheapest source takes all
-  TransportMode mode = TransportMode::semi_relaxed;
+  TransportPlan plan = TransportPlan::semi_relaxed;
   Index rounds = 3;      // with balanced: of the row and the column step
   bool squared = false;  // F as a squared distance
 
@@ -54,10 +54,11 @@ struct Transport {
     return std::tuple{
         Field<Transport, double>{"alpha", &Transport::alpha, 0.0, 1e3, "weight of the distance between features"},
         Field<Transport, double>{"beta", &Transport::beta, 0.0, 1e3, "weight of the distance on the grid"},
-        Field<Transport, double>{"gamma", &Transport::gamma, 0.0, 1e3, "weight of the distance from the image's middle"},
+        Field<Transport, double>{"gamma", &Transport::gamma, 0.0, 1e3,
+                                 "weight of the distance from the image's middle"},
         Field<Transport, double>{"sigma", &Transport::sigma, 1e-3, 1e6, "reach of the distance on the grid"},
         Field<Transport, double>{"epsilon", &Transport::epsilon, 1e-4, 1e4, "entropy of the plan"},
-        Choice{"mode", &Transport::mode, "whose totals the plan keeps to: the targets', or all"},
+        Choice{"plan", &Transport::plan, "whose totals the plan keeps to: the targets', or all"},
         Field<Transport, Index>{"rounds", &Transport::rounds, 1, 1000, "with balanced: of the row and the column step"},
         Choice{"squared", &Transport::squared, "the distance between features squared"}};
   }
@@ -385,7 +386,7 @@ template <Backend B>
 void score(B& be, const Transport& policy, const Observation<B>& seen, Scores out) {
   if (seen.features->tokens() == 0) return;
   detail::TransportPlan<B> plan(be, policy, *seen.features);
-  if (policy.mode == TransportMode::semi_relaxed)
+  if (policy.plan == TransportPlan::semi_relaxed)
     plan.columns_only(out.data);
   else
     plan.rows_then_columns(policy.rounds, out.data);

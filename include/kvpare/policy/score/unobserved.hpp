@@ -29,7 +29,7 @@ struct Random {
 /// Formula  score = position;  the first `sinks` live tokens rank above all, the very first highest
 /// Cost     O(columns); reads nothing. Positions above 2^24 are ranked by their upper bits
 /// Source   StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), section 3.2. Ours: kept keys keep their own positions; the
-///          published code stores keys before RoPE and numbers them anew.
+///          published code stores keys before RoPE and numbers them anew, which keys that come rotated do not allow.
 struct SinksAndRecent {
   static constexpr std::string_view name = "sinks_and_recent";
   Index sinks = 4;  // tokens kept from the start

@@ -15,7 +15,8 @@ namespace kvpare {
 ///
 /// Text   "0.1" or "10%" = ratio · "512t" = tokens per kv head, all layers together · "32p" = pages per kv head, all
 ///        layers together · "8MiB", "64KiB", "1GiB", "4096B" = bytes of pages, all layers and heads together
-/// Pages and bytes are turned into tokens rounding down to whole pages, so the promise is never exceeded.
+/// Pages and bytes are turned into tokens rounding down to whole pages, so the promise is never exceeded,
+/// unless mode = reference asks for rules that may.
 struct Keep {
   enum class Unit : std::uint8_t { ratio, tokens, pages, bytes };
   double amount = 1;

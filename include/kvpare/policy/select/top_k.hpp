@@ -20,9 +20,6 @@ inline constexpr std::string_view choices(Anchor*) { return "alternating|random|
 /// A token's bit of a head: is its score in the upper half of the head's, or among those that its budget would keep?
 enum class Signature : std::uint8_t { half, kept };
 inline constexpr std::string_view choices(Signature*) { return "half|kept"; }
-/// How representatives are taken of tokens in order of distance: index i (n - 1) / (b - 1), or i floor(n / b).
-enum class Spacing : std::uint8_t { even, step };
-inline constexpr std::string_view choices(Spacing*) { return "even|step"; }
 
 /// What becomes of tokens that go: nothing, part of the nearest that stays, or, of their values, part of the next that stay.
 enum class MergeInto : std::uint8_t { none, nearest, values };
@@ -46,15 +43,15 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 /// Shared   with heads = shared a head's budget is B_h = c_h (1 - floor) + B floor, apportioned so that a layer's budgets
 ///          sum to what they would be if they were even: B is the even budget, c_h how many of the layer's best heads * B
 ///          scores are head h's. Ties there go to the lower head, and between equal remainders as well. Heads then differ
-///          in length, and their pages are freed. Ada-KV (Feng et al. 2024, arXiv 2407.11550), algorithm 1; the released
-///          code rounds each B_h for itself and may miss the sum. `recent_share` is of each head's own B_h
+///          in length, and their pages are freed. Ada-KV (Feng et al. 2024, arXiv 2407.11550), algorithm 1. `recent_share` is
+///          of each head's own B_h
 /// Chunks   with chunk = c, c neighbouring candidates have the mean of their scores, so that they stay or go together; where
 ///          the budget ends within a chunk, its first tokens stay. ChunkKV (Liu et al. 2025, arXiv 2502.00299)
 /// Stand-ins  with represent = s, floor(s * budget) of it are tokens that stand for those that go. A token's signature has a
 ///          bit per kv head; what is not among the best is sorted by Hamming distance to the anchor, ties to the lower
 ///          position, and taken evenly spaced. KVCrush (Jha et al. 2025, arXiv 2503.00022), at token level: any method with
 ///          it is "KVCrush on that method". The mean anchor has a head's bit where more than half of the tokens have it, and
-///          alternates where just half do. `spacing = step` is what the released code does, which never gets to the far end
+///          alternates where just half do. Evenly: the i-th of b among n is the i (n - 1) / (b - 1)-th
 /// Samples  with recover = s, every s-th token that goes, counted from the first, stays after all; the best make room for
 ///          them, so that the budget holds. TopV (Yang et al. 2025, arXiv 2503.18278)
 /// Merging  with merge = nearest, keys and values of a token that goes are averaged into those of the nearest token that was
@@ -78,10 +75,17 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          their own: "text:50%". All that is said above is then said of one group: its ratio is of what was ever given of
 ///          it, it is shared out over the layers by the group's own scores (a density is of the layer's whole attention),
 ///          first, last, recent_share, chunk, represent, recover and only_positive count its tokens alone, heads share the
-///          group's budget, and what goes merges into the nearest of its group (merge = values goes with one group only); pages and bytes round down for each. skip_layers
-///          is for all. An image is what TagSpans of one class and number cover; without a number each span is one. Text that
+///          group's budget, and what goes merges into the nearest of its group (merge = values and mode = reference go with
+///          one group only); pages and bytes round down for each. skip_layers is for all. An image is what TagSpans of one class and number cover; without a number each span is one. Text that
 ///          no span covers is one group. Scores are made once for all groups, and a scorer that looks at some classes only
 ///          (elite_window, transport: visual) gives the others none: of these the oldest stay, after the recent_share
+/// Mode     reference, where released code goes its own way:
+///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the tokens that the
+///                      scorer ranks first (SnapKV's window), all of a head at most: Ada-KV's code. A layer's sum may be
+///                      missed by half a token per head either way, and by what trunc takes
+///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is seldom reached: OpenVINO's
+///          recent_share  of the mean of the layers' budgets, at least one token, as many in each layer: EffiVLM-Bench's
+///                      VL-Cache, CSP's code. Goes with budgets or scorers that have such a mode, too
 /// Ties     to the lower position; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared; with merge =
 ///          values a copy of the scores to the host, and as many additions per number of a value as tokens join it
@@ -100,7 +104,6 @@ struct TopK {
   Anchor anchor = Anchor::alternating;
   Index anchor_seed = 0;
   Signature signature = Signature::half;
-  Spacing spacing = Spacing::even;
   Index recover = 0;           // every so many-th of the tokens that go stays; 0 = none
   MergeInto merge = MergeInto::none;
   MergeKeys merge_keys = MergeKeys::rotated;
@@ -109,37 +112,38 @@ struct TopK {
   bool ends_absorb = false;    // do tokens that stay anyway take part in merging?
   Each each = Each::none;      // which tokens of `among` have a budget of their own
   ClassKeeps also = {};        // further classes, not of `among`, each with an amount of its own
+  Mode mode = Mode::paper;
 
   static constexpr auto fields() {
-    return std::tuple{Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
-                      Choice{"heads", &TopK::heads,
-                             "who chooses: each kv head, all of a layer together, or each from a shared budget"},
-                      Field<TopK, double>{"recent_share", &TopK::recent_share, 0.0, 1.0,
-                                          "share of the budget that goes to the newest tokens"},
-                      Field<TopK, double>{"floor", &TopK::floor, 0.0, 1.0,
-                                          "with heads = shared: share of the even budget that every head keeps"},
-                      Field<TopK, Index>{"first", &TopK::first, 0, 1 << 20, "oldest tokens that stay anyway"},
-                      Field<TopK, Index>{"last", &TopK::last, 0, 1 << 20, "newest tokens that stay anyway"},
-                      Field<TopK, Index>{"skip_layers", &TopK::skip_layers, 0, 1 << 20, "first layers that stay whole"},
-                      Choice{"only_positive", &TopK::only_positive,
-                             "tokens whose score is not above 0 go even where there is room"},
-                      Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},
-                      Field<TopK, double>{"represent", &TopK::represent, 0.0, 1.0,
-                                          "share of the budget that goes to tokens that stand for those that go"},
-                      Choice{"anchor", &TopK::anchor, "what their distance is counted from"},
-                      Field<TopK, Index>{"anchor_seed", &TopK::anchor_seed, 0, Index{1} << 40, "of the random anchor"},
-                      Choice{"signature", &TopK::signature, "a token's bit of a head: in the upper half, or kept"},
-                      Choice{"spacing", &TopK::spacing, "how they are taken along that distance"},
-                      Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
-                                         "every so many-th token that goes stays after all, 0 = none"},
-                      Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
-                      Choice{"merge_keys", &TopK::merge_keys, "with merge = nearest: keys averaged after RoPE, or before it"},
-                      Field<TopK, Index>{"merge_into", &TopK::merge_into, 1, 4096,
-                                         "with merge = values: tokens that share a value that goes"},
-                      Field<TopK, Index>{"merge_seed", &TopK::merge_seed, 0, Index{1} << 40, "of the coins it takes"},
-                      Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"},
-                      Choice{"each", &TopK::each, "do classes, or images, have budgets of their own?"},
-                      Choice{"also", &TopK::also, "further classes with amounts of their own"}};
+    return std::tuple{
+        Choice{"among", &TopK::among, "classes up for eviction, counted by the budget"},
+        Choice{"heads", &TopK::heads,
+               "who chooses: each kv head, all of a layer together, or each from a shared budget"},
+        Field<TopK, double>{"recent_share", &TopK::recent_share, 0.0, 1.0,
+                            "share of the budget that goes to the newest tokens"},
+        Field<TopK, double>{"floor", &TopK::floor, 0.0, 1.0,
+                            "with heads = shared: share of the even budget that every head keeps"},
+        Field<TopK, Index>{"first", &TopK::first, 0, 1 << 20, "oldest tokens that stay anyway"},
+        Field<TopK, Index>{"last", &TopK::last, 0, 1 << 20, "newest tokens that stay anyway"},
+        Field<TopK, Index>{"skip_layers", &TopK::skip_layers, 0, 1 << 20, "first layers that stay whole"},
+        Choice{"only_positive", &TopK::only_positive, "tokens whose score is not above 0 go even where there is room"},
+        Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},
+        Field<TopK, double>{"represent", &TopK::represent, 0.0, 1.0,
+                            "share of the budget that goes to tokens that stand for those that go"},
+        Choice{"anchor", &TopK::anchor, "what their distance is counted from"},
+        Field<TopK, Index>{"anchor_seed", &TopK::anchor_seed, 0, Index{1} << 40, "of the random anchor"},
+        Choice{"signature", &TopK::signature, "a token's bit of a head: in the upper half, or kept"},
+        Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
+                           "every so many-th token that goes stays after all, 0 = none"},
+        Choice{"merge", &TopK::merge, "what becomes of tokens that go"},
+        Choice{"merge_keys", &TopK::merge_keys, "with merge = nearest: keys averaged after RoPE, or before it"},
+        Field<TopK, Index>{"merge_into", &TopK::merge_into, 1, 4096,
+                           "with merge = values: tokens that share a value that goes"},
+        Field<TopK, Index>{"merge_seed", &TopK::merge_seed, 0, Index{1} << 40, "of the coins it takes"},
+        Choice{"ends_absorb", &TopK::ends_absorb, "do tokens that stay anyway take part in merging?"},
+        Choice{"each", &TopK::each, "do classes, or images, have budgets of their own?"},
+        Choice{"also", &TopK::also, "further classes with amounts of their own"},
+        Choice{"mode", &TopK::mode, "shared budgets, stand-ins and the newest as here, or as in released code"}};
   }
   void check() const {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
@@ -149,6 +153,8 @@ struct TopK {
             ": merge_keys = unrotated is for merge = nearest, which averages keys");
     require(merge != MergeInto::values || !splits(), name,
             ": merge = values spreads a value over the tokens that follow, of whatever group; each and also must be none");
+    require(mode == Mode::paper || !splits(), name,
+            ": mode = reference does as released code, which knows one budget; each and also must be none");
     ClassSet taken = among;
     for (const ClassKeep& part : also) {
       require(part.classes.bits != 0, name, ".also: an amount for no class");
@@ -167,6 +173,8 @@ struct TopK {
   }
   /// Have groups of tokens budgets of their own?
   bool splits() const { return each != Each::none || !also.empty(); }
+  /// Alone, without a budget that has one.
+  constexpr bool has_reference() const { return heads == SelectHeads::shared || represent > 0; }
   /// Does it choose by more than score?
   bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }
   friend bool operator==(const TopK&, const TopK&) = default;

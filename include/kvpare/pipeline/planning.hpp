@@ -13,7 +13,7 @@
 #include "../backend/derived/reduce_heads.hpp"
 #include "../cache/plan.hpp"
 #include "../policy/budget/apportion.hpp"
-#include "choosing.hpp"
+#include "choosing_pages.hpp"
 #include "compressor.hpp"
 
 namespace kvpare {
@@ -140,6 +140,10 @@ struct PlanRow {
   std::vector<std::uint64_t> members;     // of the selector's classes, candidates or not
   Index reserved = 0;                     // class members that stay anyway
   Index candidate_count = 0;
+  WholePages pages = {};  // of the candidates, where pages stay or go whole
+
+  /// What the candidates take of a budget.
+  Index room() const { return pages.most > 0 ? pages.room() : candidate_count; }
 };
 
 /// Takes a column off a bitmap; was it there?
@@ -181,6 +185,29 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
     row.reserved += std::popcount(member & ~candidate);
   }
   return row;
+}
+
+/// Leaves only whole pages up for choice: one of whose tokens any is no candidate stays. `cost`: what a page takes of the
+/// budget, 0 = as many as it holds of the selector's classes.
+inline void keep_to_whole_pages(const ScoredLayer& layer, Index cost, PlanRow& row) {
+  const Columns& columns = *layer.columns;
+  const HeadPages& list = layer.heads[static_cast<std::size_t>(row.head)];
+  auto up = columns.to_slots(list, row.head, row.candidates);
+  const auto members = columns.to_slots(list, row.head, row.members);
+  row.candidate_count = row.reserved = 0;
+  row.pages.page_tokens = list.page_tokens, row.pages.most = cost > 0 ? cost : list.page_tokens;
+  for (std::size_t e = 0; e < up.size(); ++e) {
+    if (members[e] == 0) continue;
+    const Index takes = cost > 0 ? cost : std::popcount(members[e]);
+    if (up[e] == list.entries[e].live) {
+      row.candidate_count += std::popcount(up[e]);
+      row.pages.add(columns, list, row.head, e, takes);
+    } else {
+      up[e] = 0;
+      row.reserved += takes;
+    }
+  }
+  row.candidates = columns.from_slots(list, row.head, up);
 }
 
 /// Every token that goes, with the nearest that stays. `chosen`: candidates that stay.
@@ -239,7 +266,7 @@ void share_heads(B& be, double floor, std::span<const ScoredLayer> layers, const
     const PlanRow& row = rows[static_cast<std::size_t>(r)];
     if (first_row.size() == row.layer) first_row.push_back(r), heads.push_back(0);
     ++heads.back();
-    counts.push_back(row.candidate_count);
+    counts.push_back(row.room());
     candidates.insert(candidates.end(), row.candidates.begin(), row.candidates.end());
   }
   const Buffer<B, Index> first(be, first_row), head_counts(be, heads), candidate_counts(be, counts), at(be, words_at),
@@ -311,13 +338,15 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
   std::vector<Index> available_tokens(n, 0), available(n), layer_of, reserved;
   const bool in_pages = compressor.keep.unit == Keep::Unit::pages || compressor.keep.unit == Keep::Unit::bytes;
   const Index quantum = in_pages ? layers[0].columns->word_tokens : 1;
-  plan.dense = in_pages;
+  const bool whole_pages = selector.granularity == Granularity::page;
+  plan.dense = in_pages && !whole_pages, plan.in_place = whole_pages;
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
     for (Index h = 0; h < (one ? 1 : static_cast<Index>(layers[l].heads.size())); ++h) {
       rows.push_back(detail::plan_row(layers[l], l, h, one, selector));
+      if (whole_pages) detail::keep_to_whole_pages(layers[l], in_pages ? quantum : 0, rows.back());
       const PlanRow& row = rows.back();
-      available_tokens[l] = std::max(available_tokens[l], row.candidate_count + row.reserved);
+      available_tokens[l] = std::max(available_tokens[l], row.room() + row.reserved);
       layer_of.push_back(static_cast<Index>(l));
       reserved.push_back(row.reserved);
     }
@@ -403,7 +432,13 @@ void plan_layers(B& be, const C& compressor, std::span<const ScoredLayer> layers
     choice.scores = layer.scores, choice.heads = static_cast<Index>(layer.heads.size());
     choice.stride = layer.scored_columns;
   }
-  detail::choose<B>(be, selector, choices);
+  if (whole_pages) {
+    std::vector<detail::PageChoice> of_pages;
+    for (std::size_t r = 0; r < rows.size(); ++r) of_pages.push_back({choices[r].top, choices[r].k, &rows[r].pages});
+    detail::choose_pages<B>(be, selector, of_pages);
+  } else {
+    detail::choose<B>(be, selector, choices);
+  }
 
   std::vector<std::uint64_t> chosen_words;
   std::vector<Index> keep_counts, nans;

@@ -13,7 +13,11 @@ namespace kvpare {
 enum class SelectHeads : std::uint8_t { kv, layer, shared };
 inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer|shared"; }
 
-/// Where representatives are counted from (KVCrush): a signature of one bit per head.
+/// What stays or goes: each token for itself, or a page of a head's list with all that it holds.
+enum class Granularity : std::uint8_t { token, page };
+inline constexpr std::string_view choices(Granularity*) { return "token|page"; }
+
+/// Where representatives are counted from (KVCrush): a signature of one bit per head, or per slot of a page.
 enum class Anchor : std::uint8_t { alternating, random, zeros, ones, mean };
 inline constexpr std::string_view choices(Anchor*) { return "alternating|random|zeros|ones|mean"; }
 /// A token's bit of a head: is its score in the upper half of the head's, or among those that its budget would keep?
@@ -54,8 +58,21 @@ inline constexpr std::string_view choices(MergeInto*) { return "none|nearest"; }
 ///          one's. Keys are averaged as they are, after RoPE. Tokens that stay anyway absorb only with ends_absorb. Rows that
 ///          are coded absorb nothing, and pages that others share are copied first; what finds no page for that goes without
 ///          a trace and is counted. Elastic Cache (Liu et al. 2024, arXiv 2407.18121), section 3.2
-/// Ties     to the lower position; NaN scores rank last and are counted
-/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared
+/// Pages    with granularity = page, pages stay or go whole, so that no row is copied and every page that goes is free (unless
+///          others share it). A page's score is the mean of its tokens' scores, NaN where one of them is; the best stay as long
+///          as they fit, and where the next does not, that is all. What is left of the budget then, less than a page, is not
+///          used. A page with a token that must stay, of another class or without a score stays, and takes its tokens of
+///          those classes from the budget; a budget in pages or bytes counts a whole page for it, as for any other. The
+///          newest share is whole pages as well. Heads that hold different tokens have pages of their own to choose among,
+///          with heads = layer by the mean scores
+/// Stand-ins of pages   floor(represent * pages of the budget) pages. A page's signature has a bit per slot: is the token's
+///          score in the upper half of all that are up for choice (or kept)? A slot without a token has none. The mean
+///          anchor has a slot's bit where more than half of the pages have it. KVCrush at block level, as OpenVINO GenAI
+///          has it; that puts stand-ins on top of its budget, which is a budget that counts them and a `represent` of
+///          their share
+/// Ties     to the lower position, or page; NaN scores rank last and are counted
+/// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared; of pages,
+///          a scan of the scores and a sort of the means
 struct TopK {
   static constexpr std::string_view name = "top_k";
 
@@ -67,6 +84,7 @@ struct TopK {
   Index skip_layers = 0;       // so many of the first layers stay whole and are no part of the budget
   bool only_positive = false;  // tokens whose score is not above 0 go even where there is room
   Index chunk = 1;             // neighbouring candidates that stay or go together
+  Granularity granularity = Granularity::token;
   double represent = 0;        // share of the budget that goes to tokens that stand for those that go
   Anchor anchor = Anchor::alternating;
   Index anchor_seed = 0;
@@ -90,11 +108,12 @@ struct TopK {
                       Choice{"only_positive", &TopK::only_positive,
                              "tokens whose score is not above 0 go even where there is room"},
                       Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},
+                      Choice{"granularity", &TopK::granularity, "do tokens stay or go, or whole pages?"},
                       Field<TopK, double>{"represent", &TopK::represent, 0.0, 1.0,
                                           "share of the budget that goes to tokens that stand for those that go"},
                       Choice{"anchor", &TopK::anchor, "what their distance is counted from"},
                       Field<TopK, Index>{"anchor_seed", &TopK::anchor_seed, 0, Index{1} << 40, "of the random anchor"},
-                      Choice{"signature", &TopK::signature, "a token's bit of a head: in the upper half, or kept"},
+                      Choice{"signature", &TopK::signature, "a token's bit: in the upper half, or kept"},
                       Choice{"spacing", &TopK::spacing, "how they are taken along that distance"},
                       Field<TopK, Index>{"recover", &TopK::recover, 0, 1 << 20,
                                          "every so many-th token that goes stays after all, 0 = none"},
@@ -105,9 +124,16 @@ struct TopK {
     require(recover != 1, name, ".recover = 1 keeps everything, must be 0 or at least 2");
     require(recover == 0 || represent == 0, name, ": recover = ", recover, " and represent = ", represent,
             " both choose among what goes, one must be 0");
+    if (granularity == Granularity::token) return;
+    require(chunk == 1, name, ".chunk = ", chunk, " does not go with granularity = page, must be 1");
+    require(recover == 0, name, ".recover = ", recover, " takes single tokens, with granularity = page it must be 0");
+    require(merge == MergeInto::none, name,
+            ".merge = nearest writes to pages that granularity = page leaves as they are, must be none");
   }
-  /// Does it choose by more than score?
-  bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }
+  /// Does it choose by more than the score of each token?
+  bool refines() const {
+    return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none || granularity == Granularity::page;
+  }
   friend bool operator==(const TopK&, const TopK&) = default;
 };
 

@@ -86,6 +86,7 @@ class EngineSequence {
   template <class T, class C>
   Plan plan(const C& compressor, std::span<const EngineLayer<T>> layers) {
     Plan plan;
+    kvpare::check(compressor);
     require(compressor.selector.merge == MergeInto::none,
             "plan: merge = nearest writes keys and values, which pages of the engine do not take; must be none");
     const bool whole_pages = compressor.selector.granularity == Granularity::page;

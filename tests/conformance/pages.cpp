@@ -1,7 +1,10 @@
 // Pages that stay or go whole: what is kept against the textbook, and that nothing is copied.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "oracle/key_norm.hpp"
+#include "oracle/reduce.hpp"
 #include "oracle/whole_pages.hpp"
 #include "support/prompt_cases.hpp"
 
@@ -32,7 +35,7 @@ Kept wanted_kept(const Prompt& p, const Compressor<KeyNorm, Uniform>& method, In
   return wanted;
 }
 
-/// The pages of one page's tokens, all or nothing, at most once.
+/// Of every page all tokens are kept, or none.
 void holds_whole_pages(const Positions& kept, Index page, Index count) {
   for (Index begin = 0; begin < count; begin += page) {
     Index here = 0;
@@ -212,10 +215,9 @@ TYPED_TEST(WholePages, NoRowMovesEvenWhereEarlierEvictionLeftHoles) {
         fed.cache.commit(some);
         ASSERT_NE(fed.cache.kept(fed.id, 0, 0), fed.cache.kept(fed.id, 0, 1));
       }
-      const auto before = kept_in(fed, p);
+      std::set<PageId> ids;
       const auto lists = fed.cache.pages(fed.id, 0);
-      std::vector<PageId> ids;
-      for (const Entry& e : lists[1].entries) ids.push_back(e.page);
+      for (const Entry& e : lists[1].entries) ids.insert(e.page);
       const auto method = by_page({.heads = heads}, 0.3);
       commits_in_place(fed, method);
       const Index budget = even(1, tokens, 0.3)[0];
@@ -226,8 +228,8 @@ TYPED_TEST(WholePages, NoRowMovesEvenWhereEarlierEvictionLeftHoles) {
         EXPECT_LE(of_layer, 2 * budget);
         EXPECT_GE(of_layer, 2 * (budget - 15)) << "less than a page of each head is left unused";
       }
-      for (const Entry& e : fed.cache.pages(fed.id, 0)[1].entries)
-        EXPECT_NE(std::find(ids.begin(), ids.end(), e.page), ids.end()) << "a page of the list as it was";
+      const auto left = fed.cache.pages(fed.id, 0);
+      for (const Entry& e : left[1].entries) EXPECT_TRUE(ids.contains(e.page)) << "no page of the list as it was";
     }
 }
 
@@ -236,7 +238,7 @@ TYPED_TEST(WholePages, HeadsThatHoldDifferentTokensChooseAmongTheirOwnPages) {
   for (const SelectHeads heads : {SelectHeads::kv, SelectHeads::layer}) {
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.append(0, 128);
-    fed.cache.compress(fed.id, Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::ratio(0.5)});  // packed: 4 pages each
+    fed.cache.compress(fed.id, Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::pages(4)});  // packed without holes
     const auto before = kept_in(fed, p);
     ASSERT_NE(before[0][0], before[0][1]);
     commits_in_place(fed, by_page({.heads = heads}, 0.375));  // 48 tokens: 3 pages
@@ -314,14 +316,12 @@ TYPED_TEST(WholePages, TheSameKeepTwiceChangesNothing) {
 
 TYPED_TEST(WholePages, TokensAfterTheLastObservationKeepTheirPage) {
   const Prompt p = random_prompt(14, 1, 100, 2, 1, {});
-  auto method = h2o();
-  method.selector.granularity = Granularity::page, method.keep = Keep::ratio(0.4);
+  auto method = snap_kv();
+  method.scorer.window = 4, method.selector.granularity = Granularity::page, method.keep = Keep::ratio(0.5);
   FedCache<typename TestFixture::B> fed(this->be(), p);
-  fed.feed(snap_kv(), 0, 60);
-  auto window = snap_kv();
-  window.selector.granularity = Granularity::page, window.keep = Keep::ratio(0.5);
+  fed.feed(method, 0, 60);
   fed.append(60, 10);
-  commits_in_place(fed, window);
+  commits_in_place(fed, method);
   const auto kept = fed.cache.kept(fed.id, 0, 0);
   for (Position t = 48; t < 70; ++t) EXPECT_TRUE(std::binary_search(kept.begin(), kept.end(), t)) << t;
   EXPECT_LE(kept.size(), 35u);

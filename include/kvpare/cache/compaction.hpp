@@ -27,7 +27,7 @@ struct CompactedList {
 };
 
 /// Which pages give their rows to others: those that are sparse, all, or none.
-enum class Packing : std::uint8_t { sparse, dense, none };
+enum class Joining : std::uint8_t { sparse, dense, none };
 
 namespace detail {
 
@@ -107,13 +107,13 @@ class ListBuilder {
 /// Entries whose page is shared, or whose format does not move rows, only lose bits. Of the others, those with less than
 /// 3/4 of their slots live are packed together with their neighbours, in place and ascending: the first of their pages
 /// take the survivors, the rest go back, so no page is needed and the result does not depend on free memory. When that
-/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; Packing::dense always packs
-/// all, Packing::none nothing.
+/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; Joining::dense always packs
+/// all, Joining::none nothing.
 ///
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
 CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private,
-                           Packing packing = Packing::sparse) {
+                           Joining joining = Joining::sparse) {
   std::vector<Entry> entries, emptied;  // emptied pages part no neighbours, whoever holds them
   std::vector<std::uint64_t> live;
   Index tokens = 0;
@@ -124,14 +124,14 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     if (left != 0) live.push_back(left);
   }
 
-  const auto build = [&](Packing how) {
+  const auto build = [&](Joining how) {
     CompactedList out;
     out.released = emptied;
     detail::ListBuilder builder(list, out);
     const auto packs = [&](std::size_t e) {
       const Entry& entry = entries[e];
-      return how != Packing::none && list.formats[entry.format].rows_move &&
-             (how == Packing::dense || std::popcount(live[e]) * 4 < list.page_tokens * 3) && is_private(entry.page);
+      return how != Joining::none && list.formats[entry.format].rows_move &&
+             (how == Joining::dense || std::popcount(live[e]) * 4 < list.page_tokens * 3) && is_private(entry.page);
     };
     for (std::size_t e = 0; e < live.size();) {
       if (!packs(e)) {
@@ -148,9 +148,9 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     }
     return out;
   };
-  CompactedList out = build(packing);
-  if (packing == Packing::sparse && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
-    out = build(Packing::dense);
+  CompactedList out = build(joining);
+  if (joining == Joining::sparse && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
+    out = build(Joining::dense);
   return out;
 }
 

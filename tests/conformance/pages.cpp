@@ -44,6 +44,38 @@ void holds_whole_pages(const Positions& kept, Index page, Index count) {
   }
 }
 
+/// What a plan says of pages: how many lose everything, how many a part.
+struct PagesOfPlan {
+  Index emptied = 0, cut = 0;
+};
+template <class Cache>
+PagesOfPlan pages_of(const Cache& cache, const Plan& plan) {
+  PagesOfPlan out;
+  for (std::size_t l = 0; l < plan.layers.size(); ++l) {
+    const auto lists = cache.pages(plan.sequence, static_cast<Index>(l));
+    for (std::size_t h = 0; h < plan.layers[l].keep.size(); ++h)
+      for (std::size_t e = 0; e < lists[h].entries.size(); ++e) {
+        const std::uint64_t live = lists[h].entries[e].live, kept = plan.layers[l].keep[h].words()[e] & live;
+        out.emptied += kept == 0, out.cut += kept != 0 && kept != live;
+      }
+  }
+  return out;
+}
+
+template <Backend B, class M>
+CompressReport commits_in_place(FedCache<B>& fed, const M& method) {
+  const Plan plan = fed.cache.plan(fed.id, method);
+  const PagesOfPlan pages = pages_of(fed.cache, plan);
+  EXPECT_EQ(pages.cut, 0);
+  const Index pages_before = fed.cache.pool().stats().pages_in_use;
+  const CompressReport report = fed.cache.commit(plan);
+  EXPECT_EQ(report.rows_moved, 0);
+  EXPECT_EQ(report.pages_freed, pages.emptied);
+  EXPECT_EQ(report.bytes_freed, report.page_bytes_before - report.page_bytes_after);
+  EXPECT_EQ(fed.cache.pool().stats().pages_in_use, pages_before - pages.emptied);
+  return report;
+}
+
 TYPED_TEST(WholePages, TheBestPagesAsLongAsTheyFit) {
   std::uint64_t seed = 10;
   for (const Index page : is_small<TypeParam>() ? std::vector<Index>{16} : std::vector<Index>{16, 32, 64})
@@ -152,6 +184,58 @@ TYPED_TEST(WholePages, EqualPagesGoToTheLowerAndNanPagesLast) {
   EXPECT_EQ(kept(64), (Positions{0, 16, 48, 64})) << "a page with one NaN is the worst";
 }
 
+TYPED_TEST(WholePages, TheNewestShareIsWholePages) {
+  std::vector<double> lengths;  // the older, the better
+  for (Index t = 0; t < 139; ++t) lengths.push_back(1 + static_cast<double>(t));
+  const Prompt p = prompt_of_lengths(lengths);
+  for (const Index newest : {10, 11, 26, 27}) {  // the last page has 11 tokens
+    FedCache<typename TestFixture::B> fed(this->be(), p);
+    fed.append(0, 139);
+    auto method = by_page({.recent_share = static_cast<double>(newest) / 55}, 1);
+    method.keep = Keep::tokens(55);
+    fed.cache.compress(fed.id, method);
+    const auto kept = fed.cache.kept(fed.id, 0, 0);
+    EXPECT_EQ(std::binary_search(kept.begin(), kept.end(), 128), newest >= 11) << newest;
+    EXPECT_EQ(std::binary_search(kept.begin(), kept.end(), 112), newest >= 27) << newest;
+    EXPECT_EQ(kept.size(), newest >= 27 ? 43u : newest >= 11 ? 43u : 48u);
+  }
+}
+
+TYPED_TEST(WholePages, WhereEverythingFitsEverythingStays) {
+  const Prompt p = random_prompt(15, 2, tokens, 2, 1, {});
+  for (const SelectHeads heads : {SelectHeads::kv, SelectHeads::layer, SelectHeads::shared})
+    for (const Keep keep :
+         {Keep::tokens(2 * tokens), Keep::pages(18)}) {  // a head has 9 pages, the last with 11 tokens
+      FedCache<typename TestFixture::B> fed(this->be(), p);
+      fed.append(0, tokens);
+      auto method = by_page({.heads = heads, .represent = 1}, 1);
+      method.keep = keep;
+      fed.cache.compress(fed.id, method);
+      for (Index l = 0; l < 2; ++l)
+        for (Index h = 0; h < 2; ++h) EXPECT_EQ(fed.cache.kept(fed.id, l, h).size(), 139u) << print_setting(keep);
+    }
+}
+
+TYPED_TEST(WholePages, SignaturesAreBySlotWhereAPageHasHoles) {
+  // Page 1 has but slots 1, 3 and 5, of which one token is in the upper half of all: nearer to the alternating anchor
+  // than page 0, which has none.
+  std::vector<double> lengths(48, 3);
+  for (Index t = 16; t < 48; ++t) lengths[static_cast<std::size_t>(t)] = t < 32 ? 2 : 1;
+  const Prompt p = prompt_of_lengths(lengths);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 48);
+  Plan holes = fed.cache.plan(fed.id, Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::tokens(40)});
+  holes.layers[0].keep[0] = Selection(std::vector<std::uint64_t>{0xffff, 0b101010, 0xffff});
+  holes.in_place = true;
+  fed.cache.commit(holes);
+  auto method = by_page({.represent = 0.5}, 1);
+  method.keep = Keep::tokens(32);
+  commits_in_place(fed, method);
+  Positions wanted{17, 19, 21};
+  for (Position t = 32; t < 48; ++t) wanted.push_back(t);
+  EXPECT_EQ(fed.cache.kept(fed.id, 0, 0), wanted);
+}
+
 TYPED_TEST(WholePages, OnlyPositiveIsOfMeans) {
   std::vector<double> lengths(48, 1);
   auto method = Compressor{SinksAndRecent{.sinks = 0}, Uniform{},
@@ -169,38 +253,6 @@ TYPED_TEST(WholePages, OnlyPositiveIsOfMeans) {
 }
 
 // ---- nothing is copied
-
-/// What a plan says of pages: how many lose everything, how many a part.
-struct PagesOfPlan {
-  Index emptied = 0, cut = 0;
-};
-template <class Cache>
-PagesOfPlan pages_of(const Cache& cache, const Plan& plan) {
-  PagesOfPlan out;
-  for (std::size_t l = 0; l < plan.layers.size(); ++l) {
-    const auto lists = cache.pages(plan.sequence, static_cast<Index>(l));
-    for (std::size_t h = 0; h < plan.layers[l].keep.size(); ++h)
-      for (std::size_t e = 0; e < lists[h].entries.size(); ++e) {
-        const std::uint64_t live = lists[h].entries[e].live, kept = plan.layers[l].keep[h].words()[e] & live;
-        out.emptied += kept == 0, out.cut += kept != 0 && kept != live;
-      }
-  }
-  return out;
-}
-
-template <Backend B, class M>
-CompressReport commits_in_place(FedCache<B>& fed, const M& method) {
-  const Plan plan = fed.cache.plan(fed.id, method);
-  const PagesOfPlan pages = pages_of(fed.cache, plan);
-  EXPECT_EQ(pages.cut, 0);
-  const Index pages_before = fed.cache.pool().stats().pages_in_use;
-  const CompressReport report = fed.cache.commit(plan);
-  EXPECT_EQ(report.rows_moved, 0);
-  EXPECT_EQ(report.pages_freed, pages.emptied);
-  EXPECT_EQ(report.bytes_freed, report.page_bytes_before - report.page_bytes_after);
-  EXPECT_EQ(fed.cache.pool().stats().pages_in_use, pages_before - pages.emptied);
-  return report;
-}
 
 TYPED_TEST(WholePages, NoRowMovesEvenWhereEarlierEvictionLeftHoles) {
   const Prompt p = random_prompt(9, 2, tokens, 2, 1, {});

@@ -221,7 +221,7 @@ TEST(Settings, UnknownNames) {
 TEST(Settings, Ranges) {
   expect_refused("h2o(granularity=block)", "h2o: granularity = 'block', must be one of: token|page");
   expect_refused("chunk_kv(granularity=page)",
-                 "chunk_kv: top_k.chunk = 10 does not go with granularity = page, must be 1");
+                 "top_k.chunk = 10 does not go with granularity = page, must be 1");
   expect_refused("air_cache(alpha=1.5)", "air_cache: alpha = 1.5, must be within [0, 1]");
   expect_refused("air_cache(alpha=-0.1)", "must be within [0, 1]");
   expect_refused("air_cache(alpha=nan)", "must be within [0, 1]");

@@ -153,6 +153,9 @@ TYPED_TEST(EqualToTheCpu, EveryPrecisionGivesTheSameForms) {
                              "air_cache(keep=0.3) + kivi(bits=2, group=16, residual=32)",
                              "mikv(keep=0.3, low=int4)",
                              "zip_cache(keep=0.4)",
+                             "kv_crush(keep=0.5, granularity=page)",
+                             "ada_kv(keep=0.5, granularity=page) + kivi(bits=2, group=16, residual=32)",
+                             "mikv(keep=0.5, low=int4, granularity=page)",
                              "kvtuner(mode=token, bits=8/4 8/4)",
                              "joint(keep=40KiB)",
                              "joint(keep=24KiB)"};

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
 #include <vector>
 
 #include "support/checked_cache.hpp"
@@ -53,6 +54,59 @@ TEST_P(PageTokens, KeptRowsAscendProtectedStayAndFreedIsWhatWasPromised) {
             for (Position p = span.begin; span.is_protected && p < span.end; ++p) ASSERT_TRUE(std::ranges::binary_search(kept, p)) << recipe.name;
         }
     }
+}
+
+/// Every method by whole pages, on prompts, on lists with holes and on pages that a fork shares: no row moves, what stays
+/// are pages as they were, and every page that goes is free unless the fork holds it.
+TEST_P(PageTokens, WholePagesAreFreedWithoutACopy) {
+  int dropped = 0;
+  for (std::uint64_t seed = 1; seed <= 6; ++seed)
+    for (const Recipe& recipe : known_recipes()) {
+      AnyCompressor method = recipe.compressor;
+      method.selector.granularity = Granularity::page, method.selector.skip_layers = 0;
+      method.selector.chunk = 1, method.selector.recover = 0, method.selector.merge = MergeInto::none;
+      if (!recipe.has_settings || policy_name(method.budget) == "as_compressed") continue;
+      Checked c = make(seed);
+      const SequenceId id = c.create();
+      prompt(c, id, c.dice.within(20, 400));
+      const bool holes = c.dice.below(2) == 0, shared = c.dice.below(3) == 0;
+      if (holes) c.commit(c.random_plan(id, 0.85));
+      c.observe_all(id, method, [&] { return c.dice.within(1, 60); });
+      if (shared) c.fork(id);
+      const double amount = c.dice.unit();
+      const Index pages_now = c.cache.stats(id).pages;
+      method.keep = c.dice.below(2) == 0 ? Keep::ratio(amount)
+                                         : Keep::pages(static_cast<Index>(amount * static_cast<double>(pages_now) / 2));
+      const Plan plan = c.cache.plan(id, method);
+      Index emptied = 0;
+      std::set<PageId> stay;
+      for (Index l = 0; l < 2; ++l) {
+        const auto lists = c.cache.pages(id, l);
+        const LayerPlan& of_layer = plan.layers[static_cast<std::size_t>(l)];
+        for (std::size_t h = 0; h < lists.size(); ++h)
+          for (std::size_t e = 0; e < lists[h].entries.size(); ++e) {
+            const std::uint64_t live = lists[h].entries[e].live,
+                                kept = of_layer.touched ? of_layer.keep[h].words()[e] & live : live;
+            ASSERT_TRUE(kept == 0 || kept == live) << recipe.name << " seed " << seed;
+            emptied += kept == 0;
+            if (kept != 0) stay.insert(lists[h].entries[e].page);
+          }
+      }
+      const CompressReport report = c.commit(plan, !shared);
+      ASSERT_EQ(report.rows_moved, 0) << recipe.name << " seed " << seed;
+      ASSERT_EQ(report.pages_before - report.pages_after, emptied);
+      ASSERT_EQ(report.pages_freed, shared ? 0 : emptied);
+      std::set<PageId> left;
+      for (Index l = 0; l < 2; ++l) {
+        const auto lists = c.cache.pages(id, l);
+        for (const HeadPages& list : lists)
+          for (const Entry& e : list.entries) left.insert(e.page);
+      }
+      ASSERT_EQ(left, stay) << recipe.name << " seed " << seed;
+      c.verify_all();
+      dropped += emptied > 0;
+    }
+  EXPECT_GT(dropped, 20);
 }
 
 TEST_P(PageTokens, AListHasAtMostAThirdMorePagesThanItsTokensNeedAndOne) {

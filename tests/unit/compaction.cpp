@@ -165,6 +165,17 @@ TEST(Compaction, SharedPagesOnlyLoseBits) {
   EXPECT_EQ(pages_of(out.released), Ids{103}) << "an empty one is let go";
 }
 
+TEST(Compaction, WithoutJoiningEveryPageStaysInPlace) {
+  List list;
+  list.add(0, 16, 0x0001).add(16, 16, 0x8001).add(32, 16).add(48, 16).add(64, 3);
+  const CompactedList out = compact_list(list.pages(), std::vector<std::uint64_t>{1, 0xffff, 0xffff, 0, 7},
+                                         [](PageId) { return true; }, Joining::none);
+  EXPECT_TRUE(out.moves.empty());
+  EXPECT_EQ(pages_of(out.entries), (Ids{100, 101, 102, 104})) << "sparse as they are";
+  EXPECT_EQ(out.entries[1].live, 0x8001u);
+  EXPECT_EQ(pages_of(out.released), Ids{103});
+}
+
 TEST(Compaction, EmptiedPagesPartNoNeighbours) {
   List list;
   list.add(0, 16).add(16, 16).add(32, 16);

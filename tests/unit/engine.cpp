@@ -358,6 +358,98 @@ TYPED_TEST(EngineOwned, AnEmptySequenceIsNoMistake) {
   EXPECT_TRUE(reports[0].freed_pages.empty());
 }
 
+// ---- whole pages: nothing is written
+
+TYPED_TEST(EngineOwned, WholePagesLeaveTheTableWhereTheyStood) {
+  const Prompt p = random_prompt(12, 2, 90, 2, 2, tags);
+  for (const Scope scope : {Scope::same_tokens, Scope::same_count})
+    for (const Index page : {5, 16, 64})
+      for (const Index frozen : {0, 7}) {
+        auto method = h2o();
+        method.selector.heads = SelectHeads::layer, method.selector.granularity = Granularity::page;
+        method.selector.recent_share = 0.2, method.keep = Keep::ratio(0.7);
+        Engine<typename TestFixture::B> engine(this->be(), p, {.page_size = page, .scope = scope, .frozen = frozen});
+        auto sequence = sequence_of(this->be(), p);
+        engine.observe(sequence, method, 40);
+        const std::span<const EngineLayer<float>> layers = engine.layers;
+        const auto before = std::pair{engine.key_memory(0), engine.value_memory(0)};
+        const auto reports = sequence.commit(sequence.plan(method, layers), layers);
+        EXPECT_EQ(before, std::pair(engine.key_memory(0), engine.value_memory(0)));
+        for (Index l = 0; l < 2; ++l) {
+          const EngineLayerReport& r = reports[static_cast<std::size_t>(l)];
+          EXPECT_EQ(r.rows_moved, 0);
+          EXPECT_LE(r.tokens, page == 64 && frozen > 0 ? 64 : 63) << "a page with frozen tokens stays whatever it takes";
+          EXPECT_GT(r.tokens, 63 - page);
+          EXPECT_FALSE(r.freed_pages.empty());
+          // The new table and what left it are the old table; every kept row is where the new one says.
+          std::vector<std::int32_t> all = r.pages, old = engine.table(l);
+          all.insert(all.end(), r.freed_pages.begin(), r.freed_pages.end());
+          std::sort(all.begin(), all.end()), std::sort(old.begin(), old.end());
+          EXPECT_EQ(all, old);
+          ASSERT_EQ(static_cast<Index>(r.pages.size()), ceil_div(r.tokens, page));
+          engine.table(l) = r.pages;
+          const auto keys = engine.key_memory(l);
+          for (const Positions& positions : r.positions) {
+            ASSERT_EQ(static_cast<Index>(positions.size()), r.tokens);
+            for (Position t = 0; t < frozen; ++t) EXPECT_EQ(positions[static_cast<std::size_t>(t)], t);
+            for (Index t = 0; t < r.tokens; ++t)
+              for (Index h = 0; h < 2; ++h)
+                ASSERT_EQ(engine.row(keys, l, t, h, 16),
+                          slice_row(p.keys[static_cast<std::size_t>(l)], positions[static_cast<std::size_t>(t)], h));
+          }
+        }
+      }
+}
+
+TYPED_TEST(EngineOwned, PackedRowsLeaveAShorterTable) {
+  const Prompt p = random_prompt(13, 1, 90, 2, 2, {});
+  Engine<typename TestFixture::B> engine(this->be(), p, {});
+  auto sequence = sequence_of(this->be(), p);
+  const std::span<const EngineLayer<float>> layers = engine.layers;
+  const auto reports = sequence.commit(sequence.plan(streaming_llm(), layers), layers);
+  EXPECT_EQ(reports[0].tokens, 18);
+  EXPECT_EQ(reports[0].pages, std::vector<std::int32_t>(engine.table(0).begin(), engine.table(0).begin() + 2));
+}
+
+TYPED_TEST(EngineOwned, WholePagesAreRefusedWhereRowsWouldHaveToMove) {
+  const Prompt p = random_prompt(14, 2, 60, 2, 2, {});
+  auto method = streaming_llm();
+  method.selector.granularity = Granularity::page, method.keep = Keep::ratio(0.6);  // the first page and the last
+  const auto refused = [&](const std::string& words, auto&& call) {
+    const std::string said = error_of(call);
+    EXPECT_NE(said.find(words), std::string::npos) << said;
+  };
+  Engine<typename TestFixture::B> by_head(this->be(), p, {.scope = Scope::same_count});
+  auto sequence = sequence_of(this->be(), p);
+  std::span<const EngineLayer<float>> layers = by_head.layers;
+  refused("the pages of layer 0 hold all heads, and each would drop other pages; heads must be layer",
+          [&] { sequence.plan(method, layers); });
+  method.selector.heads = SelectHeads::layer;
+  Plan plan = sequence.plan(method, layers);
+  ASSERT_TRUE(plan.in_place);
+  Plan cut = plan;
+  for (Selection& keep : cut.layers[1].keep) keep.word(3) &= keep.word(3) - 1;
+  refused("layer 1 of the plan keeps 11 of 12 tokens of page 3, but moves no rows",
+          [&] { sequence.commit(cut, layers); });
+  Plan different = plan;
+  different.layers[0].keep[0].word(0) = low_bits(16), different.layers[0].keep[0].word(1) = 0;
+  different.layers[0].keep[1].word(0) = 0, different.layers[0].keep[1].word(1) = low_bits(16);
+  refused("heads 0 and 1 keep different pages, but the plan moves no rows",
+          [&] { sequence.commit(different, layers); });
+
+  Engine<typename TestFixture::B> one(this->be(), p, {.one_table = true});
+  auto shared = sequence_of(this->be(), p, true);
+  layers = one.layers;
+  refused("granularity = page, but 2 layers share one block table", [&] { shared.plan(method, layers); });
+  auto by_token = method;
+  by_token.selector.granularity = Granularity::token;
+  Plan in_place = shared.plan(by_token, layers);
+  in_place.in_place = true;
+  for (LayerPlan& l : in_place.layers)
+    for (Selection& keep : l.keep) keep = Selection(std::vector<std::uint64_t>{low_bits(16), 0, 0, 0});
+  refused("drops pages where they stand, but 2 layers share one block table", [&] { shared.commit(in_place, layers); });
+}
+
 // ---- mistakes: refused by name, and nothing has changed
 
 TYPED_TEST(EngineOwned, MistakesAreRefused) {

@@ -72,6 +72,11 @@ TEST(Settings, EveryPartCanBeSet) {
   EXPECT_EQ(scorer_of<ObservationWindow>(snap),
             (ObservationWindow{.window = 7, .pool = 3, .pooling = Pooling::max, .rows = text}));
   EXPECT_EQ(snap.keep, Keep::tokens(512));
+  EXPECT_EQ(made("kv_crush(granularity=page, anchor=mean)").selector,
+            (TopK{.heads = SelectHeads::layer,
+                  .granularity = Granularity::page,
+                  .represent = 0.25,
+                  .anchor = Anchor::mean}));
   EXPECT_EQ(scorer_of<Random>(made("random(seed=9007199254740992)")).seed, Index{1} << 53);
   EXPECT_EQ(scorer_of<SinksAndRecent>(made("streaming_llm(sinks=0)")).sinks, 0);
 }
@@ -245,6 +250,9 @@ TEST(Settings, UnknownNames) {
 }
 
 TEST(Settings, Ranges) {
+  expect_refused("h2o(granularity=block)", "h2o: granularity = 'block', must be one of: token|page");
+  expect_refused("chunk_kv(granularity=page)",
+                 "top_k.chunk = 10 does not go with granularity = page, must be 1");
   expect_refused("air_cache(alpha=1.5)", "air_cache: alpha = 1.5, must be within [0, 1]");
   expect_refused("air_cache(alpha=-0.1)", "must be within [0, 1]");
   expect_refused("air_cache(alpha=nan)", "must be within [0, 1]");

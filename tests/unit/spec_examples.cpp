@@ -1,6 +1,7 @@
 // The worked examples of the papers' specifications, on the library: exact numbers, exact survivors.
 #include <gtest/gtest.h>
 
+#include <kvpare/pipeline/engine.hpp>
 #include <kvpare/pipeline/recipes.hpp>
 
 #include "support/features.hpp"
@@ -667,6 +668,36 @@ TYPED_TEST(SpecExample, KvCrushKeepsRepresentatives) {
   EXPECT_EQ(kept(0.5, Mode::paper), (Positions{0, 1, 3, 4})) << "1 and 3 of the order 1 5 2 3";
   EXPECT_EQ(kept(0.5, Mode::reference), (Positions{0, 1, 2, 4})) << "1 and 2, steps of 4 / 2";
   EXPECT_EQ(kept(0, Mode::paper), (Positions{0, 1, 2, 4})) << "by importance alone";
+}
+
+/// Blocks of 2 in an engine's pages. Scores are .9 .15 | .2 .8 | .05 .04 | .7 .6, less 1 each: minus the keys' lengths.
+TYPED_TEST(SpecExample, KvCrushKeepsBlocksThatStandForOthers) {
+  std::vector<float> keys;
+  for (const float score : {.9f, .15f, .2f, .8f, .05f, .04f, .7f, .6f}) keys.insert(keys.end(), {1 - score, 0});
+  const auto memory = upload(this->be(), keys);
+  const std::int32_t table[] = {0, 1, 2, 3};
+  const EngineLayer<float> layer{.shape = {.q_heads = 1, .kv_heads = 1, .key_dim = 2, .value_dim = 2, .scale = 1},
+                                 .kv = {.keys = nhd(memory.data(), 4, 2, 1, 2),
+                                        .values = nhd(memory.data(), 4, 2, 1, 2),
+                                        .pages = table,
+                                        .tokens = 8}};
+  const std::span<const EngineLayer<float>> layers(&layer, 1);
+  const auto done = [&](Index blocks, double represent, Spacing spacing) {
+    EngineSequence<typename TestFixture::B> sequence(this->be());
+    const Compressor method{KeyNorm{}, Uniform{},
+                            TopK{.heads = SelectHeads::layer,
+                                 .granularity = Granularity::page,
+                                 .represent = represent,
+                                 .anchor = Anchor::mean,
+                                 .spacing = spacing},
+                            Keep::tokens(2 * blocks)};
+    return sequence.commit(sequence.plan(method, layers), layers)[0].positions[0];
+  };
+  EXPECT_EQ(done(1, 0, Spacing::step), (Positions{6, 7})) << "block 3 has 1.30";
+  EXPECT_EQ(done(3, 2.0 / 3, Spacing::step), (Positions{0, 1, 4, 5, 6, 7}))
+      << "two more on top of it: 2 and 0 of 2 0 1";
+  EXPECT_EQ(done(3, 2.0 / 3, Spacing::even), (Positions{2, 3, 4, 5, 6, 7})) << "2 and 1";
+  EXPECT_EQ(done(3, 0, Spacing::step), (Positions{0, 1, 2, 3, 6, 7})) << "by importance alone";
 }
 
 // ---- TopV's recovery

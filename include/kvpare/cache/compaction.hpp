@@ -26,6 +26,9 @@ struct CompactedList {
   std::vector<Entry> released;  // as they were: the list no longer needs their pages
 };
 
+/// Which pages give their rows to others: those that are sparse, all, or none.
+enum class Joining : std::uint8_t { sparse, dense, none };
+
 namespace detail {
 
 /// Most pages a list of `live` tokens may use after compaction, before everything movable is joined: 4/3 of the dense
@@ -104,12 +107,13 @@ class ListBuilder {
 /// Entries whose page is shared, or whose format does not move rows, only lose bits. Of the others, those with less than
 /// 3/4 of their slots live are packed together with their neighbours, in place and ascending: the first of their pages
 /// take the survivors, the rest go back, so no page is needed and the result does not depend on free memory. When that
-/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; `dense` always packs all.
+/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; Joining::dense always packs
+/// all, Joining::none nothing.
 ///
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
 CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t> keep, const IsPrivate& is_private,
-                           bool dense = false) {
+                           Joining joining = Joining::sparse) {
   std::vector<Entry> entries, emptied;  // emptied pages part no neighbours, whoever holds them
   std::vector<std::uint64_t> live;
   Index tokens = 0;
@@ -120,14 +124,14 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     if (left != 0) live.push_back(left);
   }
 
-  const auto build = [&](bool pack_all) {
+  const auto build = [&](Joining how) {
     CompactedList out;
     out.released = emptied;
     detail::ListBuilder builder(list, out);
     const auto packs = [&](std::size_t e) {
       const Entry& entry = entries[e];
-      return list.formats[entry.format].rows_move && (pack_all || std::popcount(live[e]) * 4 < list.page_tokens * 3) &&
-             is_private(entry.page);
+      return how != Joining::none && list.formats[entry.format].rows_move &&
+             (how == Joining::dense || std::popcount(live[e]) * 4 < list.page_tokens * 3) && is_private(entry.page);
     };
     for (std::size_t e = 0; e < live.size();) {
       if (!packs(e)) {
@@ -144,9 +148,9 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     }
     return out;
   };
-  CompactedList out = build(dense);
-  if (!dense && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
-    out = build(true);
+  CompactedList out = build(joining);
+  if (joining == Joining::sparse && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
+    out = build(Joining::dense);
   return out;
 }
 

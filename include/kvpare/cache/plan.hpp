@@ -76,6 +76,7 @@ struct Plan {
   Index chosen = 0;      // of these, how many stay
   Index promised_bytes = -1;  // of pages, once carried out, in layers that policies may touch; -1 = no promise
   bool dense = false;    // pack survivors without holes: the budget was said in pages or bytes
+  bool in_place = false;  // no row moves: pages stay or go whole
   Index nan_scores = 0;  // candidates whose score was NaN; they rank last
   std::vector<std::string> notes = {};  // what a guard found, for people
   friend bool operator==(const Plan&, const Plan&) = default;

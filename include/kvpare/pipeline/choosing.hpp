@@ -105,6 +105,13 @@ struct SignatureCount {
   KVPARE_HD void operator()(Index) const { *count = signature == Signature::half ? candidates / 2 : *k; }
 };
 
+/// A bit of the anchor; `majority`: that of the mean.
+KVPARE_HD inline bool anchor_bit(Anchor anchor, std::uint64_t seed, Index place, bool majority) {
+  if (anchor == Anchor::random) return (random_bits(seed, place) & 1u) != 0;
+  if (anchor == Anchor::mean) return majority;
+  return anchor == Anchor::ones || (anchor == Anchor::alternating && place % 2 != 0);
+}
+
 /// Minus the Hamming distance of each token's signature to the anchor.
 struct NegativeDistance {
   const std::uint64_t* bits;  // [heads][words]
@@ -115,10 +122,7 @@ struct NegativeDistance {
   std::uint64_t seed;
   float* out;  // [columns]
   KVPARE_HD bool of_anchor(Index head) const {
-    const bool odd = head % 2 != 0;
-    if (anchor == Anchor::random) return (random_bits(seed, head) & 1u) != 0;
-    if (anchor == Anchor::mean) return 2 * *ones == candidates ? odd : 2 * *ones > candidates;
-    return anchor == Anchor::ones || (anchor == Anchor::alternating && odd);
+    return anchor_bit(anchor, seed, head, 2 * *ones == candidates ? head % 2 != 0 : 2 * *ones > candidates);
   }
   KVPARE_HD void operator()(Index column) const {
     Index distance = 0;
@@ -133,6 +137,11 @@ struct LeftOver {
   KVPARE_HD void operator()(Index w) const { out[w] = candidates[w] & ~chosen[w]; }
 };
 
+/// Where in the order of distance the i-th of so many stand-ins is, of n.
+KVPARE_HD inline Index stand_in_at(Mode mode, Index i, Index wanted, Index n) {
+  return wanted == 1 ? 0 : mode == Mode::paper ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
+}
+
 /// Marks the i-th stand-in.
 struct MarkStandIn {
   const Index* order;  // columns by distance
@@ -143,8 +152,7 @@ struct MarkStandIn {
   KVPARE_HD void operator()(Index i) const {
     const Index n = *count, wanted = *k - *best < n ? *k - *best : n;
     if (i >= wanted) return;
-    const Index at = wanted == 1 ? 0 : mode == Mode::paper ? i * (n - 1) / (wanted - 1) : i * (n / wanted);
-    marked[order[at]] = 1;
+    marked[order[stand_in_at(mode, i, wanted, n)]] = 1;
   }
 };
 

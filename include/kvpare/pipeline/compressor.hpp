@@ -75,6 +75,10 @@ void check(const C& compressor) {
   require(!asked || has_one,
           "mode = reference: with these settings no published code goes another way, must be paper; it "
           "does in csp, with budget = pyramid, density or prefix, with heads = shared and with represent > 0");
+  if (compressor.selector.granularity == Granularity::page)
+    require(!with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); }), "granularity = page with ",
+            policy_name(compressor.scorer),
+            " in mode = reference, whose scores say from which budget on a token stays: pages have no mean of that");
   if constexpr (requires { check_settings(compressor.precision); }) check_settings(compressor.precision);
 }
 

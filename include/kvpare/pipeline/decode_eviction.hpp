@@ -78,7 +78,7 @@ void require_acts_at_decode(const C& method) {
   require(method.selector.heads != SelectHeads::shared,
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
-          "decode: chunk, represent, recover and merge are for what a whole prompt has, at compress only");
+          "decode: chunk, represent, recover, merge and granularity = page are for what a whole prompt has, at compress only");
   require(!method.selector.splits(),
           "decode: each and also give groups of tokens budgets of their own at compress only, must be none");
   require(method.keep.unit == Keep::Unit::ratio || !follows_compress(method), "decode: keep is in tokens, must be a ratio: ",

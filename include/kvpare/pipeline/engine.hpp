@@ -24,15 +24,18 @@ struct EngineLayer {
 struct EngineLayerReport {
   Index tokens = 0;                              // now, per head: the engine's new live count
   std::vector<std::vector<Position>> positions;  // per kv head (one for all with Scope::same_tokens), ascending
-  std::vector<std::int32_t> freed_pages;         // block table entries past the new end; the engine may reuse them
+  std::vector<std::int32_t> pages;        // that hold them, in order: the new block table
+  std::vector<std::int32_t> freed_pages;  // the engine may reuse them
   Index rows_moved = 0;
 };
 
 /// Compresses one sequence that lives in an engine's pages. Holds observations between `observe` and `plan`, no payload.
 ///
-/// The engine's pages have no holes, so kept tokens are packed to the front of the block table. What heads (Scope) or
-/// layers (`one_table`: one block table for all layers) must have in common, plans respect: with Scope::same_tokens the
-/// heads choose together, with one table all layers keep the same number. Tokens in pages that hold `frozen` ones stay.
+/// The engine's pages have no holes, so kept tokens are packed to the front of the block table, whose end is free then. What
+/// heads (Scope) or layers (`one_table`: one block table for all layers) must have in common, plans respect: with
+/// Scope::same_tokens the heads choose together, with one table all layers keep the same number. Tokens in pages that hold
+/// `frozen` ones stay. Where pages stay or go whole (granularity = page) nothing is written at all: the block table gets
+/// shorter by those that go, wherever they stood. Heads must choose together then, and layers have tables of their own.
 template <Backend B>
 class EngineSequence {
  public:
@@ -87,6 +90,9 @@ class EngineSequence {
     kvpare::check(compressor);
     require(compressor.selector.merge == MergeInto::none,
             "plan: merge writes keys and values, which pages of the engine do not take; it must be none");
+    const bool whole_pages = compressor.selector.granularity == Granularity::page;
+    require(!whole_pages || !one_table_ || layers.size() == 1, "plan: granularity = page, but ", layers.size(),
+            " layers share one block table, and each would drop other pages; must be token");
     plan.layers.resize(layers.size());
     plan.epoch = epoch_of(layers);
     observed_.resize(std::max(observed_.size(), layers.size()));
@@ -103,6 +109,9 @@ class EngineSequence {
         require(!one_table_, "plan: layer ", l, " is not to be compressed, but shares its block table with the others");
         continue;
       }
+      require(!whole_pages || at.kv.scope == Scope::same_tokens || compressor.selector.heads == SelectHeads::layer,
+              "plan: granularity = page, but the pages of layer ", l,
+              " hold all heads, and each would drop other pages; heads must be layer");
       lists.emplace_back(at, static_cast<Index>(l));
       columns.push_back(columns_of(lists.back().heads, tags_));
       ObservedLayer<B>& seen = observed_[l];
@@ -129,7 +138,7 @@ class EngineSequence {
     return plan;
   }
 
-  /// Packs the kept rows to the front of each block table, in place; the only call that writes. Throws on a plan made for
+  /// Packs the kept rows to the front of each block table, in place, or drops whole pages; the only call that writes. Throws on a plan made for
   /// other pages, or one whose heads (or layers) do not have in common what their pages demand.
   template <class T>
   std::vector<EngineLayerReport> commit(const Plan& plan, std::span<const EngineLayer<T>> layers) {
@@ -143,7 +152,10 @@ class EngineSequence {
       check(layers[l], static_cast<Index>(l));
       lists.emplace_back(layers[l], static_cast<Index>(l));
       if (plan.layers[l].touched) check_scope(plan.layers[l], layers[l], lists.back(), l);
+      if (plan.layers[l].touched && plan.in_place) check_in_place(plan.layers[l], lists.back(), l);
     }
+    require(!plan.in_place || !one_table_ || layers.size() == 1, "commit: the plan drops pages where they stand, but ",
+            layers.size(), " layers share one block table");
     std::vector<EngineLayerReport> reports(layers.size());
     for (std::size_t l = 0; l < layers.size(); ++l)
       reports[l].tokens = plan.layers[l].touched ? plan.layers[l].keep[0].count() : layers[l].kv.tokens;
@@ -162,7 +174,7 @@ class EngineSequence {
         const Selection keep =
             plan.layers[l].touched ? plan.layers[l].keep[static_cast<std::size_t>(h)] : Selection::live(list.entries);
         report.positions.push_back(positions_of(list, keep));
-        moves.push_back(pack(list, keep));
+        moves.push_back(plan.in_place ? std::vector<Move>{} : pack(list, keep));
       }
       for (Index h = 0; h < heads; ++h) {
         const auto& of_head =
@@ -170,8 +182,11 @@ class EngineSequence {
         for (const Move& m : of_head) report.rows_moved += m.count;
       }
       const Index page = kv.keys.shape[1];
-      for (Index i = ceil_div(report.tokens, page); i < ceil_div(kv.tokens, page); ++i)
-        report.freed_pages.push_back(kv.pages[static_cast<std::size_t>(i)]);
+      for (Index i = 0; i < ceil_div(kv.tokens, page); ++i) {
+        const bool stays = plan.in_place && plan.layers[l].touched ? plan.layers[l].keep[0].word(i) != 0
+                                                                   : i < ceil_div(report.tokens, page);
+        (stays ? report.pages : report.freed_pages).push_back(kv.pages[static_cast<std::size_t>(i)]);
+      }
     }
     for (std::size_t l = 0, m = 0; l < layers.size(); ++l) {
       const Index heads = layers[l].kv.keys.shape[2], distinct = layers[l].kv.scope == Scope::same_tokens ? 1 : heads;
@@ -257,6 +272,18 @@ class EngineSequence {
       for (Index e = 0; e < frozen_pages; ++e)
         require(keep.word(e) == lists.lists.entries[static_cast<std::size_t>(e)].live, "commit: layer ", layer,
                 ": page ", e, " holds frozen tokens, and the plan evicts from it");
+    }
+  }
+
+  static void check_in_place(const LayerPlan& plan, const Lists& lists, std::size_t layer) {
+    for (std::size_t h = 0; h < plan.keep.size(); ++h) {
+      require(plan.keep[h] == plan.keep[0], "commit: layer ", layer, ": heads 0 and ", h,
+              " keep different pages, but the plan moves no rows");
+      for (Index e = 0; e < plan.keep[h].entries(); ++e) {
+        const std::uint64_t kept = plan.keep[h].word(e), live = lists.lists.entries[static_cast<std::size_t>(e)].live;
+        require(kept == 0 || kept == live, "commit: layer ", layer, " of the plan keeps ", std::popcount(kept), " of ",
+                std::popcount(live), " tokens of page ", e, ", but moves no rows");
+      }
     }
   }
 

@@ -782,13 +782,14 @@ class KvCache {
     std::vector<Change> changes;
     std::vector<RunningScores<B>> running(model_.layers.size());
     std::vector<CompactList> moves;
+    const Joining joining = plan.in_place ? Joining::none : plan.dense ? Joining::dense : Joining::sparse;
     for (Index l = 0; l < layers(); ++l) {
       const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
       if (!lp.touched) continue;
       const LayerLists lists(*this, s, l);
       for (std::size_t h = 0; h < lists.heads.size(); ++h)
         changes.push_back({l, &s.layers[static_cast<std::size_t>(l)].heads[h],
-                           compact_list(lists.heads[h], lp.keep[h].words(), is_private(), plan.dense)});
+                           compact_list(lists.heads[h], lp.keep[h].words(), is_private(), joining)});
       const RunningScores<B>& before = s.layers[static_cast<std::size_t>(l)].running;
       if (before.empty()) continue;
       std::vector<std::vector<std::int32_t>> source;

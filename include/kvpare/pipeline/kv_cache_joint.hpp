@@ -86,7 +86,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   require(compressor.keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
           ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
   require(!compressor.selector.refines() && !compressor.selector.only_positive, "plan: ", precision.said,
-          " chooses by bytes and scores; chunk, represent, recover, merge and only_positive do not go with it");
+          " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go with it");
   require(!compressor.selector.splits(), "plan: ", precision.said,
           " meets one budget in bytes; each and also, which give groups of tokens budgets of their own, do not go with it");
   constexpr Index sampled_pages = 4;

@@ -15,7 +15,7 @@
 #include "../backend/derived/reduce_heads.hpp"
 #include "../cache/plan.hpp"
 #include "../policy/budget/apportion.hpp"
-#include "choosing.hpp"
+#include "choosing_pages.hpp"
 #include "compressor.hpp"
 #include "token_groups.hpp"
 
@@ -188,6 +188,10 @@ struct PlanRow {
   std::vector<std::uint64_t> members = {};     // of the group, candidates or not
   Index reserved = 0;                          // members that stay anyway
   Index candidate_count = 0;
+  WholePages pages = {};  // of the candidates, where pages stay or go whole
+
+  /// What the candidates take of a budget.
+  Index room() const { return pages.most > 0 ? pages.room() : candidate_count; }
 };
 
 /// Columns of a head that may be chosen from: live, and not in pages that have settled.
@@ -235,6 +239,35 @@ inline PlanRow plan_row(const ScoredLayer& layer, const PlanPart& part, std::spa
     row.reserved += std::popcount(row.members[i] & ~candidate);
   }
   return row;
+}
+
+/// Leaves only whole pages up for choice: one of whose tokens any is no candidate stays. `cost`: what a page takes of the
+/// budget, 0 = as many as it holds of the group.
+inline void keep_to_whole_pages(const ScoredLayer& layer, const PlanPart& part, Index head, Index cost, PlanRow& row) {
+  const Columns& columns = *layer.columns;
+  const HeadPages& list = layer.heads[static_cast<std::size_t>(head)];
+  const auto slots_of = [&](const std::vector<std::uint64_t>& of_part) {
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(columns.words()), 0);
+    std::copy(of_part.begin(), of_part.end(), all.begin() + part.first_word);
+    return columns.to_slots(list, head, all);
+  };
+  auto up = slots_of(row.candidates);
+  const auto members = slots_of(row.members);
+  row.candidate_count = row.reserved = 0;
+  row.pages.page_tokens = list.page_tokens, row.pages.most = cost > 0 ? cost : list.page_tokens;
+  for (std::size_t e = 0; e < up.size(); ++e) {
+    if (members[e] == 0) continue;
+    const Index takes = cost > 0 ? cost : std::popcount(members[e]);
+    if (up[e] == list.entries[e].live) {
+      row.candidate_count += std::popcount(up[e]);
+      row.pages.add(columns, part.before(layer), list, head, e, takes);
+    } else {
+      up[e] = 0;
+      row.reserved += takes;
+    }
+  }
+  const auto whole = columns.from_slots(list, head, up);
+  std::copy_n(whole.begin() + part.first_word, row.candidates.size(), row.candidates.begin());
 }
 
 /// A token of a group, when it is known who stays.
@@ -363,7 +396,7 @@ void share_heads(B& be, const TopK& selector, Index window, std::span<const Scor
   for (const PlanPart& part : parts)
     first_row.push_back(static_cast<Index>(part.first_row)), heads.push_back(static_cast<Index>(part.rows));
   for (const PlanRow& row : rows) {
-    counts.push_back(row.candidate_count);
+    counts.push_back(row.room());
     candidates.insert(candidates.end(), row.candidates.begin(), row.candidates.end());
   }
   const Buffer<B, Index> first(be, first_row), head_counts(be, heads), candidate_counts(be, counts), at(be, words_at),
@@ -443,6 +476,8 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   }
 
   // What is up for choice, and how much of it stays.
+  const bool whole_pages = selector.granularity == Granularity::page;
+  plan.in_place = whole_pages;
   std::vector<std::vector<std::vector<std::uint64_t>>> open(n);  // [layer][head]
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
@@ -456,14 +491,17 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     const Keep& keep = groups[g].keep;
     totals.push_back(detail::total_of(keep, g, layers));
     quanta.push_back(quantum_of(keep));
-    plan.dense = plan.dense || in_pages(keep);
+    plan.dense = plan.dense || (in_pages(keep) && !whole_pages);
     for (std::size_t l = 0; l < n; ++l) {
       PlanPart& part = parts.emplace_back(detail::plan_part(layers[l], l, groups[g].at));
       part.first_row = rows.size(), part.rows = open[l].size();
       Index most = 0, anyway = 0;
       for (const auto& of_head : open[l]) {
         rows.push_back(detail::plan_row(layers[l], part, of_head, selector));
-        most = std::max(most, rows.back().candidate_count + rows.back().reserved);
+        if (whole_pages)
+          detail::keep_to_whole_pages(layers[l], part, std::ssize(rows) - 1 - static_cast<Index>(part.first_row),
+                                      in_pages(keep) ? quanta.back() : 0, rows.back());
+        most = std::max(most, rows.back().room() + rows.back().reserved);
         anyway = std::max(anyway, rows.back().reserved);
         part_of.push_back(std::ssize(parts) - 1);
         reserved.push_back(rows.back().reserved);
@@ -563,7 +601,13 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
         if (layer.columns->has(rows[r].candidates, c)) choice.columns.push_back(static_cast<std::int32_t>(c));
     }
   }
-  detail::choose<B>(be, selector, choices);
+  if (whole_pages) {
+    std::vector<detail::PageChoice> of_pages;
+    for (std::size_t r = 0; r < rows.size(); ++r) of_pages.push_back({choices[r].top, choices[r].k, &rows[r].pages});
+    detail::choose_pages<B>(be, selector, of_pages);
+  } else {
+    detail::choose<B>(be, selector, choices);
+  }
 
   std::vector<std::uint64_t> chosen_words;
   std::vector<Index> keep_counts, nans;

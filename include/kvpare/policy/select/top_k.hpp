@@ -14,7 +14,11 @@ namespace kvpare {
 enum class SelectHeads : std::uint8_t { kv, layer, shared };
 inline constexpr std::string_view choices(SelectHeads*) { return "kv|layer|shared"; }
 
-/// Where representatives are counted from (KVCrush): a signature of one bit per head.
+/// What stays or goes: each token for itself, or a page of a head's list with all that it holds.
+enum class Granularity : std::uint8_t { token, page };
+inline constexpr std::string_view choices(Granularity*) { return "token|page"; }
+
+/// Where representatives are counted from (KVCrush): a signature of one bit per head, or per slot of a page.
 enum class Anchor : std::uint8_t { alternating, random, zeros, ones, mean };
 inline constexpr std::string_view choices(Anchor*) { return "alternating|random|zeros|ones|mean"; }
 /// A token's bit of a head: is its score in the upper half of the head's, or among those that its budget would keep?
@@ -70,14 +74,27 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          and coded rows as with nearest. CaM (Zhang et al., ICML 2024). There a token goes at every decode
 ///          step and joins the m that follow then; here all go at once, at compress. Released code divides by the largest or
 ///          the mean attention of sinks and newest tokens instead, and by m where fewer follow
+/// Pages    with granularity = page, pages stay or go whole, so that no row is copied and every page that goes is free (unless
+///          others share it). A page's score is the mean of its tokens' scores, NaN where one of them is; the best stay as long
+///          as they fit, and where the next does not, that is all. What is left of the budget then, less than a page, is not
+///          used. A page with a token that must stay, of another class or without a score stays, and takes its tokens of
+///          those classes from the budget; a budget in pages or bytes counts a whole page for it, as for any other. The
+///          newest share is whole pages as well. Heads that hold different tokens have pages of their own to choose among,
+///          with heads = layer by the mean scores
+/// Stand-ins of pages   floor(represent * pages of the budget) pages. A page's signature has a bit per slot: is the token's
+///          score in the upper half of all that are up for choice (or kept)? A slot without a token has none. The mean
+///          anchor has a slot's bit where more than half of the pages have it. KVCrush at block level, as OpenVINO GenAI
+///          has it; that puts stand-ins on top of its budget, which is a budget that counts them and a `represent` of
+///          their share
 /// Groups   with each = class every class of `among`, with each = image every image has `keep` of its own tokens, so that a
 ///          picture of few tokens, or an old one, does not lose them to others. `also` has further classes, with amounts of
 ///          their own: "text:50%". All that is said above is then said of one group: its ratio is of what was ever given of
 ///          it, it is shared out over the layers by the group's own scores (a density is of the layer's whole attention),
 ///          first, last, recent_share, chunk, represent, recover and only_positive count its tokens alone, heads share the
 ///          group's budget, and what goes merges into the nearest of its group (merge = values and mode = reference go with
-///          one group only); pages and bytes round down for each. skip_layers is for all. An image is what TagSpans of one class and number cover; without a number each span is one. Text that
-///          no span covers is one group. Scores are made once for all groups, and a scorer that looks at some classes only
+///          one group only); pages and bytes round down for each. skip_layers is for all. An image
+///          is what TagSpans of one class and number cover; without a number each span is one. Text that no span covers is
+///          one group. A page that has tokens of two groups is not whole in either, and stays. Scores are made once for all groups, and a scorer that looks at some classes only
 ///          (elite_window, transport: visual) gives the others none: of these the oldest stay, after the recent_share
 /// Mode     reference, where released code goes its own way:
 ///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the tokens that the
@@ -86,9 +103,10 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is seldom reached: OpenVINO's
 ///          recent_share  of the mean of the layers' budgets, at least one token, as many in each layer: EffiVLM-Bench's
 ///                      VL-Cache, CSP's code. Goes with budgets or scorers that have such a mode, too
-/// Ties     to the lower position; NaN scores rank last and are counted
+/// Ties     to the lower position, or page; NaN scores rank last and are counted
 /// Cost     that of `select_top`, plus one mean over heads with heads = layer, twice that with heads = shared; with merge =
-///          values a copy of the scores to the host, and as many additions per number of a value as tokens join it
+///          values a copy of the scores to the host, and as many additions per number of a value as tokens join it; of pages,
+///          a scan of the scores and a sort of the means
 struct TopK {
   static constexpr std::string_view name = "top_k";
 
@@ -100,6 +118,7 @@ struct TopK {
   Index skip_layers = 0;       // so many of the first layers stay whole and are no part of the budget
   bool only_positive = false;  // tokens whose score is not above 0 go even where there is room
   Index chunk = 1;             // neighbouring candidates that stay or go together
+  Granularity granularity = Granularity::token;
   double represent = 0;        // share of the budget that goes to tokens that stand for those that go
   Anchor anchor = Anchor::alternating;
   Index anchor_seed = 0;
@@ -128,6 +147,7 @@ struct TopK {
         Field<TopK, Index>{"skip_layers", &TopK::skip_layers, 0, 1 << 20, "first layers that stay whole"},
         Choice{"only_positive", &TopK::only_positive, "tokens whose score is not above 0 go even where there is room"},
         Field<TopK, Index>{"chunk", &TopK::chunk, 1, 1 << 20, "neighbours that stay or go together"},
+        Choice{"granularity", &TopK::granularity, "do tokens stay or go, or whole pages?"},
         Field<TopK, double>{"represent", &TopK::represent, 0.0, 1.0,
                             "share of the budget that goes to tokens that stand for those that go"},
         Choice{"anchor", &TopK::anchor, "what their distance is counted from"},
@@ -155,6 +175,12 @@ struct TopK {
             ": merge = values spreads a value over the tokens that follow, of whatever group; each and also must be none");
     require(mode == Mode::paper || !splits(), name,
             ": mode = reference does as released code, which knows one budget; each and also must be none");
+    if (granularity == Granularity::page) {
+      require(chunk == 1, name, ".chunk = ", chunk, " does not go with granularity = page, must be 1");
+      require(recover == 0, name, ".recover = ", recover, " takes single tokens, with granularity = page it must be 0");
+      require(merge == MergeInto::none, name,
+              ".merge = nearest writes to pages that granularity = page leaves as they are, must be none");
+    }
     ClassSet taken = among;
     for (const ClassKeep& part : also) {
       require(part.classes.bits != 0, name, ".also: an amount for no class");
@@ -175,8 +201,10 @@ struct TopK {
   bool splits() const { return each != Each::none || !also.empty(); }
   /// Alone, without a budget that has one.
   constexpr bool has_reference() const { return heads == SelectHeads::shared || represent > 0; }
-  /// Does it choose by more than score?
-  bool refines() const { return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none; }
+  /// Does it choose by more than the score of each token?
+  bool refines() const {
+    return chunk > 1 || represent > 0 || recover > 0 || merge != MergeInto::none || granularity == Granularity::page;
+  }
   friend bool operator==(const TopK&, const TopK&) = default;
 };
 

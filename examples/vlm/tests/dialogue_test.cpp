@@ -4,6 +4,7 @@
 #include <memory>
 #include <numeric>
 
+#include "../budgets.hpp"
 #include "../cpu.hpp"
 #include "../evaluate.hpp"
 #include "oracle/representatives.hpp"
@@ -299,6 +300,35 @@ TEST(EvaluateTest, WhatAWorkerThrowsReachesTheCaller) {
   EvaluateOptions options;
   options.scenes = 2, options.threads = 2, options.page_tokens = 17;  // which the cache refuses
   EXPECT_THROW(evaluate(decoder(), evaluation_set(), {{"full", {}, visual("full")}}, options), kvpare::InvalidArgument);
+}
+
+TEST(BudgetsTest, AreMeansOfWhatDialoguesKeep) {
+  std::vector<Setting> settings;
+  for (const char* policy : {"random(keep=0.1)", "ada_kv(keep=0.1, rows=text, pool=1)", "zip_vl(tau=0.7)"})
+    settings.push_back({policy, {}, visual(policy)});
+  EvaluateOptions options;
+  options.scenes = 3, options.threads = 2, options.tasks = {Task::turn1};
+  const auto budgets = measure_budgets(decoder(), evaluation_set(), settings, options);
+  ASSERT_EQ(budgets.size(), settings.size());
+  EXPECT_EQ(budgets[0], (LayerBudgets{{{15, 15}, {15, 15}, {14, 14}, {14, 14}}}));
+  EXPECT_NEAR(share_of(budgets[1]), 58.0 / (4 * visual_tokens), 1e-9) << "what heads get of it differs";
+
+  kvpare::cpu::Backend backend{{.threads = 1}};
+  Cache cache{backend, attention_shapes(), cache_options(16)};
+  for (std::size_t s = 0; s < settings.size(); ++s) {
+    LayerBudgets wanted{};
+    for (Index i = 0; i < options.scenes; ++i) {
+      const Scene& scene = evaluation_set().scenes[static_cast<std::size_t>(i)];
+      const Dialogue dialogue(decoder(), cache, scene.image, scene.first.prompt, settings[s].compressor);
+      for (std::size_t l = 0; l < layer_count; ++l)
+        for (std::size_t h = 0; h < kv_heads; ++h)
+          wanted[l][h] +=
+              static_cast<double>(dialogue.kept_patches(static_cast<Index>(l), static_cast<Index>(h)).size());
+    }
+    for (std::size_t l = 0; l < layer_count; ++l)
+      for (std::size_t h = 0; h < kv_heads; ++h)
+        EXPECT_NEAR(budgets[s][l][h], wanted[l][h] / 3, 1e-9) << settings[s].policy << ", layer " << l;
+  }
 }
 
 TEST(VerifyTest, NoticesAWrongAnswerAndWrongLogits) {

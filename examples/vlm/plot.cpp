@@ -318,7 +318,7 @@ void plot_budgets(const std::string& path, const std::vector<Setting>& settings,
           << colour.packed() << '\n';
   };
   const auto number = [&](double tokens, double x, double y) {
-    const bool dark = tokens > 0.3 * static_cast<double>(visual_tokens);
+    const bool dark = tokens > 0.38 * static_cast<double>(visual_tokens);
     picture.write(tenths(tokens), x, y,
                   dark ? "center front textcolor rgb '#ffffff'" : "center front textcolor rgb '#222222'");
   };

@@ -1,7 +1,19 @@
-# The README's first program is examples/01_first_run.cpp, and its output is what the program prints:
-#   cmake -DREADME=<file> -DSOURCE=<file> -DPROGRAM=<executable> -P readme.cmake
+# The README shows a program of examples/ and what it prints:
+#   cmake -DREADME=<file> -DSOURCE=<file> -DPROGRAM=<executable> [-DFROM=<text> -DTO=<text>] -P readme.cmake
+# With FROM and TO what lies between them of the source, FROM included, and not all of it.
 file(READ ${README} readme)
 file(READ ${SOURCE} source)
+cmake_path(GET SOURCE FILENAME name)
+if(DEFINED FROM)
+  string(FIND "${source}" "${FROM}" begin)
+  string(FIND "${source}" "${TO}" end)
+  if(begin EQUAL -1 OR end LESS_EQUAL begin)
+    message(FATAL_ERROR "${name} has no part from '${FROM}' to '${TO}'")
+  endif()
+  math(EXPR length "${end} - ${begin}")
+  string(SUBSTRING "${source}" ${begin} ${length} source)
+  string(REGEX REPLACE "\n+$" "\n" source "${source}")
+endif()
 execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 
 function(expect_block what content)
@@ -10,5 +22,5 @@ function(expect_block what content)
     message(FATAL_ERROR "README.md does not show ${what} as it is:\n${content}")
   endif()
 endfunction()
-expect_block("the source of examples/01_first_run.cpp" "```cpp\n${source}```\n")
-expect_block("what examples/01_first_run.cpp prints" "```\n${output}```\n")
+expect_block("the source of examples/${name}" "```cpp\n${source}```\n")
+expect_block("what examples/${name} prints" "```\n${output}```\n")

@@ -138,8 +138,8 @@ void Decoder::Pass::begin(Index l) {
 void Decoder::Pass::finish(Index l) {
   const Layer& layer = decoder_.layers_[static_cast<std::size_t>(l)];
   x_.noalias() += attended * layer.output.transpose();
-  const Matrix m = rms_norm(x_, layer.mlp_norm);
-  const Matrix gate = m * layer.gate.transpose(), up = m * layer.up.transpose();
+  mlp_input = rms_norm(x_, layer.mlp_norm);
+  const Matrix gate = mlp_input * layer.gate.transpose(), up = mlp_input * layer.up.transpose();
   const Matrix mixed = gate.array() / (1 + (-gate.array()).exp()) * up.array();
   x_.noalias() += mixed * layer.down.transpose();
 }
@@ -148,6 +148,7 @@ Row Decoder::Pass::logits() const {
   return rms_norm(x_.bottomRows(1), decoder_.final_norm_) * decoder_.head_.transpose();
 }
 
-template Row Decoder::forward(Cache<kvpare::cpu::Backend>&, kvpare::SequenceId, Matrix, Position, const Watch&) const;
+template Row Decoder::forward(Cache<kvpare::cpu::Backend>&, kvpare::SequenceId, Matrix, Position, const Watch&,
+                              HiddenStates*) const;
 
 }  // namespace vlm

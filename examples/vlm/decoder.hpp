@@ -36,6 +36,13 @@ struct NewRows {
   std::span<const Position> positions;
 };
 
+/// What a pass computes on its way through one layer, for policies that read features: [tokens, model_width].
+struct HiddenStates {
+  Index layer = 0;        // which one
+  Matrix entering = {};   // the residual stream before the layer
+  Matrix mlp_input = {};  // after its attention and the norm that precedes its MLP
+};
+
 class Decoder {
  public:
   /// Called once per layer with all new rows, when their keys and values are in the cache.
@@ -52,9 +59,10 @@ class Decoder {
   Matrix embed_prompt(std::span<const std::uint8_t> rgb, std::span<const int> tokens) const;
 
   /// Appends the embedded tokens to a sequence, at consecutive positions from `first`, and gives the logits after the
-  /// last.
+  /// last. `states`, where given, gets those of the layer it names.
   template <kvpare::Backend B, class F>  // in decoder.inl
-  Row forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch = {}) const;
+  Row forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch = {},
+              HiddenStates* states = nullptr) const;
 
  private:
   /// Everything of a pass but attention; matrices are [tokens, heads * head_dim], those of the present layer.
@@ -68,8 +76,10 @@ class Decoder {
     void finish(Index layer);
     /// After the last token.
     Row logits() const;
+    /// What enters the next layer to begin.
+    const Matrix& residual() const { return x_; }
 
-    Matrix queries, keys, values, attended;
+    Matrix queries, keys, values, attended, mlp_input;
     std::vector<Position> positions;
 
    private:

@@ -28,8 +28,8 @@ void attend(Cache<B, F>& cache, Index layer, kvpare::SequenceId sequence, const 
 }
 
 template <kvpare::Backend B, class F>
-Row Decoder::forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, Position first,
-                     const Watch& watch) const {
+Row Decoder::forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, Position first, const Watch& watch,
+                     HiddenStates* states) const {
   const Index tokens = x.rows();
   Pass pass(*this, std::move(x), first);
   const auto turns = [&](Matrix& rows) {
@@ -39,6 +39,8 @@ Row Decoder::forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, 
   const auto heads = [&](float* rows, Index count) { return kvpare::Tensor(rows, tokens, count, head_dim); };
 
   for (Index l = 0; l < layer_count; ++l) {
+    const bool wanted = states != nullptr && states->layer == l;
+    if (wanted) states->entering = pass.residual();
     pass.begin(l);
     queries.to_backend(), keys.to_backend(), values.to_backend();
     const kvpare::Tensor backend_queries = heads(queries.on_backend(), q_heads);
@@ -51,6 +53,7 @@ Row Decoder::forward(Cache<B, F>& cache, kvpare::SequenceId sequence, Matrix x, 
     attend(cache, l, sequence, backend_queries, pass.positions, heads(out.on_backend(), q_heads));
     out.to_host();
     pass.finish(l);
+    if (wanted) states->mlp_input = pass.mlp_input;
   }
   return pass.logits();
 }

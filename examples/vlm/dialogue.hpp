@@ -21,6 +21,10 @@ struct Cost {
   void operator+=(const Cost& more);
 };
 
+/// The layer whose hidden states a policy that reads features is shown: the last of those it leaves whole, which is TopV's
+/// layer 2; the first where it leaves none whole.
+Index layer_of_features(const kvpare::AnyCompressor& compressor);
+
 /// Defined in dialogue.inl.
 template <kvpare::Backend B, class F = Formats>
 class Dialogue {

@@ -19,6 +19,32 @@ class Stopwatch {
   Clock::time_point start_ = Clock::now();
 };
 
+/// Shows a policy that reads features those of the picture.
+template <kvpare::Backend B, class F>
+void observe_picture(Cache<B, F>& cache, kvpare::SequenceId sequence, const kvpare::AnyCompressor& compressor,
+                     const HiddenStates& states) {
+  std::vector<Position> positions;
+  std::vector<std::int32_t> x, y;
+  const std::vector<std::int32_t> image(visual_tokens, 0);
+  for (Index p = 0; p < visual_tokens; ++p) {
+    positions.push_back(image_begin + static_cast<Position>(p));
+    x.push_back(static_cast<std::int32_t>(p % patches_per_side));
+    y.push_back(static_cast<std::int32_t>(p / patches_per_side));
+  }
+  const auto of_picture = [&](const Matrix& rows) {
+    return kvpare::Buffer<B, const float>(
+        cache.backend(), {rows.row(image_begin).data(), static_cast<std::size_t>(visual_tokens * model_width)});
+  };
+  const auto sources = of_picture(states.entering), targets = of_picture(states.mlp_input);
+  cache.observe_features(sequence, compressor,
+                         {.sources = {sources.data(), visual_tokens, 1, model_width},
+                          .targets = {targets.data(), visual_tokens, 1, model_width},
+                          .positions = positions,
+                          .x = x,
+                          .y = y,
+                          .image = image});
+}
+
 }  // namespace detail
 
 template <kvpare::Backend B, class F>
@@ -35,16 +61,21 @@ Dialogue<B, F>::Dialogue(const Decoder& decoder, Cache<B, F>& cache, std::span<c
                         .grid_cols = patches_per_side});
   length_ = static_cast<Position>(x.rows());
 
-  const detail::Stopwatch prefill;
-  logits_ = decoder.forward(cache, sequence_, std::move(x), 0, [&](Index layer, const NewRows& rows) {
+  const bool by_features = compressor.scorer.reads().features;
+  HiddenStates states{.layer = layer_of_features(compressor)};
+  const Decoder::Watch show_queries = [&](Index layer, const NewRows& rows) {
     const detail::Stopwatch observe;
     cache.observe(sequence_, layer, compressor, rows.backend_queries, rows.positions);
     cost_.compress_us += observe.us();
-  });
+  };
+  const detail::Stopwatch prefill;
+  logits_ = decoder.forward(cache, sequence_, std::move(x), 0, by_features ? Decoder::Watch() : show_queries,
+                            by_features ? &states : nullptr);
   cost_.prefill_us = prefill.us() - cost_.compress_us;
 
   cost_.bytes_before = cache.stats(sequence_).page_bytes;
   const detail::Stopwatch compress;
+  if (by_features) detail::observe_picture(cache, sequence_, compressor, states);
   cache.compress(sequence_, compressor);
   cost_.compress_us += compress.us();
   cost_.bytes_after = cache.stats(sequence_).page_bytes;

@@ -9,6 +9,9 @@
 #include "support/threads.hpp"
 
 namespace vlm {
+
+const Turn& first_turn(const Scene& scene, Task task) { return task == Task::desc ? scene.describe : scene.first; }
+
 std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, const std::vector<Setting>& settings,
                              const EvaluateOptions& options) {
   kvpare::require(options.scenes <= std::ssize(set.scenes), "evaluate: scenes = ", options.scenes, ", the set has ",

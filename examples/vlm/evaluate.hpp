@@ -15,7 +15,12 @@ struct Setting {
   std::string policy;          // as the user wrote it
   std::optional<double> keep;  // share of the visual tokens; none when the policy says its own budget, or has none
   kvpare::AnyCompressor compressor;
+
+  bool keeps_all() const { return compressor.keep == kvpare::Keep::ratio(1) && !compressor.selector.only_positive; }
 };
+
+/// The first question of the dialogues of a task.
+const Turn& first_turn(const Scene& scene, Task task);
 
 struct EvaluateOptions {
   std::vector<Task> tasks = {Task::desc, Task::same, Task::other, Task::turn1};

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <thread>
 
+#include "budgets.hpp"
 #include "evaluate.hpp"
 #include "plot.hpp"
 #include "record.hpp"
@@ -22,24 +23,60 @@ namespace {
 using namespace vlm;
 namespace fs = std::filesystem;
 
+/// All methods that act at the end of a prefill, with settings that suit this model; some with what is known to matter here.
 const std::vector<std::string> compared_policies = {
     "full",
-    "random",
-    "streaming_llm",
-    "h2o",
-    "h2o(recent_share=0)",
     "snap_kv(rows=text)",
     "snap_kv(rows=text, pool=1)",
+    "pyramid_kv(rows=text, pool=1)",
+    "ada_kv(rows=text, pool=1)",
+    "kv_crush(rows=text, pool=1)",
+    "chunk_kv(rows=text, chunk=4)",
+    "tova",
+    "h2o",
+    "h2o(recent_share=0)",
+    "prefix_kv",
+    "elastic_cache",
+    "expected_attention",
+    "corm(w=16, last=16)",
     "air_cache",
     "air_cache(alpha=0.2)",
+    "csp",
+    "vl_cache",
+    "zip_vl",
+    "zip_vl(tau=0.7)",
+    "top_v",
+    "top_v(skip_layers=0)",
+    "random",
+    "streaming_llm",
+    "key_norm",
+    "key_diff",
+    "lag_kv(lag=16)",
+};
+
+/// An unguided one, and two that choose by kv head and by layer.
+const std::vector<std::string> shown_policies = {"random", "snap_kv(rows=text, pool=1)", "air_cache(alpha=0.2)"};
+
+/// Every rule that gives layers or heads other budgets, after an even one.
+const std::vector<std::string> policies_with_budgets = {
+    "snap_kv(rows=text, pool=1)",
+    "pyramid_kv(rows=text, pool=1)",
+    "snap_kv(rows=text, pool=1, budget=strength_skewness)",
+    "air_cache",
+    "air_cache(alpha=0.2)",
+    "vl_cache",
+    "prefix_kv",
+    "top_v",
+    "ada_kv(rows=text, pool=1)",
+    "zip_vl(tau=0.7)",
+    "corm(w=16, last=16)",
 };
 
 /// Eviction, fewer bits, both, and one budget for the two.
 std::vector<std::string> policies_over_bytes() {
   const std::string window = "snap_kv(rows=text, pool=1)";
   std::vector<std::string> policies = {"full", window, "h2o(recent_share=0)"};
-  for (const char* bits : {"8", "4", "3", "2"})
-    policies.push_back("kivi(bits=" + std::string(bits) + ", residual=32)");
+  for (const char* bits : {"8", "4", "3", "2"}) policies.push_back("kivi(bits=" + std::string(bits) + ", residual=32)");
   for (const char* form : {"half", "int8", "int4", "hadamard_lloyd3", "int2_g32_min", "ternary"})
     policies.push_back("in_form(form=" + std::string(form) + ")");
   for (const char* low : {"int4", "int3", "int2"}) policies.push_back("mikv(keep=0.2, low=" + std::string(low) + ")");
@@ -55,19 +92,19 @@ std::vector<std::string> policies_over_bytes() {
 
 struct Arguments {
   std::vector<std::string> policies;
-  std::vector<double> keeps = {1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01};
+  std::vector<double> keeps;  // none: those of `default_keeps`
   std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
   Index threads = std::max<Index>(1, std::thread::hardware_concurrency());
   Index page_tokens = 32;  // which groups of 32 tokens fill
   std::string device = "cpu", data, json, plot, dump;
   Index show = -1, scene = 0;
-  bool list = false, verify = false, demo = false, bytes = false;
+  bool list = false, verify = false, demo = false, bytes = false, budgets = false;
 };
 
 Device device_of(const Arguments& arguments) { return arguments.device == "cuda" ? Device::cuda : Device::cpu; }
 
-constexpr Index default_scenes = 64;  // with all policies about a minute on two cores
+constexpr Index default_scenes = 48;  // with all policies less than two minutes on two cores
 
 fs::path program_folder() {
   std::error_code ignored;
@@ -99,7 +136,7 @@ std::vector<Setting> make_settings(const Arguments& arguments) {
   std::vector<Setting> settings;
   for (const std::string& policy : arguments.policies) {
     kvpare::AnyCompressor compressor = compressor_of(policy);
-    if (compressor.keep == kvpare::Keep::ratio(1) || says(policy, "keep")) {
+    if (compressor.keep == kvpare::Keep::ratio(1) || says(policy, "keep")) {  // full, or a rule of its own
       settings.push_back({policy, {}, compressor});
       continue;
     }
@@ -132,9 +169,32 @@ const Scene& scene_of(const EvaluationSet& set, Index number, const char* option
   return set.scenes[static_cast<std::size_t>(number)];
 }
 
+std::vector<Task> tasks_of(const Arguments& arguments) {
+  std::vector<Task> tasks;
+  for (std::size_t t = 0; t < task_count; ++t)
+    if (std::find(arguments.tasks.begin(), arguments.tasks.end(), task_names[t]) != arguments.tasks.end())
+      tasks.push_back(static_cast<Task>(t));
+  return tasks;
+}
+
+Task first_task(const Arguments& arguments) {
+  const auto named = std::find(task_names.begin(), task_names.end(), arguments.tasks.front());
+  return static_cast<Task>(named - task_names.begin());
+}
+
+/// What an evaluation is run with, but for its progress.
+EvaluateOptions options_of(const EvaluationSet& set, const Arguments& arguments) {
+  EvaluateOptions options;
+  options.tasks = tasks_of(arguments);
+  options.scenes = scenes_of(set, arguments.scenes.value_or(default_scenes));
+  options.device = device_of(arguments), options.threads = arguments.threads;
+  options.page_tokens = arguments.page_tokens;
+  return options;
+}
+
 /// The first question asked in the dialogues of the first task.
 const Turn& first_question(const Scene& scene, const Arguments& arguments) {
-  return arguments.tasks.front() == "desc" ? scene.describe : scene.first;
+  return first_turn(scene, first_task(arguments));
 }
 
 std::string words_of(const EvaluationSet& set, const Turn& turn) {
@@ -191,16 +251,25 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
   return 0;
 }
 
-int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
-  EvaluateOptions options;
-  options.scenes = scenes_of(set, arguments.scenes.value_or(default_scenes));
-  options.device = device_of(arguments), options.threads = arguments.threads;
-  options.page_tokens = arguments.page_tokens;
-  options.tasks.clear();
-  for (std::size_t t = 0; t < task_count; ++t)
-    if (std::find(arguments.tasks.begin(), arguments.tasks.end(), task_names[t]) != arguments.tasks.end())
-      options.tasks.push_back(static_cast<Task>(t));
+/// The picture of what each layer keeps.
+int show_budgets(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  if (arguments.keeps.size() > 1) throw CLI::ValidationError("--keep", "--budgets shows one budget");
+  EvaluateOptions options = options_of(set, arguments);
+  options.tasks = {first_task(arguments)};
+  const std::vector<Setting> settings = make_settings(arguments);
+  Progress progress(std::to_string(settings.size()) + " settings, " + std::to_string(options.scenes) + " scenes");
+  options.progress = [&](Index done, Index total) { progress(done, total); };
+  const std::vector<LayerBudgets> budgets = measure_budgets(decoder, set, settings, options);
+  print_budgets(std::cout, settings, budgets, options);
+  if (!arguments.plot.empty()) {
+    plot_budgets(arguments.plot, settings, budgets, options);
+    std::cout << "drew " << arguments.plot << '\n';
+  }
+  return 0;
+}
 
+int run_evaluation(const Decoder& decoder, const EvaluationSet& set, const Arguments& arguments) {
+  EvaluateOptions options = options_of(set, arguments);
   const std::vector<Setting> settings = make_settings(arguments);
   Progress progress(std::to_string(settings.size()) + " settings, " + std::to_string(options.scenes) + " scenes");
   options.progress = [&](Index done, Index total) { progress(done, total); };
@@ -223,10 +292,10 @@ void declare(CLI::App& app, Arguments& a) {
                  "a policy with its settings, a precision, or both: \"air_cache(alpha=0.5)\", \"kivi(bits=4)\", "
                  "\"air_cache + kivi(bits=4)\"; may be repeated. It evicts visual tokens only, unless it says among=")
       ->allow_extra_args(false);
-  app.add_option("--keep", a.keeps, "shares of the visual tokens to keep")
+  app.add_option("--keep", a.keeps,
+                 "shares of the visual tokens to keep (default: 0.5,0.2,0.1,0.05,0.02,0.01; with --budgets 0.2)")
       ->delimiter(',')
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--task", a.tasks, "which answers to count")
       ->delimiter(',')
       ->check(CLI::IsMember({"desc", "same", "other", "turn1"}))
@@ -244,7 +313,7 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--page-tokens", a.page_tokens, "tokens per page of the cache")
       ->check(CLI::IsMember({16, 32, 64}))
       ->capture_default_str();
-  app.add_option("--json", a.json, "write the results to this file");
+  auto* json = app.add_option("--json", a.json, "write the results to this file");
   app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
   app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
       ->check(CLI::NonNegativeNumber);
@@ -256,10 +325,15 @@ void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--data", a.data, "folder with the model and the evaluation set");
-  app.add_flag("--bytes", a.bytes, "let the picture show the bytes in use; without --policy: eviction, fewer bits, and both");
+  app.add_flag("--bytes", a.bytes,
+               "let the picture show the bytes in use; without --policy: eviction, fewer bits, and both");
+  app.add_flag("--budgets", a.budgets,
+               "show how many visual tokens each layer keeps after the prompt of the first --task instead")
+      ->excludes(json, dump);
   app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
   app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
-  app.add_flag("--list", a.list, "show the policies and precisions with their settings and sources, and the page formats");
+  app.add_flag("--list", a.list,
+               "show the policies and precisions with their settings and sources, and the page formats");
 }
 
 /// The demo is an evaluation whose files go beside the program, with a picture where one can be drawn.
@@ -272,6 +346,17 @@ void fill_in_demo(Arguments& arguments) {
     std::cout << "There will be no picture: gnuplot was not found (Debian, Ubuntu: apt install gnuplot-nox).\n";
 }
 
+std::vector<double> default_keeps(const Arguments& arguments) {
+  if (arguments.budgets) return {0.2};
+  return {0.5, 0.2, 0.1, 0.05, 0.02, 0.01};
+}
+
+std::vector<std::string> default_policies(const Arguments& arguments) {
+  if (arguments.bytes) return policies_over_bytes();
+  if (arguments.budgets) return policies_with_budgets;
+  return arguments.show >= 0 ? shown_policies : compared_policies;
+}
+
 int run(Arguments& arguments) {
   check_device(device_of(arguments));
   if (arguments.list) {
@@ -280,7 +365,8 @@ int run(Arguments& arguments) {
     engine->print_formats(std::cout);
     return 0;
   }
-  if (arguments.policies.empty()) arguments.policies = arguments.bytes ? policies_over_bytes() : compared_policies;
+  if (arguments.policies.empty()) arguments.policies = default_policies(arguments);
+  if (arguments.keeps.empty()) arguments.keeps = default_keeps(arguments);
   if (arguments.demo) fill_in_demo(arguments);
   if (!arguments.plot.empty()) example::check_plot(arguments.plot);
   for (const std::string& path : {arguments.plot, arguments.json})
@@ -291,6 +377,7 @@ int run(Arguments& arguments) {
   if (arguments.verify) return run_verification(decoder, set, arguments);
   if (!arguments.dump.empty()) return dump_scene(decoder, set, arguments);
   if (arguments.show >= 0) return show_scene(decoder, set, arguments);
+  if (arguments.budgets) return show_budgets(decoder, set, arguments);
   return run_evaluation(decoder, set, arguments);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iomanip>
 #include <sstream>
 #include <string_view>
 
@@ -16,19 +17,21 @@ using namespace example;
 
 // ---- the accuracy picture
 
-/// One policy: a line over its budgets, or a level when it has none.
+/// One policy: a line over its budgets; a level where it keeps everything; else a point at what it keeps.
 struct Line {
   std::string policy;
   std::vector<std::size_t> points = {};  // indices of its results, largest budget first
-  bool is_level = false;
+  bool is_level = false, is_point = false;
 };
 
 std::vector<Line> lines_of(const std::vector<Setting>& settings) {
   std::vector<Line> lines;
   for (std::size_t i = 0; i < settings.size(); ++i) {
     if (lines.empty() || lines.back().policy != settings[i].policy) lines.push_back({.policy = settings[i].policy});
-    lines.back().points.push_back(i);
-    lines.back().is_level = !settings[i].keep;
+    Line& line = lines.back();
+    line.points.push_back(i);
+    line.is_level = settings[i].keeps_all();
+    line.is_point = !settings[i].keep && !line.is_level;
   }
   for (Line& line : lines)
     std::sort(line.points.begin(), line.points.end(),
@@ -36,13 +39,58 @@ std::vector<Line> lines_of(const std::vector<Setting>& settings) {
   return lines;
 }
 
-std::vector<double> budgets_of(const std::vector<Setting>& settings) {
-  std::vector<double> keeps;
+/// The lines that share a row of panels.
+struct Group {
+  std::string title;
+  std::vector<std::size_t> lines;
+};
+
+/// Few lines stand together, many by family; one that keeps everything stands in every row, as what there is to reach.
+std::vector<Group> groups_of(const std::vector<Line>& lines) {
+  constexpr std::size_t most_together = 10;
+  if (lines.size() <= most_together) {
+    Group all;
+    for (std::size_t i = 0; i < lines.size(); ++i) all.lines.push_back(i);
+    return {all};
+  }
+  std::vector<Group> groups;
+  for (std::size_t f = 0; f < family_count; ++f) {
+    const Family family = static_cast<Family>(f);
+    Group group{std::string(name_of(family)), {}};
+    bool any = false;
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const bool mine = !lines[i].is_level && family_of(lines[i].policy) == family;
+      if (mine || lines[i].is_level) group.lines.push_back(i);
+      any = any || mine;
+    }
+    if (any) groups.push_back(group);
+  }
+  return groups;
+}
+
+double kept_share(const Result& result) { return result.kept_visual_tokens() / static_cast<double>(visual_tokens); }
+
+/// What is kept and how much of it is right: a pair per row. A level goes from everything to `least`.
+std::string points_of(const Line& line, const std::vector<Result>& results, Task task, double least) {
+  std::ostringstream out;
+  for (const std::size_t point : line.points) {
+    const Score& score = results[point][task];
+    const double right = task == Task::desc ? score.by_token() : score.exact();
+    if (line.is_level)
+      out << 1 << ' ' << right << '\n' << least << ' ' << right << '\n';
+    else if (kept_share(results[point]) > 0)
+      out << kept_share(results[point]) << ' ' << right << '\n';
+  }
+  return out.str();
+}
+
+/// Where the axis has ticks: at the budgets, and at all there is.
+std::vector<double> ticks_of(const std::vector<Setting>& settings) {
+  std::vector<double> keeps = {1};
   for (const Setting& setting : settings)
     if (setting.keep && *setting.keep > 0) keeps.push_back(*setting.keep);
   std::sort(keeps.begin(), keeps.end(), std::greater<>());
   keeps.erase(std::unique(keeps.begin(), keeps.end()), keeps.end());
-  if (keeps.empty()) keeps = {1.0};
   return keeps;
 }
 
@@ -124,6 +172,23 @@ std::string heat_data(const std::string& name, const std::vector<double>& patche
   return out.str();
 }
 
+// ---- the picture of budgets
+
+/// From pale for few tokens to dark for all.
+Rgb budget_colour(double share) {
+  static constexpr Rgb stops[] = {{247, 251, 255}, {198, 219, 239}, {107, 174, 214}, {33, 113, 181}, {8, 48, 107}};
+  constexpr std::size_t last = std::size(stops) - 1;
+  const double at = std::sqrt(std::clamp(share, 0.0, 1.0)) * last;  // so that small budgets differ
+  const std::size_t below = std::min(static_cast<std::size_t>(at), last - 1);
+  return mix(stops[below], stops[below + 1], at - static_cast<double>(below));
+}
+
+std::string tenths(double value) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(value < 9.95 ? 1 : 0) << value;
+  return out.str();
+}
+
 }  // namespace
 
 void plot_accuracy(const std::string& path, const std::vector<Setting>& settings, const std::vector<Result>& results,
@@ -132,55 +197,72 @@ void plot_accuracy(const std::string& path, const std::vector<Setting>& settings
   std::vector<std::string> names;
   for (const Line& line : lines) names.push_back(line.policy);
   const std::vector<LineStyle> styles = line_styles(names);
-  const std::vector<double> keeps = budgets_of(settings);
-  const double least = keeps.back(), most = std::max(keeps.front(), 1.01 * least);
+  const std::vector<Group> groups = groups_of(lines);
   const std::vector<Task> panels = panels_of(options.tasks);
+  const std::vector<double> ticks = ticks_of(settings);
+  double least = std::min(ticks.back(), 0.5);
+  for (const Result& result : results)
+    if (kept_share(result) > 0) least = std::min(least, kept_share(result));
 
-  const int key_columns = 3;
-  const double left = 70, top = 100, panel_width = 380, panel_height = 330, gap = 28, key_top = top + panel_height + 66;
-  const double width = std::max(left + static_cast<double>(panels.size()) * (panel_width + gap), 1000.0);
-  const double height = key_top + key_row * key_rows(lines.size(), key_columns) + 16;
-  Picture picture(path, width, height);
+  const double left = 62, top = 106, panel_width = 285, panel_height = 230, gap = 30, row_gap = 34, key_width = 300;
+  const double row_step = panel_height + row_gap;
+  const double key_left = left + static_cast<double>(panels.size()) * (panel_width + gap) + 6;
+  std::size_t longest_key = 0;
+  for (const Group& group : groups) longest_key = std::max(longest_key, group.lines.size());
+  const double rows_height =
+      std::max(row_step * static_cast<double>(groups.size()),
+               row_step * static_cast<double>(groups.size() - 1) + key_row * static_cast<double>(longest_key + 1));
+  Picture picture(path, key_left + key_width, top + rows_height + 26);
   auto& g = picture.script;
 
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    for (const Task task : panels) {
-      g << "$line" << i << name_of(task) << " << EOD\n";
-      for (const std::size_t point : lines[i].points) {
-        const Score& score = results[point][task];
-        const double share = task == Task::desc ? score.by_token() : score.exact();
-        if (lines[i].is_level)
-          g << most << ' ' << share << '\n' << least << ' ' << share << '\n';
-        else if (*settings[point].keep > 0)
-          g << *settings[point].keep << ' ' << share << '\n';
-      }
-      g << "EOD\n";
-    }
-  }
+  for (std::size_t i = 0; i < lines.size(); ++i)
+    for (const Task task : panels)
+      g << "$line" << i << name_of(task) << " << EOD\n" << points_of(lines[i], results, task, least) << "EOD\n";
+  const auto look_of = [&](std::size_t line) {
+    return lines[line].is_point ? look_of_point(styles[line]) : look(styles[line], lines[line].is_level);
+  };
 
   g << "set border 3 lc rgb '#888888'\nset tics nomirror scale 0.5 textcolor rgb '#333333'\n"
        "set grid ytics lc rgb '#e4e4e4' lt 1 lw 1\nset logscale x 10\nset yrange [0:1.03]\nset xrange ["
-    << most * 1.06 << ':' << least / 1.06 << "]\nset xlabel 'visual tokens kept' textcolor rgb '#333333'\nset xtics (";
-  for (std::size_t k = 0; k < keeps.size(); ++k)
-    g << (k > 0 ? ", " : "") << "'" << percent(keeps[k]) << "%' " << keeps[k];
-  g << ")\nset ytics ('0 %%' 0, '20 %%' 0.2, '40 %%' 0.4, '60 %%' 0.6, '80 %%' 0.8, '100 %%' 1)\n";
+    << 1.06 << ':' << least / 1.06 << "]\n";
   picture.title("Right answers when the visual part of the KV cache shrinks",
                 std::to_string(options.scenes) + " scenes of " + std::to_string(visual_tokens) +
-                    " visual tokens; text is always kept",
+                    " visual tokens; text is always kept. Points alone: no budget." +
+                    (groups.size() > 1 ? " Pale: the lines of the other rows." : ""),
                 left);
-  for (std::size_t p = 0; p < panels.size(); ++p) {
-    picture.place(left + static_cast<double>(p) * (panel_width + gap), top, panel_width, panel_height);
-    g << "set title " << quoted(panel_title(panels[p])) << " offset 0,-0.4 textcolor rgb '#333333'\n";
-    std::ostringstream curves;
-    for (std::size_t i = 0; i < lines.size(); ++i)
-      curves << (i > 0 ? ", " : "") << "$line" << i << name_of(panels[p]) << ' ' << look(styles[i], lines[i].is_level);
-    picture.plot(curves.str());
-    g << "set ytics ('' 0, '' 0.2, '' 0.4, '' 0.6, '' 0.8, '' 1)\n";  // the next panels share the axis
+  for (std::size_t row = 0; row < groups.size(); ++row) {
+    const double row_top = top + row_step * static_cast<double>(row);
+    const bool bottom = row + 1 == groups.size();
+    g << "set xtics (";
+    for (std::size_t k = 0; k < ticks.size(); ++k)
+      g << (k > 0 ? ", " : "") << "'" << (bottom ? percent(ticks[k]) + "%" : std::string()) << "' " << ticks[k];
+    g << ")\nset xlabel "
+      << (bottom ? "'visual tokens kept, mean over layers and heads' textcolor rgb '#333333'" : "''") << '\n';
+    for (std::size_t p = 0; p < panels.size(); ++p) {
+      picture.place(left + static_cast<double>(p) * (panel_width + gap), row_top, panel_width, panel_height);
+      g << "set ytics ("
+        << (p == 0 ? "'0 %%' 0, '20 %%' 0.2, '40 %%' 0.4, '60 %%' 0.6, '80 %%' 0.8, '100 %%' 1"
+                   : "'' 0, '' 0.2, '' 0.4, '' 0.6, '' 0.8, '' 1")
+        << ")\nset title " << quoted(row == 0 ? panel_title(panels[p]) : "")
+        << " offset 0,-0.4 textcolor rgb '#333333'\n";
+      std::ostringstream curves;
+      for (std::size_t i = 0; i < lines.size(); ++i)
+        if (!lines[i].is_level && !lines[i].is_point &&
+            std::find(groups[row].lines.begin(), groups[row].lines.end(), i) == groups[row].lines.end())
+          curves << "$line" << i << name_of(panels[p]) << " with lines lw 1 lc rgb '#dcdcdc', ";
+      for (const std::size_t i : groups[row].lines)
+        curves << (i != groups[row].lines.front() ? ", " : "") << "$line" << i << name_of(panels[p]) << ' '
+               << look_of(i);
+      picture.plot(curves.str());
+    }
   }
-
-  std::vector<KeyEntry> key;
-  for (std::size_t i = 0; i < lines.size(); ++i) key.push_back({lines[i].policy, look(styles[i], lines[i].is_level)});
-  draw_key(picture, key, key_columns, left, key_top, width - left);
+  for (std::size_t row = 0; row < groups.size(); ++row) {
+    const double row_top = top + row_step * static_cast<double>(row);
+    std::vector<KeyEntry> key;
+    for (const std::size_t i : groups[row].lines) key.push_back({lines[i].policy, look_of(i), lines[i].is_point});
+    picture.write(groups[row].title, key_left, row_top + 2, "left font 'Helvetica,14' textcolor rgb '#111111'");
+    draw_key(picture, key, 1, key_left, row_top + 16, key_width);
+  }
   picture.draw();
 }
 
@@ -208,6 +290,68 @@ void plot_accuracy_over_bytes(const std::string& path, const std::vector<Setting
   least = std::max(0.0, std::ceil(10 * least - 1) / 10);  // the axis begins at the tenth below the lowest
   for (const Task task : panels) picture.panels.push_back({panel_title(task), least, 1.02});
   plot_bytes(path, picture, points);
+}
+
+void plot_budgets(const std::string& path, const std::vector<Setting>& settings,
+                  const std::vector<LayerBudgets>& budgets, const EvaluateOptions& options) {
+  const double left = 24, names = 400, top = 112, cell = 60, row = 30, gap = 12;
+  const double layer_step = cell * kv_heads + gap, cells_left = left + names;
+  const double width = cells_left + layer_step * layer_count + 80;
+  const double bottom = top + row * static_cast<double>(settings.size()), scale_top = bottom + 26;
+  Picture picture(path, width, scale_top + 56);
+  auto& g = picture.script;
+  const auto any = std::find_if(settings.begin(), settings.end(), [](const Setting& s) { return s.keep.has_value(); });
+  picture.title("Visual tokens that each layer keeps",
+                "of " + std::to_string(visual_tokens) +
+                    (any != settings.end() ? ", under a budget of " + percent(*any->keep) : "") + "; mean of " +
+                    std::to_string(options.scenes) + " scenes. Two numbers: the kv heads of a layer differ.",
+                left);
+  for (Index l = 0; l < layer_count; ++l)
+    picture.write("layer " + std::to_string(l), cells_left + layer_step * static_cast<double>(l) + cell * kv_heads / 2,
+                  top - 16, "center textcolor rgb '#333333'");
+  picture.write("kept", cells_left + layer_step * layer_count + 30, top - 16, "center textcolor rgb '#333333'");
+
+  g << "unset tics\nunset border\nset xrange [0:" << width << "]\nset yrange [" << scale_top + 56 << ":0]\n";
+  std::ostringstream cells;
+  const auto box = [&](double x, double y, double box_width, double box_height, Rgb colour) {
+    cells << x + box_width / 2 << ' ' << y + box_height / 2 << ' ' << box_width / 2 << ' ' << box_height / 2 << ' '
+          << colour.packed() << '\n';
+  };
+  const auto number = [&](double tokens, double x, double y) {
+    const bool dark = tokens > 0.38 * static_cast<double>(visual_tokens);
+    picture.write(tenths(tokens), x, y,
+                  dark ? "center front textcolor rgb '#ffffff'" : "center front textcolor rgb '#222222'");
+  };
+  for (std::size_t s = 0; s < settings.size(); ++s) {
+    const double y = top + row * static_cast<double>(s), middle = y + row / 2;
+    picture.write(settings[s].policy + (settings[s].keep ? "" : "  (no budget)"), left, middle,
+                  "left textcolor rgb '#222222'");
+    for (Index l = 0; l < layer_count; ++l) {
+      const auto& heads = budgets[s][static_cast<std::size_t>(l)];
+      const double x = cells_left + layer_step * static_cast<double>(l);
+      const auto [least, most] = std::minmax_element(heads.begin(), heads.end());
+      const bool alike = *most - *least < 0.05;
+      const double box_width = alike ? cell * kv_heads : cell;
+      for (std::size_t h = 0; h < (alike ? 1 : heads.size()); ++h) {
+        const double at = x + box_width * static_cast<double>(h);
+        box(at + 1, y + 1, box_width - 2, row - 2, budget_colour(heads[h] / static_cast<double>(visual_tokens)));
+        number(heads[h], at + box_width / 2, middle);
+      }
+    }
+    picture.write(percent(std::round(1000 * share_of(budgets[s])) / 1000), cells_left + layer_step * layer_count + 30,
+                  middle, "center textcolor rgb '#222222'");
+  }
+  picture.write("tokens", cells_left - 12, scale_top + 10, "right textcolor rgb '#333333'");
+  constexpr double marks[] = {0, 2, 10, 29, 72, 144};
+  for (std::size_t m = 0; m < std::size(marks); ++m) {
+    const double x = cells_left + 66 * static_cast<double>(m);
+    box(x, scale_top, 64, 20, budget_colour(marks[m] / static_cast<double>(visual_tokens)));
+    picture.write(std::to_string(static_cast<int>(marks[m])), x + 32, scale_top + 34, "center textcolor rgb '#333333'");
+  }
+  g << "$cells << EOD\n" << cells.str() << "EOD\n";
+  picture.place(0, 0, width, scale_top + 56);
+  picture.plot("$cells using 1:2:3:4:5 with boxxyerror fill solid noborder lc rgb variable");
+  picture.draw();
 }
 
 void plot_survival(const std::string& path, const Scene& scene, const std::string& title, const std::string& caption,

@@ -4,8 +4,11 @@
 #include <memory>
 #include <numeric>
 
+#include "../budgets.hpp"
 #include "../cpu.hpp"
 #include "../evaluate.hpp"
+#include "oracle/representatives.hpp"
+#include "oracle/transport.hpp"
 
 namespace {
 
@@ -124,6 +127,89 @@ TEST_F(DialogueTest, CompressingFreesPages) {
   EXPECT_EQ(small.cost().bytes_after, kv_heads * (2 * bytes(text + 15) + 2 * bytes(text + 14)));
 }
 
+// ---- features
+
+const Safetensors& weights() {
+  static const Safetensors file = Safetensors::open(KVPARE_VLM_DATA "/vlm.safetensors");
+  return file;
+}
+
+Matrix weight(Index layer, const char* name, Index rows, Index columns) {
+  const auto values = weights().floats("layers." + std::to_string(layer) + "." + name,
+                                       {static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns)});
+  return Eigen::Map<const Matrix>(values.data(), rows, columns);
+}
+
+class FeaturesTest : public DialogueTest {
+ protected:
+  /// Of scene 2's first prompt, in a cache that keeps everything.
+  HiddenStates states_of(Index layer) {
+    HiddenStates states{.layer = layer};
+    const kvpare::SequenceId sequence = cache_.create();
+    decoder().forward(cache_, sequence, prompt_, 0, {}, &states);
+    cache_.release(sequence);
+    return states;
+  }
+
+  const Matrix prompt_ = decoder().embed_prompt(scene_.image, scene_.first.prompt);
+};
+
+TEST_F(FeaturesTest, HiddenStatesAreThoseOfTheLayer) {
+  EXPECT_EQ(states_of(0).entering, prompt_);
+  for (Index l = 0; l + 1 < layer_count; ++l) {
+    const Matrix m = states_of(l).mlp_input;
+    ASSERT_EQ(m.rows(), prompt_.rows());
+    // What the MLP makes of its input, taken from what leaves the layer, is what the norm before the MLP was given.
+    const Matrix gate = m * weight(l, "w1", hidden_width, model_width).transpose();
+    const Matrix up = m * weight(l, "w3", hidden_width, model_width).transpose();
+    const Matrix mixed = gate.array() / (1 + (-gate.array()).exp()) * up.array();
+    const Matrix before = states_of(l + 1).entering - mixed * weight(l, "w2", model_width, hidden_width).transpose();
+    const auto norm = weights().floats("layers." + std::to_string(l) + ".n2", {model_width});
+    for (Index t = 0; t < m.rows(); ++t) {
+      const float scale = 1 / std::sqrt(before.row(t).squaredNorm() / model_width + 1e-5f);
+      for (Index c = 0; c < model_width; ++c)
+        ASSERT_NEAR(m(t, c), before(t, c) * scale * norm[static_cast<std::size_t>(c)], 2e-4) << "layer " << l;
+    }
+  }
+}
+
+TEST_F(FeaturesTest, TopVKeepsThePatchesThatTransportChooses) {
+  struct Case {
+    const char* policy;
+    Index layer, budget;
+  };
+  for (const Case& c :
+       {Case{"top_v", 2, 72}, Case{"top_v(keep=0.1, recover=0)", 2, 14}, Case{"top_v(keep=0.2, skip_layers=2)", 1, 29},
+        Case{"top_v(keep=0.25, skip_layers=0)", 0, 36}}) {
+    SCOPED_TRACE(c.policy);
+    const kvpare::AnyCompressor compressor = visual(c.policy);
+    ASSERT_EQ(layer_of_features(compressor), c.layer);
+    const HiddenStates states = states_of(c.layer);
+    kvpare::oracle::Array2 sources(visual_tokens, model_width), targets = sources;
+    std::vector<kvpare::oracle::GridPlace> places;
+    for (Index p = 0; p < visual_tokens; ++p) {
+      places.push_back({.image = 0, .x = p % 12, .y = p / 12});
+      for (Index d = 0; d < model_width; ++d)
+        sources.at(p, d) = states.entering(1 + p, d), targets.at(p, d) = states.mlp_input(1 + p, d);
+    }
+    const auto importance =
+        kvpare::oracle::semi_relaxed_importance(kvpare::oracle::transport_cost(sources, targets, places, {}), 0.1);
+    const Index every = compressor.selector.recover;
+    const auto wanted = every > 0 ? kvpare::oracle::with_samples(importance, c.budget, every)
+                                  : kvpare::oracle::select_top(importance, c.budget);
+
+    const Dialogue dialogue = begin(c.policy, scene_.first);
+    for (Index l = 0; l < layer_count; ++l)
+      for (Index h = 0; h < kv_heads; ++h) {
+        const auto kept = dialogue.kept_patches(l, h);
+        if (l < compressor.selector.skip_layers)
+          EXPECT_EQ(std::ssize(kept), visual_tokens) << "layer " << l;
+        else
+          EXPECT_TRUE(std::equal(kept.begin(), kept.end(), wanted.begin(), wanted.end())) << "layer " << l;
+      }
+  }
+}
+
 // ---- precision
 
 TEST_F(DialogueTest, CodedPagesAnswerAndTakeWhatTheirFormatsDo) {
@@ -137,7 +223,8 @@ TEST_F(DialogueTest, CodedPagesAnswerAndTakeWhatTheirFormatsDo) {
   const Cost full = run("full"), coded = run("in_form(form=int8)"), window = run("kivi(bits=4, residual=32)");
   const Index tokens = 1 + visual_tokens + std::ssize(scene_.first.prompt), pages = kvpare::ceil_div(tokens, 32);
   EXPECT_EQ(full.answer_bytes, layer_count * kv_heads * pages * 2 * 32 * 32 * 4);
-  EXPECT_EQ(coded.answer_bytes, layer_count * kv_heads * pages * 2 * 32 * (32 + 2)) << "codes of a byte, a half per row";
+  EXPECT_EQ(coded.answer_bytes, layer_count * kv_heads * pages * 2 * 32 * (32 + 2))
+      << "codes of a byte, a half per row";
   EXPECT_EQ(coded.answer_tokens, layer_count * kv_heads * tokens);
   // At most 31 keys that wait for a group and 32 values, and a page more of these, are floats.
   EXPECT_LT(window.answer_bytes, layer_count * kv_heads * ((pages - 2) * 1280 + 3 * 32 * 32 * 2 * 4));
@@ -213,6 +300,35 @@ TEST(EvaluateTest, WhatAWorkerThrowsReachesTheCaller) {
   EvaluateOptions options;
   options.scenes = 2, options.threads = 2, options.page_tokens = 17;  // which the cache refuses
   EXPECT_THROW(evaluate(decoder(), evaluation_set(), {{"full", {}, visual("full")}}, options), kvpare::InvalidArgument);
+}
+
+TEST(BudgetsTest, AreMeansOfWhatDialoguesKeep) {
+  std::vector<Setting> settings;
+  for (const char* policy : {"random(keep=0.1)", "ada_kv(keep=0.1, rows=text, pool=1)", "zip_vl(tau=0.7)"})
+    settings.push_back({policy, {}, visual(policy)});
+  EvaluateOptions options;
+  options.scenes = 3, options.threads = 2, options.tasks = {Task::turn1};
+  const auto budgets = measure_budgets(decoder(), evaluation_set(), settings, options);
+  ASSERT_EQ(budgets.size(), settings.size());
+  EXPECT_EQ(budgets[0], (LayerBudgets{{{15, 15}, {15, 15}, {14, 14}, {14, 14}}}));
+  EXPECT_NEAR(share_of(budgets[1]), 58.0 / (4 * visual_tokens), 1e-9) << "what heads get of it differs";
+
+  kvpare::cpu::Backend backend{{.threads = 1}};
+  Cache cache{backend, attention_shapes(), cache_options(16)};
+  for (std::size_t s = 0; s < settings.size(); ++s) {
+    LayerBudgets wanted{};
+    for (Index i = 0; i < options.scenes; ++i) {
+      const Scene& scene = evaluation_set().scenes[static_cast<std::size_t>(i)];
+      const Dialogue dialogue(decoder(), cache, scene.image, scene.first.prompt, settings[s].compressor);
+      for (std::size_t l = 0; l < layer_count; ++l)
+        for (std::size_t h = 0; h < kv_heads; ++h)
+          wanted[l][h] +=
+              static_cast<double>(dialogue.kept_patches(static_cast<Index>(l), static_cast<Index>(h)).size());
+    }
+    for (std::size_t l = 0; l < layer_count; ++l)
+      for (std::size_t h = 0; h < kv_heads; ++h)
+        EXPECT_NEAR(budgets[s][l][h], wanted[l][h] / 3, 1e-9) << settings[s].policy << ", layer " << l;
+  }
 }
 
 TEST(VerifyTest, NoticesAWrongAnswerAndWrongLogits) {

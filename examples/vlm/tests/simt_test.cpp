@@ -54,8 +54,8 @@ TEST(SimtTest, ADialogueIsTheCpus) {
   const Scene scene = read_evaluation_set(KVPARE_VLM_DATA).scenes[2];
   kvpare::cpu::Backend cpu({.threads = 1});
   Simt simt;
-  for (const char* policy :
-       {"full", "snap_kv(keep=0.2, rows=text, pool=1)", "air_cache(keep=0.1) + in_form(form=int8)"}) {
+  for (const char* policy : {"full", "snap_kv(keep=0.2, rows=text, pool=1)", "air_cache(keep=0.1) + in_form(form=int8)",
+                             "top_v(keep=0.2)"}) {
     SCOPED_TRACE(policy);
     const Outcome wanted = talk(cpu, decoder, scene, policy), got = talk(simt, decoder, scene, policy);
     EXPECT_EQ(got.kept, wanted.kept);

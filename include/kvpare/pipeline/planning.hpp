@@ -171,14 +171,14 @@ struct PlanPart {
   }
 };
 
-/// Of a layer's bitmap the words that have tokens.
+/// Of a layer's bitmap the words that have tokens, from one with scores on, so that pointers to its scores lie within them.
 inline PlanPart plan_part(const ScoredLayer& layer, std::size_t index, const PositionSpans& at) {
   PlanPart part{.layer = index, .tokens = layer.columns->at(at)};
   std::vector<std::uint64_t>& words = part.tokens;
   while (words.size() > 1 && words.back() == 0) words.pop_back();
-  const auto first = std::find_if(words.begin(), words.end() - (words.empty() ? 0 : 1), [](auto w) { return w != 0; });
-  part.first_word = first - words.begin();
-  words.erase(words.begin(), first);
+  const Index most = std::min(std::ssize(words), ceil_div(layer.scored_columns, layer.columns->word_tokens)) - 1;
+  while (part.first_word < most && words[static_cast<std::size_t>(part.first_word)] == 0) ++part.first_word;
+  words.erase(words.begin(), words.begin() + part.first_word);
   return part;
 }
 

@@ -77,7 +77,8 @@ void require_acts_at_decode(const C& method) {
   require(method.selector.heads != SelectHeads::shared,
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
-          "decode: chunk, represent, recover, merge and granularity = page are for what a whole prompt has, at compress only");
+          "decode: chunk, represent, recover, merge and granularity = page are for what a whole prompt has, at compress "
+          "only");
   require(method.keep.unit == Keep::Unit::ratio || !follows_compress(method), "decode: keep is in tokens, must be a ratio: ",
           policy_name(method.budget), " goes on from what compress left");
   require(method.keep.unit == Keep::Unit::ratio || method.keep.unit == Keep::Unit::tokens,

@@ -86,7 +86,8 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   require(compressor.keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
           ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
   require(!compressor.selector.refines() && !compressor.selector.only_positive, "plan: ", precision.said,
-          " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go with it");
+          " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go "
+          "with it");
   constexpr Index sampled_pages = 4;
   constexpr double least_weight = 1e-30;  // a token that nobody looks at is still worth bytes that nobody else wants
   constexpr double never = 1e30;

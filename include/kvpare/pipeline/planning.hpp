@@ -187,8 +187,8 @@ inline PlanRow plan_row(const ScoredLayer& layer, std::size_t index, Index head,
   return row;
 }
 
-/// Leaves only whole pages up for choice: one of whose tokens any is no candidate stays. `cost`: what a page takes of the
-/// budget, 0 = as many as it holds of the selector's classes.
+/// Leaves only whole pages up for choice: those whose tokens are all candidates. `cost`: what a page takes of the budget, 0 =
+/// as much as it holds tokens of the selector's classes.
 inline void keep_to_whole_pages(const ScoredLayer& layer, Index cost, PlanRow& row) {
   const Columns& columns = *layer.columns;
   const HeadPages& list = layer.heads[static_cast<std::size_t>(row.head)];

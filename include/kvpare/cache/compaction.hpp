@@ -107,8 +107,8 @@ class ListBuilder {
 /// Entries whose page is shared, or whose format does not move rows, only lose bits. Of the others, those with less than
 /// 3/4 of their slots live are packed together with their neighbours, in place and ascending: the first of their pages
 /// take the survivors, the rest go back, so no page is needed and the result does not depend on free memory. When that
-/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed; Joining::dense always packs
-/// all, Joining::none nothing.
+/// leaves more than 4/3 of the dense number of pages (and one), all movable entries are packed. Joining::dense always packs
+/// all, Joining::none moves nothing.
 ///
 /// A page holds positions that span less than 65536.   Cost: entries + live runs.
 template <class IsPrivate>
@@ -149,7 +149,8 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     return out;
   };
   CompactedList out = build(joining);
-  if (joining == Joining::sparse && static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
+  if (joining == Joining::sparse &&
+      static_cast<Index>(out.entries.size()) > detail::most_pages(tokens, list.page_tokens))
     out = build(Joining::dense);
   return out;
 }

@@ -1,5 +1,5 @@
-// The choice among whole pages of a head's list: the best by the mean of their scores, as long as the budget has room for them
-// whole, and stand-ins for those that go.
+// The choice among whole pages of a head's list: the best by the mean of their scores, as long as the budget has room for
+// the next, and stand-ins for those that go.
 //
 //   scores ──means──► ──newest first──► sort_rows ──as many as fit──► pages ──distances, sort_rows──► stand-ins ──► bitmaps
 //

@@ -138,8 +138,9 @@ class EngineSequence {
     return plan;
   }
 
-  /// Packs the kept rows to the front of each block table, in place, or drops whole pages; the only call that writes. Throws on a plan made for
-  /// other pages, or one whose heads (or layers) do not have in common what their pages demand.
+  /// Packs the kept rows to the front of each block table, in place, or drops whole pages and writes nothing; the only call
+  /// that writes. Throws on a plan made for other pages, or one whose heads (or layers) do not have in common what their
+  /// pages demand.
   template <class T>
   std::vector<EngineLayerReport> commit(const Plan& plan, std::span<const EngineLayer<T>> layers) {
     static_assert(!std::is_const_v<T>, "commit writes: it needs EnginePages<half>, not EnginePages<const half>");

@@ -224,7 +224,8 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
       }
       const bool sparse = static_cast<Index>(live.size()) > detail::most_pages_at_decode(tokens, page_tokens_);
       change.packs = change.packs || sparse;
-      if (change.packs) change.packed = compact_list(list, live, is_private(), sparse ? Joining::dense : Joining::sparse);
+      if (change.packs)
+        change.packed = compact_list(list, live, is_private(), sparse ? Joining::dense : Joining::sparse);
       changes.push_back(std::move(change));
     }
   }

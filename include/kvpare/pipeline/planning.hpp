@@ -241,8 +241,8 @@ inline PlanRow plan_row(const ScoredLayer& layer, const PlanPart& part, std::spa
   return row;
 }
 
-/// Leaves only whole pages up for choice: one of whose tokens any is no candidate stays. `cost`: what a page takes of the
-/// budget, 0 = as many as it holds of the group.
+/// Leaves only whole pages up for choice: those whose tokens are all candidates. `cost`: what a page takes of the budget, 0 =
+/// as much as it holds tokens of the group.
 inline void keep_to_whole_pages(const ScoredLayer& layer, const PlanPart& part, Index head, Index cost, PlanRow& row) {
   const Columns& columns = *layer.columns;
   const HeadPages& list = layer.heads[static_cast<std::size_t>(head)];

@@ -76,9 +76,9 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          the mean attention of sinks and newest tokens instead, and by m where fewer follow
 /// Pages    with granularity = page, pages stay or go whole, so that no row is copied and every page that goes is free (unless
 ///          others share it). A page's score is the mean of its tokens' scores, NaN where one of them is; the best stay as long
-///          as they fit, and where the next does not, that is all. What is left of the budget then, less than a page, is not
-///          used. A page with a token that must stay, of another class or without a score stays, and takes its tokens of
-///          those classes from the budget; a budget in pages or bytes counts a whole page for it, as for any other. The
+///          as they fit, and where the next does not, that is all: what is left of the budget is less than that one takes, and
+///          is not used. A page with a token that must stay, of another class or without a score stays, and takes its tokens
+///          of those classes from the budget; a budget in pages or bytes counts a whole page for it, as for any other. The
 ///          newest share is whole pages as well. Heads that hold different tokens have pages of their own to choose among,
 ///          with heads = layer by the mean scores
 /// Stand-ins of pages   floor(represent * pages of the budget) pages. A page's signature has a bit per slot: is the token's

@@ -10,10 +10,10 @@ namespace kvpare::oracle {
 struct PageRule {
   double recent_share = 0;  // of the budget, newest pages first
   bool only_positive = false;
-  double represent = 0;      // of the budget's pages
+  double represent = 0;           // of the budget's pages
   std::vector<bool> anchor = {};  // [page_size]; empty = what more than half of the pages have
-  bool kept_bits = false;    // a bit: among the budget's best tokens, else in the upper half
-  bool even = true;          // spacing: index i (n - 1) / (b - 1), else i floor(n / b)
+  bool kept_bits = false;         // a bit: among the budget's best tokens, else in the upper half
+  bool even = true;               // spacing: index i (n - 1) / (b - 1), else i floor(n / b)
 };
 
 /// Token t is slot t % page_size of page t / page_size. A page of tokens that are no `candidates` stays whole; it takes its

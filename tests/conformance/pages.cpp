@@ -139,7 +139,7 @@ TYPED_TEST(WholePages, StandIns) {
                                        .anchor = anchor,
                                        .anchor_seed = 5,
                                        .signature = kept_bits ? Signature::kept : Signature::half,
-                                       .spacing = is_even ? Spacing::even : Spacing::step},
+                                       .mode = is_even ? Mode::paper : Mode::reference},
                                       ratio);
           const oracle::PageRule rule{.represent = represent, .anchor = bits, .kept_bits = kept_bits, .even = is_even};
           const Index budget = even(1, tokens, ratio)[0];

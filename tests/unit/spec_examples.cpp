@@ -682,22 +682,22 @@ TYPED_TEST(SpecExample, KvCrushKeepsBlocksThatStandForOthers) {
                                         .pages = table,
                                         .tokens = 8}};
   const std::span<const EngineLayer<float>> layers(&layer, 1);
-  const auto done = [&](Index blocks, double represent, Spacing spacing) {
+  const auto done = [&](Index blocks, double represent, Mode mode) {
     EngineSequence<typename TestFixture::B> sequence(this->be());
     const Compressor method{KeyNorm{}, Uniform{},
                             TopK{.heads = SelectHeads::layer,
                                  .granularity = Granularity::page,
                                  .represent = represent,
                                  .anchor = Anchor::mean,
-                                 .spacing = spacing},
+                                 .mode = mode},
                             Keep::tokens(2 * blocks)};
     return sequence.commit(sequence.plan(method, layers), layers)[0].positions[0];
   };
-  EXPECT_EQ(done(1, 0, Spacing::step), (Positions{6, 7})) << "block 3 has 1.30";
-  EXPECT_EQ(done(3, 2.0 / 3, Spacing::step), (Positions{0, 1, 4, 5, 6, 7}))
+  EXPECT_EQ(done(1, 0, Mode::paper), (Positions{6, 7})) << "block 3 has 1.30";
+  EXPECT_EQ(done(3, 2.0 / 3, Mode::reference), (Positions{0, 1, 4, 5, 6, 7}))
       << "two more on top of it: 2 and 0 of 2 0 1";
-  EXPECT_EQ(done(3, 2.0 / 3, Spacing::even), (Positions{2, 3, 4, 5, 6, 7})) << "2 and 1";
-  EXPECT_EQ(done(3, 0, Spacing::step), (Positions{0, 1, 2, 3, 6, 7})) << "by importance alone";
+  EXPECT_EQ(done(3, 2.0 / 3, Mode::paper), (Positions{2, 3, 4, 5, 6, 7})) << "2 and 1";
+  EXPECT_EQ(done(3, 0, Mode::paper), (Positions{0, 1, 2, 3, 6, 7})) << "by importance alone";
 }
 
 // ---- TopV's recovery

@@ -575,7 +575,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     detail::share_heads(be, selector,
                         with_policy(compressor.scorer,
                                     [&](const auto& s) { return std::max<Index>(0, ranked_first(s) - selector.last); }),
-                        layers, rows, chosen_at, k.data());
+                        layers, parts, rows, chosen_at, k.data());
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());

@@ -1192,8 +1192,7 @@ TEST(Budgets, PyramidsAreTheTextbooks) {
     const auto got = allocate(rule, {}, available, total);
     ASSERT_EQ(got, pyramid_budgets(rule, layers, total, tokens))
         << "round " << round << ": " << layers << " layers of " << tokens << ", total " << total << ", beta "
-        << rule.beta << ", window " << rule.window
-        << (rule.mode == Mode::paper ? ", paper" : ", reference");
+        << rule.beta << ", window " << rule.window << (rule.mode == Mode::paper ? ", paper" : ", reference");
     if (rule.mode == Mode::paper) {
       ASSERT_EQ(std::accumulate(got.begin(), got.end(), Index{0}), total) << "round " << round;
     }

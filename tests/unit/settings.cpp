@@ -181,7 +181,8 @@ TEST(Settings, PublishedBitsAreWhatTheyAreCalled) {
 }
 
 TEST(Settings, OfTransport) {
-  const auto m = made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, plan=balanced, rounds=5, squared=yes)");
+  const auto m =
+      made("top_v(alpha=2, beta=0.5, gamma=0.25, sigma=3, epsilon=0.2, plan=balanced, rounds=5, squared=yes)");
   EXPECT_EQ(scorer_of<Transport>(m), (Transport{.alpha = 2,
                                                 .beta = 0.5,
                                                 .gamma = 0.25,

@@ -808,8 +808,8 @@ TEST(SpecExamples, PyramidKvModes) {
   std::vector<double> scratch(32);
   std::vector<Index> keep(32);
   const auto sum = [&] { return std::accumulate(keep.begin(), keep.end(), Index{0}); };
-  Pyramid{.window = 64, .mode = Mode::reference}.allocate(nullptr, available.data(), 32, 32 * 320,
-                                                                         scratch.data(), keep.data());
+  Pyramid{.window = 64, .mode = Mode::reference}.allocate(nullptr, available.data(), 32, 32 * 320, scratch.data(),
+                                                          keep.data());
   EXPECT_EQ(keep[0], 500 + 64);
   EXPECT_EQ(keep[1], 485 + 64);
   EXPECT_EQ(keep[31], 35 + 64);

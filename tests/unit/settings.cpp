@@ -243,7 +243,7 @@ TEST(Settings, UnknownNames) {
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",
-                 "air_cache: unknown setting 'beta'; known: keep budget alpha use least among heads recent_share");
+                 "air_cache: unknown setting 'beta'; known: keep budget alpha use least layer_floor among heads recent_share");
   expect_refused("air_cache(=1)", "unknown setting ''");
   expect_refused("snap_kv(alpha=0.5)", "unknown setting 'alpha'");
   expect_refused("full(keep=0.5)", "full: has no settings, got 'keep'");

@@ -14,6 +14,7 @@ struct RecipeStyle {
   Rgb colour;  // told apart from the others of its family
 };
 constexpr RecipeStyle recipes[] = {
+    {"pare", Family::window, {215, 20, 60}},
     {"snap_kv", Family::window, {31, 110, 180}},
     {"pyramid_kv", Family::window, {225, 140, 20}},
     {"ada_kv", Family::window, {110, 190, 235}},
@@ -23,6 +24,7 @@ constexpr RecipeStyle recipes[] = {
     {"h2o", Family::every_row, {30, 140, 70}},
     {"prefix_kv", Family::every_row, {150, 70, 180}},
     {"elastic_cache", Family::every_row, {230, 120, 30}},
+    {"cam", Family::every_row, {200, 60, 110}},
     {"corm", Family::every_row, {120, 140, 20}},
     {"expected_attention", Family::every_row, {50, 80, 190}},
     {"air_cache", Family::pictures, {205, 35, 45}},

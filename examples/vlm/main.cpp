@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 /// All methods that act at the end of a prefill, with settings that suit this model; some with what is known to matter here.
 const std::vector<std::string> compared_policies = {
     "full",
+    "pare",
     "snap_kv(rows=text)",
     "snap_kv(rows=text, pool=1)",
     "pyramid_kv(rows=text, pool=1)",
@@ -37,6 +38,7 @@ const std::vector<std::string> compared_policies = {
     "h2o(recent_share=0)",
     "prefix_kv",
     "elastic_cache",
+    "cam",
     "expected_attention",
     "corm(w=16, last=16)",
     "air_cache",
@@ -64,6 +66,7 @@ const std::vector<std::string> policies_with_budgets = {
     "snap_kv(rows=text, pool=1, budget=strength_skewness)",
     "air_cache",
     "air_cache(alpha=0.2)",
+    "pare",
     "vl_cache",
     "prefix_kv",
     "top_v",

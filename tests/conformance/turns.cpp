@@ -473,7 +473,7 @@ TYPED_TEST(Turns, MergesOfGroupsAreOneList) {
   EXPECT_TRUE(std::is_sorted(merge.into.begin(), merge.into.end()));
   const auto of_second = [](Position t) { return t >= 30 && t < 50; };
   for (std::size_t i = 0; i < merge.into.size(); ++i)
-    for (Index j = merge.begin[i]; j < merge.begin[i + 1]; ++j)
+    for (Index j = merge.begin[i]; j < merge.end[i]; ++j)
       EXPECT_EQ(of_second(merge.from[static_cast<std::size_t>(j)]), of_second(merge.into[i]));
   EXPECT_EQ(std::ssize(merge.from), 60 - 18) << "all that goes";
 }

@@ -1,5 +1,5 @@
-// What compressing costs beside the prefill that it follows: every recipe on a layer of a Qwen2.5-VL-7B, 8192 visual
-// tokens and 256 of text.
+// What compressing costs beside the prefill that it follows: every recipe on the layers of a Qwen2.5-VL-7B, 8192 visual tokens
+// and 256 of text; and on 768 and 256, so that none can rot.
 #include "support/compression.hpp"
 #include "support/prefill.hpp"
 
@@ -8,7 +8,7 @@ namespace {
 
 using kvpare::half;
 
-constexpr Index visual_tokens = 8192, text_tokens = 256, tokens = visual_tokens + text_tokens, model_layers = 28;
+constexpr Index text_tokens = 256, model_layers = 28;
 
 struct Share {
   Index layers = model_layers;  // or 1, which stands for all
@@ -17,10 +17,11 @@ struct Share {
 };
 
 template <class C>
-void measure(benchmark::State& state, const C& compressor, const Share& share, Index threads) {
+void measure(benchmark::State& state, const C& compressor, const Share& share, Index visual_tokens, Index threads) {
+  const Index tokens = visual_tokens + text_tokens;
   const LayerShape shape = qwen_vl_7b();
   const Index rows = share.query_rows > 0 ? share.query_rows : tokens;
-  auto& prompt = kept(kvpare::message("share ", share.layers, " ", rows, " ", threads), [&] {
+  auto& prompt = kept(kvpare::message("share ", share.layers, " ", tokens, " ", rows, " ", threads), [&] {
     return std::make_unique<Prompt<half>>(shape, share.layers, Prompt<half>::Tokens{visual_tokens, text_tokens}, rows,
                                           random_rows<half>(tokens, shape.kv_heads, shape.key_dim), threads);
   });
@@ -36,10 +37,15 @@ void measure(benchmark::State& state, const C& compressor, const Share& share, I
 
 template <class C>
 void add_share(std::string_view name, const C& compressor, const Share& share) {
-  for (const Index threads : {1, 2})
-    add(label(kvpare::message("share/", name), DType::f16, qwen_vl_7b(), tokens,
-              {{"L", share.layers}, {"lse", share.lse}, {"threads", threads}}),
-        [=](benchmark::State& state) { measure(state, compressor, share, threads); });
+  const auto add_at = [&](Index visual_tokens, Share at, Index threads) {
+    add(label(kvpare::message("share/", name), DType::f16, qwen_vl_7b(), visual_tokens + text_tokens,
+              {{"L", at.layers}, {"lse", at.lse}, {"threads", threads}}),
+        [=](benchmark::State& state) { measure(state, compressor, at, visual_tokens, threads); });
+  };
+  for (const Index threads : {1, 2}) add_at(8192, share, threads);
+  Share small = share;
+  small.layers = std::min<Index>(share.layers, 4);
+  add_at(768, small, 2);
 }
 
 template <class C>
@@ -61,6 +67,7 @@ const bool added = [] {
   add_share("key_diff", kvpare::key_diff(), nothing);
   add_share("lag_kv", kvpare::lag_kv(), nothing);
   add_share("pyramid_kv", kvpare::pyramid_kv(), {.query_rows = 8});
+  add_share("pare", kvpare::pare(), window);
   add_share("snap_kv", kvpare::snap_kv(), window);
   add_share("ada_kv", kvpare::ada_kv(), window);
   add_share("chunk_kv", kvpare::chunk_kv(), window);
@@ -68,11 +75,13 @@ const bool added = [] {
   add_share("csp", csp, window);
   add_share("vl_cache", kvpare::vl_cache(), window);
   add_share("zip_vl", kvpare::zip_vl(), {.query_rows = 128});
+  add_share("top_v", kvpare::top_v(), nothing);
   add_share("corm", kvpare::corm(), {.query_rows = 256});
   add_share("expected_attention", kvpare::expected_attention(), {.layers = 1});
   add_all_rows("h2o", kvpare::h2o());
   add_all_rows("prefix_kv", kvpare::prefix_kv());
   add_all_rows("elastic_cache", kvpare::elastic_cache());
+  add_all_rows("cam", kvpare::cam());
   return true;
 }();
 

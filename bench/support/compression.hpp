@@ -47,6 +47,28 @@ class Prompt {
     }
   }
 
+  /// Features of the visual tokens, of a model so wide.
+  template <class C>
+  void observe_features(const C& compressor, Index width) {
+    if (sources_.empty()) {
+      sources_ = random_rows<T>(tokens_.visual, 1, width, 3), targets_ = random_rows<T>(tokens_.visual, 1, width, 4);
+      image_.assign(static_cast<std::size_t>(tokens_.visual), 0);
+      constexpr Index columns = 128;
+      for (Index t = 0; t < tokens_.visual; ++t) {
+        x_.push_back(static_cast<std::int32_t>(t % columns));
+        y_.push_back(static_cast<std::int32_t>(t / columns));
+      }
+    }
+    const auto at = positions(0, tokens_.visual);
+    filled.cache.observe_features(filled.sequence, compressor,
+                                  {.sources = {sources_.data(), tokens_.visual, 1, width},
+                                   .targets = {targets_.data(), tokens_.visual, 1, width},
+                                   .positions = at,
+                                   .x = x_,
+                                   .y = y_,
+                                   .image = image_});
+  }
+
   FilledCache<T> filled;
   Queries<T> queries;
   std::vector<float> lse;  // [rows, q_heads], empty = the engine keeps it to itself
@@ -60,12 +82,15 @@ class Prompt {
   }
 
   Tokens tokens_;
+  std::vector<T> sources_, targets_;  // as observe_features takes them, made when they are asked for
+  std::vector<std::int32_t> x_, y_, image_;
 };
 
 /// Compresses the prompt once per step, a fresh copy each. Counters: `us` of the whole, `observe_us` (all layers),
 /// `plan_us`, `commit_us`, `ns_per_token` (of the whole, per token and layer), and of_memcpy of the commit alone.
 template <Element T, class C>
 double compress(benchmark::State& state, Prompt<T>& prompt, const C& compressor, Index threads) {
+  constexpr Index model_width = 3584;  // Qwen2.5-VL-7B
   auto& filled = prompt.filled;
   std::vector<double> observing, planning, committing;
   kvpare::CompressReport report;
@@ -76,6 +101,7 @@ double compress(benchmark::State& state, Prompt<T>& prompt, const C& compressor,
       [&](Index) {
         kvpare::Plan plan;
         observing.push_back(seconds_of([&] {
+          if (compressor.scorer.reads().features) prompt.observe_features(compressor, model_width);
           if (compressor.scorer.reads().rows != kvpare::Reads::Rows::none)
             for (Index layer = 0; layer < filled.layers; ++layer) prompt.observe(layer, compressor);
         }));

@@ -52,7 +52,8 @@ kvpare::Model Decoder::attention_shapes() const {
                                  .kv_heads = s.kv_heads,
                                  .key_dim = s.head_dim(),
                                  .value_dim = s.head_dim(),
-                                 .scale = 1 / std::sqrt(static_cast<float>(s.head_dim()))};
+                                 .scale = 1 / std::sqrt(static_cast<float>(s.head_dim())),
+                                 .rope = kvpare::rope_of_base(s.head_dim(), 10000, kvpare::RopePairing::interleaved)};
   return {.layers = std::vector<kvpare::LayerShape>(static_cast<std::size_t>(s.layers), layer)};
 }
 

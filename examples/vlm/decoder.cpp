@@ -47,7 +47,8 @@ kvpare::Model attention_shapes() {
                                  .kv_heads = kv_heads,
                                  .key_dim = head_dim,
                                  .value_dim = head_dim,
-                                 .scale = 1 / std::sqrt(static_cast<float>(head_dim))};
+                                 .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
+                                 .rope = kvpare::rope_of_base(head_dim)};
   return {.layers = std::vector<kvpare::LayerShape>(layer_count, shape)};
 }
 

@@ -85,7 +85,7 @@ int main() {
   if (cache.append(prompt, 0, {keys.data(), tokens, 2, 64}, {values.data(), tokens, 2, 64}, positions) != Outcome::done)
     return 1;
 
-  // As a value: Compressor{Contribution{.rows = 32}, Uniform{}, TopK{}, Keep::tokens(24)}. Or by name, from a list of one's own:
+  // As a value: Compressor{Contribution{.rows = 32}, Uniform{}, TopK{}, Keep::ratio(0.04)}. Or by name, from a list of one's own:
   for (const char* name : {"last_row", "contribution"}) {
     AnyOf<LastRow, Contribution> scorer;
     if (!scorer.choose(name)) return 1;

@@ -152,7 +152,7 @@ class Runner {
     std::vector<Outputs> full;
     for (Index l = 0; l < cache_.layers(); ++l) full.push_back(attend(sequence, l));
 
-    const bool ranks = options_.scores && compressor.keep != kvpare::Keep::ratio(1);
+    const bool ranks = options_.scores && kvpare::evicts(compressor);
     std::vector<std::vector<std::vector<float>>> scores;
     for (Index l = 0; ranks && l < cache_.layers(); ++l)
       scores.push_back(cache_.scores(sequence, l, compressor).values);  // of all tokens: none has been evicted yet

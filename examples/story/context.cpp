@@ -43,7 +43,7 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
   Method method{.compressor = std::move(compressor), .block = block};
   const kvpare::AnyPrecision& precision = method.compressor.precision;
   const auto* in_form = std::get_if<kvpare::InForm>(&precision.held);
-  if (method.compressor.keep == kvpare::Keep::ratio(1))
+  if (!kvpare::evicts(method.compressor))
     method.acts = precision.held_name() == kvpare::AsAppended::name  ? Acts::never
                   : in_form != nullptr && in_form->guard > 0 ? Acts::each_block  // looks at the keys there are
                                                              : Acts::by_age;
@@ -63,7 +63,7 @@ Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method m
 /// from which codecs make their states.
 void Context::take_aging() {
   kvpare::AnyCompressor ages = method_.compressor;
-  ages.keep = kvpare::Keep::ratio(1), ages.selector.also = {};
+  ages.keep = kvpare::Keep::ratio(1), ages.selector.also = {}, ages.selector.only_positive = false;
   cache_.compress(sequence_, ages);
 }
 

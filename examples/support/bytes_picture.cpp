@@ -78,7 +78,7 @@ Saves saves_by(const std::string& policy) {
   const kvpare::AnyCompressor compressor = kvpare::make_compressor(policy);
   const kvpare::AnyPrecision& precision = compressor.precision;
   if (std::holds_alternative<kvpare::Joint>(precision.held)) return Saves::joint;
-  const bool keeps_all = compressor.keep == kvpare::Keep::ratio(1);
+  const bool keeps_all = !kvpare::evicts(compressor);
   if (std::holds_alternative<kvpare::AsAppended>(precision.held)) return keeps_all ? Saves::nothing : Saves::eviction;
   // Where the rest stays in fewer bits, nothing is evicted.
   return keeps_all || std::holds_alternative<kvpare::Mikv>(precision.held) ||

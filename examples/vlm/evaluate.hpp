@@ -16,7 +16,7 @@ struct Setting {
   std::optional<double> keep;  // share of the visual tokens; none when the policy says its own budget, or has none
   kvpare::AnyCompressor compressor;
 
-  bool keeps_all() const { return compressor.keep == kvpare::Keep::ratio(1) && !compressor.selector.only_positive; }
+  bool keeps_all() const { return !kvpare::evicts(compressor); }
 };
 
 /// The first question of the dialogues of a task.

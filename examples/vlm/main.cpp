@@ -237,7 +237,9 @@ int show_scene(const Decoder& decoder, const EvaluationSet& set, const Arguments
   for (const std::string& policy : arguments.policies) {
     kvpare::AnyCompressor compressor = compressor_of(policy);
     if (says(policy, "keep")) throw CLI::ValidationError("--policy", policy + ": --show varies the budget itself");
-    if (compressor.keep == kvpare::Keep::ratio(1)) continue;
+    if (!kvpare::evicts(compressor)) continue;
+    if (compressor.keep == kvpare::Keep::ratio(1))
+      throw CLI::ValidationError("--policy", policy + " has no budget for --show to vary");
     Survival row{policy, std::vector<std::vector<double>>(layer_count, std::vector<double>(visual_tokens, 0.0))};
     for (const double keep : keeps) {
       compressor.keep = kvpare::Keep::ratio(keep);

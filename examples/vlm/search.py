@@ -39,7 +39,6 @@ COMBINATIONS = [
     f"{WINDOW}, heads=shared, floor=0, budget=strength_skewness, recover=8)",
     # The length of values.
     f"{OURS}, pool=1, values=0.25)", f"{OURS}, pool=1, values=0.5)", f"{OURS}, pool=1)", f"{OURS}, pool=1, values=2)",
-    f"{OURS}, pool=1, values=4)",
     # Then neighbours and rows again, and how much of the budget layers may take from each other.
     f"{OURS})", f"{OURS}, pooling=avg)", f"{OURS}, pool=5)", f"{OURS}, values=1.5)", f"{OURS}, window=16)",
     f"{OURS}, window=64)", f"{OURS}, rows=all)", f"{OURS}, use=skewness)", "pare",

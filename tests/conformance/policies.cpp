@@ -134,8 +134,38 @@ TYPED_TEST(Policies, ObservationWindowScoresByValues) {
               << c.name << ", values " << values << ", head " << h << ", token " << t;
         for (Index t = c.tokens - 6; t < c.tokens; ++t)
           EXPECT_EQ(got[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)],
-                    12.0 + static_cast<double>(t - c.tokens + 6));
+                    static_cast<double>(score_of_rank(12 + t - c.tokens + 6)));
       }
+    }
+}
+
+/// The newest rank first however long the values of others are, and as a rule, not as attention: budgets do not see them.
+TYPED_TEST(Policies, RanksOfTheWindowAreNoAttention) {
+  constexpr Index tokens = 70, window = 6;
+  Prompt p = random_prompt(82, 2, tokens, 2, 2, {});
+  for (Index h = 0; h < 2; ++h) p.values[0].at(20, h, 0) = 1e6;
+  const Compressor method{ObservationWindow{.window = window, .pool = 1, .values = 2}, StrengthSkewness{}, TopK{},
+                          Keep::ratio(0.3)};
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(method, 0, tokens);
+  const auto report = fed.cache.compress(fed.id, method);
+  std::vector<double> strength, skewness;
+  for (std::size_t l = 0; l < 2; ++l) {
+    const auto votes = oracle::raised_by_values(
+        oracle::observation_window(p.queries[l], p.keys[l], settings_of(p.shape(static_cast<Index>(l))),
+                                   settings_of(method.scorer)),
+        p.values[l], 2);
+    const std::vector<double> mean = oracle::mean_of_layer(votes);
+    strength.push_back(std::accumulate(mean.begin(), mean.end(), 0.0));
+    skewness.push_back(oracle::adjusted_skewness(mean));
+  }
+  EXPECT_EQ(report.layer_budgets, oracle::strength_skewness_budgets(strength, skewness, {tokens, tokens}, 42));
+  EXPECT_NE(report.layer_budgets[0], report.layer_budgets[1]);
+  for (Index l = 0; l < 2; ++l)
+    for (Index h = 0; h < 2; ++h) {
+      const Positions kept = fed.cache.kept(fed.id, l, h);
+      for (Position newest = tokens - window; newest < tokens; ++newest)
+        EXPECT_TRUE(std::binary_search(kept.begin(), kept.end(), newest)) << "layer " << l << ", position " << newest;
     }
 }
 
@@ -393,8 +423,7 @@ std::vector<double> expected_of_head(const Prompt& p, Index layer, Index head, c
                                              .epsilon = s.epsilon,
                                              .future = s.future,
                                              .next = held.back() + 1};
-  if (shape.rope)
-    settings.rope = {shape.rope->inverse_frequencies, shape.rope->pairing == RopePairing::interleaved};
+  if (shape.rope) settings.rope = {shape.rope->inverse_frequencies, shape.rope->pairing == RopePairing::interleaved};
   const Positions& seen = used.empty() ? rows : used;
   settings.row_positions.assign(seen.begin(), seen.end());
   const auto scores = oracle::expected_attention_of_head(queries, rows_of(p.keys[at], others, head),
@@ -457,7 +486,8 @@ TYPED_TEST(Policies, ExpectedAttentionOfATurningQuery) {
       p.queries[0].at(t, 0, c) = rounded(at_position(t)[static_cast<std::size_t>(c)], DType::f32);
   FedCache<typename TestFixture::B> fed(this->be(), p);
   fed.append(0, 30);
-  const auto got = fed.scores(0, ExpectedAttention{.sinks = 0, .value_norm = false, .future = 1}, all_tokens, all_rows(p));
+  const auto got =
+      fed.scores(0, ExpectedAttention{.sinks = 0, .value_norm = false, .future = 1}, all_tokens, all_rows(p));
   std::vector<double> logits;
   for (const auto& key : rows_of(p.keys[0], all_rows(p), 0))
     logits.push_back(static_cast<double>(p.shape(0).scale) *
@@ -476,9 +506,8 @@ TYPED_TEST(Policies, ExpectedAttentionOfTheFutureNeedsARope) {
     FedCache<typename TestFixture::B> fed(this->be(), p);
     fed.append(0, 30);
     const Index before = fed.cache.stats(fed.id).observation_bytes;
-    const std::string said = error_of([&] {
-      fed.cache.observe(fed.id, 1, method, fed.queries(1, 0, 10), fed.positions(0, 10), false);
-    });
+    const std::string said =
+        error_of([&] { fed.cache.observe(fed.id, 1, method, fed.queries(1, 0, 10), fed.positions(0, 10), false); });
     EXPECT_EQ(fed.cache.stats(fed.id).observation_bytes == before, said != "no error");
     return said;
   };

@@ -68,6 +68,7 @@ void check(const C& compressor) {
             "budget ", policy_name(compressor.budget), " follows how dense the layers' attention is, which scorer ",
             policy_name(compressor.scorer), " does not measure; post_vision does");
   bool asked = false, has_one = false;
+  const TopK& selector = compressor.selector;
   const auto look = [&](const auto& part) {
     if (asks_reference(part)) asked = true, has_one = has_one || has_reference(part);
   };
@@ -75,7 +76,12 @@ void check(const C& compressor) {
   require(!asked || has_one,
           "mode = reference: with these settings no published code goes another way, must be paper; it "
           "does in csp, with budget = pyramid, density or prefix, with heads = shared and with represent > 0");
-  if (compressor.selector.granularity == Granularity::page)
+  require(!asked || !selector.splits(),
+          "mode = reference does as released code, which knows one budget; each and also must be none");
+  require(!asked || selector.mode == Mode::reference || selector.recent_share == 0,
+          "mode = reference in a budget or scorer, but the selector, which gives a recent_share to the newest, is in mode = "
+          "paper; both must be in one");
+  if (selector.granularity == Granularity::page)
     require(!with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); }), "granularity = page with ",
             policy_name(compressor.scorer),
             " in mode = reference, whose scores say from which budget on a token stays: pages have no mean of that");

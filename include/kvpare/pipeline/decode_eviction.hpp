@@ -37,6 +37,7 @@ bool acts_at_decode(const C& method) {
   return (reads.cache_only() || reads.attention) &&
          !needs_of(method.budget).any() &&
          method.selector.heads != SelectHeads::shared && !method.selector.refines() && !method.selector.splits() &&
+         (method.selector.mode == Mode::paper || method.selector.recent_share == 0) &&
          (method.keep.unit == Keep::Unit::ratio ||
           (method.keep.unit == Keep::Unit::tokens && !detail::follows_compress(method)));
 }
@@ -78,7 +79,10 @@ void require_acts_at_decode(const C& method) {
   require(method.selector.heads != SelectHeads::shared,
           "decode: heads = shared splits a budget over the heads at compress only, must be kv or layer");
   require(!method.selector.refines(),
-          "decode: chunk, represent, recover, merge and granularity = page are for what a whole prompt has, at compress only");
+          "decode: chunk, represent, recover, merge and granularity = page are for what a whole prompt has, at compress "
+          "only");
+  require(method.selector.mode == Mode::paper || method.selector.recent_share == 0,
+          "decode: mode = reference takes recent_share of all layers' budgets, at compress only; must be paper");
   require(!method.selector.splits(),
           "decode: each and also give groups of tokens budgets of their own at compress only, must be none");
   require(method.keep.unit == Keep::Unit::ratio || !follows_compress(method), "decode: keep is in tokens, must be a ratio: ",

@@ -77,7 +77,7 @@ struct CompressReport {
   Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
   Index rows_moved = 0;
   Index tokens_merged = 0;    // that became part of others, over all layers and kv heads
-  Index tokens_not_merged = 0;  // that should have, but found coded rows, or no page to copy a shared one to
+  Index tokens_not_merged = 0;  // that should have, but, all or in part, found coded rows, or no page to copy a shared one to
   std::vector<std::string> notes = {};  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
@@ -308,7 +308,8 @@ class KvCache {
                  shape(layer).key_dim);
     kvpare::check(compressor);
     detail::require_reads_no_features(compressor);
-    with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, shape(layer), layer); });
+    if (takes_part(layer, compressor.selector))
+      with_policy(compressor.scorer, [&](const auto& scorer) { check_layer_of(scorer, shape(layer), layer); });
     Layer& at = s.layers[static_cast<std::size_t>(layer)];
     require(!at.empty() || positions.empty(), "observe: layer ", layer, " holds no tokens yet, got ", positions.size(),
             " rows; append first");

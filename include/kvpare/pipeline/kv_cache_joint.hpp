@@ -86,7 +86,10 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   require(compressor.keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
           ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
   require(!compressor.selector.refines() && !compressor.selector.only_positive, "plan: ", precision.said,
-          " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go with it");
+          " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go "
+          "with it");
+  require(compressor.selector.mode == Mode::paper, "plan: ", precision.said,
+          " is of no published code; mode = reference does not go with it");
   require(!compressor.selector.splits(), "plan: ", precision.said,
           " meets one budget in bytes; each and also, which give groups of tokens budgets of their own, do not go with it");
   constexpr Index sampled_pages = 4;
@@ -177,7 +180,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     Index before = 0;
     for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
       const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
-      const detail::PlanRow row = 
+      const detail::PlanRow row =
           detail::plan_row(layer, everything, detail::open_columns(layer, h), compressor.selector);
       const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
       const std::size_t first = held.size();
@@ -210,8 +213,9 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
           const Index column =
               w.columns.aligned ? at_slot
                                 : Index{w.columns.of_slot[static_cast<std::size_t>(h)][static_cast<std::size_t>(at_slot)]};
-          const float score = w.scores[static_cast<std::size_t>(h * w.scored_columns + column)];
+          float score = w.scores[static_cast<std::size_t>(h * w.scored_columns + column)];
           plan.nan_scores += score != score;
+          if (ranks_first(score)) score /= first_rank;  // the rank is more than any attention to it could be
           const double weight = score > 0 ? static_cast<double>(score) : 0.0;
           sum += weight;
           order.push_back({weight, into, {e, slot}});

@@ -253,6 +253,10 @@ void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Inde
     for (const Position p : m.into)
       require(is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p,
               " absorbs others but does not stay");
+    std::vector<Position> once = m.from;
+    std::ranges::sort(once);
+    require(std::ranges::adjacent_find(once) == once.end(), "commit: layer ", layer, " head ", h,
+            ": a token is merged from twice, must be once");
     for (const Position p : m.from)
       require(is_in(live, p) && !is_in(stays, p), "commit: layer ", layer, " head ", h, ": position ", p,
               " is merged but is no token that goes");

@@ -113,34 +113,56 @@ struct ShareHeads {
   const Index* candidate_count;  // [rows]
   double floor;
   Mode mode;
-  Index window;  // with mode = reference: so many of a head rank first
+  const Index* first;  // [rows] with mode = reference: candidates that rank first
   double* wish;  // [rows]
   Index* k;      // [rows] even budgets before, shared ones after
   KVPARE_HD void operator()(Index part) const {
-    const Index first = first_row[part];
+    const Index begin = first_row[part];
     Index total = 0;
-    for (Index r = first; r < first + heads[part]; ++r) {
+    for (Index r = begin; r < begin + heads[part]; ++r) {
       Index count = 0;
       for (Index w = hits_at[r]; w < hits_at[r + 1]; ++w)
         for (std::uint64_t left = hits[w]; left != 0; left &= left - 1) ++count;
       if (mode == Mode::reference) {
-        k[r] = as_released(count, k[r], candidate_count[r]);
+        k[r] = as_released(first[r], count, k[r], candidate_count[r]);
         continue;
       }
       wish[r] = product(static_cast<double>(count), 1 - floor) + product(static_cast<double>(k[r]), floor);
       total += k[r];
     }
-    if (mode == Mode::paper) apportion(wish + first, candidate_count + first, heads[part], total, 0, k + first);
+    if (mode == Mode::paper) apportion(wish + begin, candidate_count + begin, heads[part], total, 0, k + begin);
   }
-  KVPARE_HD Index as_released(Index count, Index even, Index candidates) const {
+  KVPARE_HD Index as_released(Index ranked, Index count, Index even, Index candidates) const {
     if (even >= candidates) return candidates;
-    const Index own = window < even ? window : even, older = count > own ? count - own : 0;
+    const Index own = ranked < even ? ranked : even, older = count > own ? count - own : 0;
     const double reserved = static_cast<double>(static_cast<Index>(product(static_cast<double>(even - own), floor)));
     const double x = product(static_cast<double>(older), 1 - floor) + reserved;
     const Index below = static_cast<Index>(x);
     const double rest = x - static_cast<double>(below);
     const Index share = own + below + (rest > 0.5 || (rest == 0.5 && below % 2 != 0));
     return share < candidates ? share : candidates;
+  }
+};
+
+/// What budgets see of scores: not those that rank first by a rule.
+struct LeaveOutRanks {
+  const float* scores;
+  float* out;
+  KVPARE_HD void operator()(Index column) const {
+    out[column] = ranks_first(scores[column]) ? std::numeric_limits<float>::quiet_NaN() : scores[column];
+  }
+};
+
+/// How many candidates of a row rank first by a rule.
+struct CountRanks {
+  const float* scores;
+  const std::uint64_t* candidates;
+  Index columns, word_tokens;
+  Index* count;
+  KVPARE_HD void operator()(Index) const {
+    Index n = 0;
+    for (Index c = 0; c < columns; ++c) n += has_column(candidates, c, word_tokens) && ranks_first(scores[c]);
+    *count = n;
   }
 };
 
@@ -387,9 +409,8 @@ inline Index total_of(const Keep& keep, std::size_t group, std::span<const Score
 
 /// Ada-KV: the heads of a part draw on one budget, each as much as it has of the part's best, and no less than a floor.
 template <Backend B>
-void share_heads(B& be, const TopK& selector, Index window, std::span<const ScoredLayer> layers,
-                 const std::vector<PlanPart>& parts, const std::vector<PlanRow>& rows, const std::vector<Index>& words_at,
-                 Index* k) {
+void share_heads(B& be, const TopK& selector, std::span<const ScoredLayer> layers, const std::vector<PlanPart>& parts,
+                 const std::vector<PlanRow>& rows, const std::vector<Index>& words_at, Index* k) {
   const Index n = std::ssize(parts), row_count = std::ssize(rows);
   std::vector<Index> first_row, heads, counts;
   std::vector<std::uint64_t> candidates;
@@ -417,9 +438,17 @@ void share_heads(B& be, const TopK& selector, Index window, std::span<const Scor
                     totals.data() + static_cast<Index>(tops.size()), hits.data() + begin, nullptr,
                     rows_of_heads.back().size(), layer.columns->word_tokens});
   }
+  const Buffer<B, Index> ranks(be, selector.mode == Mode::reference ? row_count : 0);
+  for (std::size_t p = 0; p < parts.size() && ranks.size() > 0; ++p) {
+    const ScoredLayer& layer = layers[parts[p].layer];
+    for (std::size_t h = 0; h < parts[p].rows; ++h)
+      be.each(1, CountRanks{layer.scores + static_cast<Index>(h) * layer.scored_columns + parts[p].before(layer),
+                            up_for_choice.data() + words_at[parts[p].first_row + h], parts[p].scored(layer),
+                            layer.columns->word_tokens, ranks.data() + static_cast<Index>(parts[p].first_row + h)});
+  }
   be.select_top(tops);
   be.each(n, ShareHeads{first.data(), head_counts.data(), hits.data(), at.data(), candidate_counts.data(),
-                        selector.floor, selector.mode, window, wishes.data(), k});
+                        selector.floor, selector.mode, ranks.data(), wishes.data(), k});
 }
 
 /// Of each part the running sums of its scores, best first.
@@ -526,6 +555,11 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   for (const PlanRow& row : rows) candidate_bits.emplace_back(be, std::span<const std::uint64_t>(row.candidates));
   if (needs.summary || needs.curve) {
     std::vector<Buffer<B, std::uint64_t>> unions;
+    std::vector<Buffer<B, float>> seen;
+    for (const Buffer<B, float>& mean : means) {
+      seen.emplace_back(be, mean.size());
+      be.each(mean.size(), detail::LeaveOutRanks{mean.data(), seen.back().data()});
+    }
     const auto of_any_head = [&](std::vector<std::uint64_t> PlanRow::*tokens) {
       std::vector<MaskedRow> masked;
       for (const PlanPart& part : parts) {
@@ -534,7 +568,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
         for (std::size_t r = part.first_row; r < part.first_row + part.rows; ++r)
           for (std::size_t w = 0; w < any.size(); ++w) any[w] |= (rows[r].*tokens)[w];
         unions.emplace_back(be, std::span<const std::uint64_t>(any));
-        masked.push_back({means[part.layer].data() + part.before(layer), unions.back().data(), part.scored(layer),
+        masked.push_back({seen[part.layer].data() + part.before(layer), unions.back().data(), part.scored(layer),
                           layer.columns->word_tokens});
       }
       return masked;
@@ -554,7 +588,8 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
 
   // Budgets.
   const Buffer<B, Index> available_units(be, available), available_in_tokens(be, available_tokens),
-      stay_counts(be, stays), group_totals(be, totals), group_quanta(be, quanta), part_map(be, part_of), reserved_counts(be, reserved);
+      stay_counts(be, stays), group_totals(be, totals), group_quanta(be, quanta), part_map(be, part_of),
+      reserved_counts(be, reserved);
   const Buffer<B, LayerSummary> summaries(be, part_count);
   const Buffer<B, double> wishes(be, part_count);
   const Buffer<B, Index> keep(be, part_count), k(be, row_count), nan_counts(be, row_count);
@@ -572,10 +607,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   for (std::size_t r = 0; r < rows.size(); ++r)
     chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
   if (selector.heads == SelectHeads::shared && !together)
-    detail::share_heads(be, selector,
-                        with_policy(compressor.scorer,
-                                    [&](const auto& s) { return std::max<Index>(0, ranked_first(s) - selector.last); }),
-                        layers, parts, rows, chosen_at, k.data());
+    detail::share_heads(be, selector, layers, parts, rows, chosen_at, k.data());
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());

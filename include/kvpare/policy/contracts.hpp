@@ -16,7 +16,6 @@
 // |                                         |         | call: KVPARE_HD, no memory but n doubles of scratch          |
 // | `a.check_layers(n)`                     | –       | optional: throws where it does not go with so many layers    |
 // | `A::follows_compress`                   | `bool`  | where true, decode takes the ratio that compress left        |
-// | `s.ranks_first()`                       | `Index` | optional: so many of the newest tokens outrank all others    |
 // | `s.scores_budgets()`                    | `bool`  | optional: a score is minus the budget from which on a token  |
 // |                                         |         | stays; below that it goes even where there is room           |
 // | **any** `p.mode`, `p.has_reference()`   | `Mode`, `bool` | optional: goes the way of published code; does it    |
@@ -127,14 +126,12 @@ bool has_reference(const P& part) {
     return false;
 }
 
-/// So many of the newest tokens outrank all others.
-template <class S>
-Index ranked_first(const S& scorer) {
-  if constexpr (requires { scorer.ranks_first(); })
-    return scorer.ranks_first();
-  else
-    return 0;
-}
+/// The score of a token that outranks all others by a rule (SnapKV's window), whatever it is attended to; the higher `rank`,
+/// which is at least 1, the sooner. Budgets leave such scores out of what they see. The rank is score / first_rank.
+inline constexpr float first_rank = 0x1p60f;
+constexpr KVPARE_HD float score_of_rank(Index rank) { return first_rank * static_cast<float>(rank); }
+/// Is it such a score, or a mean over kv heads of some? Others stay below 2^44.
+constexpr KVPARE_HD bool ranks_first(float score) { return score >= 0x1p44f; }
 
 /// Are a scorer's scores budgets, with the minus sign?
 template <class S>

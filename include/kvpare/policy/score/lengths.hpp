@@ -20,7 +20,7 @@ struct WriteLength {
   }
 };
 
-/// `Length::of` of every token's sum of squares, 0 where a head holds no such token. Reads keys or values once.
+/// `Length::of` of every token's sum of squares; what other columns have means nothing. Reads keys or values once.
 template <class Length, Backend B>
 void write_lengths(B& be, Side side, const Observation<B>& seen, Scores out) {
   fill(be, out.data, out.heads * out.columns, 0.0f);

@@ -18,9 +18,9 @@ inline constexpr std::string_view choices(Pooling*) { return "avg|max"; }
 ///          score = pooled vote: average (divided by `pool` at the borders too) or maximum over `pool` neighbours,
 ///          zero beyond the candidates; the window's own tokens rank first, newest first, and do not vote. Neighbours are
 ///          tokens that the head still holds, wherever their pages put them. With values = a a pooled vote counts
-///          exp(a z) times: z = (ln ||v|| - mean) / deviation over the candidates that the head holds (1 where all are as
-///          long as each other; a length of 0 counts as 1e-15), so that what an attended token adds to the output counts,
-///          not that it is attended to alone
+///          exp(a z) times: z = (ln ||v|| - mean) / deviation over the candidates that the head holds, so that what an
+///          attended token adds to the output counts, not that it is attended to alone. A length of 0 counts as 1e-15, a
+///          deviation as at least 0.001 (lengths that rounding alone tells apart), a z as at most 8 either way
 /// Shapes   the window's queries [window, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
 /// Ties     none made here; a NaN logit makes its row, and so every vote, NaN; a NaN value the score of its token
 /// Cost     `window` rows over all keys, and with `values` all values once; scratch that of `attention_mass` and one more row
@@ -37,7 +37,7 @@ struct ObservationWindow {
   Index pool = 5;     // neighbours joined, odd; 1 = none
   Pooling pooling = Pooling::avg;
   ClassSet rows = all_tokens;  // only rows of these classes count
-  double values = 0;           // how much the length of a token's value counts
+  double values = 0;           // a: how much the length of a token's value counts
 
   static constexpr auto fields() {
     return std::tuple{Field<ObservationWindow, Index>{"window", &ObservationWindow::window, 1, 1 << 20,
@@ -46,12 +46,11 @@ struct ObservationWindow {
                                                       "neighbouring tokens joined, odd; 1 = none"},
                       Choice{"pooling", &ObservationWindow::pooling, "how neighbours are joined"},
                       Choice{"rows", &ObservationWindow::rows, "classes whose query rows count"},
-                      Field<ObservationWindow, double>{"values", &ObservationWindow::values, 0.0, 16.0,
+                      Field<ObservationWindow, double>{"values", &ObservationWindow::values, 0.0, 2.0,
                                                        "how much the length of a token's value counts"}};
   }
   void check() const { require(pool % 2 == 1, name, ".pool = ", pool, ", must be odd"); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::last, .count = window, .of = rows}; }
-  constexpr Index ranks_first() const { return window; }
   friend bool operator==(const ObservationWindow&, const ObservationWindow&) = default;
 };
 
@@ -103,9 +102,10 @@ struct RaiseByLength {
   float* out;
   KVPARE_HD void operator()(Index i) const {
     const RowSummary& all = summaries[i / columns];
-    if (own[i % columns] > 0 || !(all.moment2 > 0)) return;
+    if (own[i % columns] > 0 || all.count == 0) return;
     const double deviation = std::sqrt(all.moment2 / static_cast<double>(all.count));
-    const double z = (static_cast<double>(log_lengths[i]) - all.mean) / deviation;
+    double z = (static_cast<double>(log_lengths[i]) - all.mean) / (deviation > 1e-3 ? deviation : 1e-3);
+    z = z > 8 ? 8 : z < -8 ? -8 : z;
     out[i] = static_cast<float>(static_cast<double>(out[i]) * std::exp(values * z));
   }
 };
@@ -126,11 +126,11 @@ void score(B& be, const ObservationWindow& policy, const Observation<B>& seen, S
   mass.out = votes.data();
   be.attention_mass(mass);
 
-  // The window's tokens rank above all votes: 2 and more, the newest highest.
+  // The window's tokens rank above all votes, the newest highest.
   std::vector<float> own(static_cast<std::size_t>(n), 0.0f);
   for (Index r = 0; r < seen.rows(); ++r)
     own[static_cast<std::size_t>(seen.row_columns[static_cast<std::size_t>(r)])] =
-        2.0f * static_cast<float>(seen.rows()) + static_cast<float>(r);
+        score_of_rank(2 * seen.rows() + r);
   std::vector<std::uint64_t> voters, held;
   const std::vector<std::uint64_t> candidates = columns.of_class(seen.among);
   for (Index h = 0; h < heads; ++h)

@@ -71,7 +71,7 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          score_i / mean score of those m, at least 0 and at most 1: where scores are attention, all of what i would have
 ///          given the output is then expected of them. Keys stay (a coded append form codes them again). Scores are the
 ///          kv head's own, whoever chooses; below 0 they count as 0, and with a NaN among them nothing is added. Of pages
-///          and coded rows as with nearest. CaM (Zhang et al., ICML 2024). There a token goes at every decode
+///          and coded rows as with nearest, but a token counts as not merged where any of its parts found no place. CaM (Zhang et al., ICML 2024). There a token goes at every decode
 ///          step and joins the m that follow then; here all go at once, at compress. Released code divides by the largest or
 ///          the mean attention of sinks and newest tokens instead, and by m where fewer follow
 /// Pages    with granularity = page, pages stay or go whole, so that no row is copied and every page that goes is free (unless
@@ -92,12 +92,13 @@ inline constexpr std::string_view choices(Each*) { return "none|class|image"; }
 ///          it, it is shared out over the layers by the group's own scores (a density is of the layer's whole attention),
 ///          first, last, recent_share, chunk, represent, recover and only_positive count its tokens alone, heads share the
 ///          group's budget, and what goes merges into the nearest of its group (merge = values and mode = reference go with
-///          one group only); pages and bytes round down for each. skip_layers is for all. An image
-///          is what TagSpans of one class and number cover; without a number each span is one. Text that no span covers is
-///          one group. A page that has tokens of two groups is not whole in either, and stays. Scores are made once for all groups, and a scorer that looks at some classes only
-///          (elite_window, transport: visual) gives the others none: of these the oldest stay, after the recent_share
+///          one group only); pages and bytes round down for each. skip_layers is for all. An image is what TagSpans of one
+///          class and number cover; without a number each span is one. Text that no span covers is one group. A page that
+///          has tokens of two groups is not whole in either, and stays. Scores are made once for all groups, and a scorer
+///          that looks at some classes only (elite_window, transport: visual) gives the others none: of these the oldest
+///          stay, after the recent_share
 /// Mode     reference, where released code goes its own way:
-///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the tokens that the
+///          shared      B_h = w + round((c_h - w) (1 - floor) + trunc((B - w) floor)), halves to even, w the candidates that the
 ///                      scorer ranks first (SnapKV's window), all of a head at most: Ada-KV's code. A layer's sum may be
 ///                      missed by half a token per head either way, and by what trunc takes
 ///          represent   the i-th of b among n is the i floor(n / b)-th, so that the far end is seldom reached: OpenVINO's
@@ -173,13 +174,11 @@ struct TopK {
             ": merge_keys = unrotated is for merge = nearest, which averages keys");
     require(merge != MergeInto::values || !splits(), name,
             ": merge = values spreads a value over the tokens that follow, of whatever group; each and also must be none");
-    require(mode == Mode::paper || !splits(), name,
-            ": mode = reference does as released code, which knows one budget; each and also must be none");
     if (granularity == Granularity::page) {
       require(chunk == 1, name, ".chunk = ", chunk, " does not go with granularity = page, must be 1");
       require(recover == 0, name, ".recover = ", recover, " takes single tokens, with granularity = page it must be 0");
       require(merge == MergeInto::none, name,
-              ".merge = nearest writes to pages that granularity = page leaves as they are, must be none");
+              ".merge writes to pages that granularity = page leaves as they are, must be none");
     }
     ClassSet taken = among;
     for (const ClassKeep& part : also) {

@@ -246,6 +246,7 @@ class CheckedCache {
     const TensorBuffer<B> q(be, in.queries, DType::f32);
     const TensorBuffer<B> out(be, oracle::Array3(n, s.q_heads, s.value_dim, -1), DType::f32);
     const Counted before = counted(id);
+    const SequenceStats stats_before = cache.stats(id);
     const PoolStats pool_before = cache.pool().stats();
     EvictReport report;
     const std::string refusal = error_of([&] {
@@ -273,6 +274,11 @@ class CheckedCache {
     if constexpr (mixed) {
       const Index changed = settle(id, layer, 0, true);
       EXPECT_EQ(report.demoted, changed);
+    }
+    if (report.demoted == 0) {
+      const SequenceStats after = cache.stats(id);
+      EXPECT_EQ(report.pages_freed + report.pages_shared, stats_before.pages - after.pages);
+      EXPECT_EQ(report.bytes_freed + report.bytes_shared, stats_before.page_bytes - after.page_bytes);
     }
     if (alone && report.demoted == 0) {
       const PoolStats pool_after = cache.pool().stats();

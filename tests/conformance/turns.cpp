@@ -4,7 +4,6 @@
 
 #include <kvpare/runtime/make_compressor.hpp>
 
-#include "oracle/attend.hpp"
 #include "oracle/token_groups.hpp"
 #include "support/prompt_cases.hpp"
 #include "support/scripted_scorer.hpp"
@@ -260,40 +259,6 @@ Prompt two_turns(std::uint64_t seed) {
 }
 constexpr Index first_turn = 60;
 
-/// Attention of a row after all over what is kept, by the textbook.
-template <Backend B>
-void attends_to_what_is_kept(FedCache<B>& fed, B& be, const Prompt& p, const std::string& what) {
-  const Index last = p.tokens() - 1;
-  for (Index l = 0; l < p.layers(); ++l) {
-    const auto at = static_cast<std::size_t>(l);
-    oracle::AttendInput in{.queries = oracle::Array3(1, 4, 16),
-                           .positions = {last},
-                           .heads = {},
-                           .value_width = 16,
-                           .how = settings_of(p.shape(l)),
-                           .sink = {}};
-    for (Index h = 0; h < 4; ++h)
-      for (Index c = 0; c < 16; ++c) in.queries.at(0, h, c) = p.queries[at].at(last, h, c);
-    for (Index h = 0; h < 2; ++h) {
-      auto& head = in.heads.emplace_back();
-      for (const Position t : fed.cache.kept(fed.id, l, h)) {
-        head.push_back({t, {}, {}});
-        for (Index c = 0; c < 16; ++c)
-          head.back().key.push_back(p.keys[at].at(t, h, c)), head.back().value.push_back(p.values[at].at(t, h, c));
-      }
-    }
-    const auto wanted = oracle::attend(in);
-    const TensorBuffer<B> out(be, oracle::Array3(1, 4, 16), DType::f32);
-    const Position row[] = {static_cast<Position>(last)};
-    fed.cache.attend(
-        l, {{.sequence = fed.id, .queries = fed.queries(l, last, 1), .positions = row, .out = out.writable()}});
-    const auto got = out.download();
-    for (std::size_t i = 0; i < got.values.size(); ++i)
-      EXPECT_TRUE(close(got.values[i], wanted.out.values[i], tolerance(Operation::probability)))
-          << what << ", layer " << l << ", number " << i;
-  }
-}
-
 TYPED_TEST(Turns, EveryMethodKeepsTheSharesOfAllImages) {
   const std::vector<std::string> names = is_small<TypeParam>()
                                              ? std::vector<std::string>{"air_cache", "ada_kv(window=4)", "h2o"}
@@ -353,7 +318,7 @@ TYPED_TEST(Turns, EveryMethodKeepsTheSharesOfAllImages) {
         }
       after_first = kept;
     }
-    if (method.selector.merge == MergeInto::none) attends_to_what_is_kept(fed, this->be(), p, name);
+    if (method.selector.merge == MergeInto::none) attends_to_what_is_kept(this->be(), fed, p, name);
     const Kept all = kept_in(fed, p);  // nothing is compressed again
     if (!method.scorer.reads().cache_only() && !method.scorer.reads().streams) continue;
     fed.cache.compress(fed.id, method);

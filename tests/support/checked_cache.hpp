@@ -221,6 +221,10 @@ class CheckedCache {
       EXPECT_EQ(after.observation_bytes, 0);
     }
     if constexpr (mixed) settle_commit(plan, report, tiers);
+    if (report.tokens_changed == 0 && report.tokens_merged == 0) {  // else pages were taken as well
+      EXPECT_EQ(report.pages_freed + report.pages_shared, report.pages_before - report.pages_after);
+      EXPECT_EQ(report.bytes_freed + report.bytes_shared, report.page_bytes_before - report.page_bytes_after);
+    }
     if (alone && report.tokens_changed == 0 && report.tokens_merged == 0) {
       const PoolStats pool_after = cache.pool().stats();
       EXPECT_EQ(report.pages_freed, pool_before.pages_in_use - pool_after.pages_in_use);
@@ -242,6 +246,7 @@ class CheckedCache {
     const TensorBuffer<B> q(be, in.queries, DType::f32);
     const TensorBuffer<B> out(be, oracle::Array3(n, s.q_heads, s.value_dim, -1), DType::f32);
     const Counted before = counted(id);
+    const SequenceStats stats_before = cache.stats(id);
     const PoolStats pool_before = cache.pool().stats();
     EvictReport report;
     const std::string refusal = error_of([&] {
@@ -269,6 +274,11 @@ class CheckedCache {
     if constexpr (mixed) {
       const Index changed = settle(id, layer, 0, true);
       EXPECT_EQ(report.demoted, changed);
+    }
+    if (report.demoted == 0) {
+      const SequenceStats after = cache.stats(id);
+      EXPECT_EQ(report.pages_freed + report.pages_shared, stats_before.pages - after.pages);
+      EXPECT_EQ(report.bytes_freed + report.bytes_shared, stats_before.page_bytes - after.page_bytes);
     }
     if (alone && report.demoted == 0) {
       const PoolStats pool_after = cache.pool().stats();

@@ -5,9 +5,10 @@
 
 #include <kvpare/pipeline/recipes.hpp>
 
-#include "oracle/causal_attention.hpp"
+#include "oracle/attend.hpp"
 #include "oracle/strength_skewness.hpp"
 #include "prompt.hpp"
+#include "tolerance.hpp"
 #include "walled_backend.hpp"
 
 namespace kvpare::test {
@@ -79,6 +80,48 @@ Kept kept_in(const FedCache<B>& fed, const Prompt& p) {
     for (Index h = 0; h < p.shape(l).kv_heads; ++h) heads.push_back(fed.cache.kept(fed.id, l, h));
   }
   return kept;
+}
+
+/// What one row, which needs not be in the cache, reads in a layer: [1, q_heads, value_dim].
+template <Backend B>
+oracle::Array3 attended_by(B& be, FedCache<B>& fed, const Prompt& p, Index layer, Index row) {
+  const TensorBuffer<B> out(be, oracle::Array3(1, p.shape(layer).q_heads, p.shape(layer).value_dim), DType::f32);
+  const Position at[] = {static_cast<Position>(row)};
+  fed.cache.attend(
+      layer,
+      {{.sequence = fed.id, .queries = fed.queries(layer, row, 1), .positions = at, .out = out.writable()}});
+  return out.download();
+}
+
+/// Attention of the prompt's last row over what is kept is the textbook's, on the prompt's own keys and values.
+template <Backend B>
+void attends_to_what_is_kept(B& be, FedCache<B>& fed, const Prompt& p, const std::string& what) {
+  const Index last = p.tokens() - 1;
+  for (Index l = 0; l < p.layers(); ++l) {
+    const auto at = static_cast<std::size_t>(l);
+    const auto row_of = [](const oracle::Array3& a, Index token, Index head) {
+      const auto begin = a.values.begin() + (token * a.b + head) * a.c;
+      return std::vector<double>(begin, begin + a.c);
+    };
+    const LayerShape& s = p.shape(l);
+    oracle::AttendInput in{.queries = oracle::Array3(1, s.q_heads, s.key_dim),
+                           .positions = {last},
+                           .heads = {},
+                           .value_width = s.value_dim,
+                           .how = settings_of(s),
+                           .sink = {}};
+    for (Index h = 0; h < s.q_heads; ++h)
+      for (Index c = 0; c < s.key_dim; ++c) in.queries.at(0, h, c) = p.queries[at].at(last, h, c);
+    for (Index h = 0; h < s.kv_heads; ++h) {
+      auto& head = in.heads.emplace_back();
+      for (const Position t : fed.cache.kept(fed.id, l, h))
+        head.push_back({t, row_of(p.keys[at], t, h), row_of(p.values[at], t, h)});
+    }
+    const oracle::Array3 wanted = oracle::attend(in).out, got = attended_by(be, fed, p, l, last);
+    for (std::size_t i = 0; i < got.values.size(); ++i)
+      EXPECT_TRUE(close(got.values[i], wanted.values[i], tolerance(Operation::attended)))
+          << what << ", layer " << l << ", number " << i;
+  }
 }
 
 /// One shot and in chunks, the survivors are the textbook's: `wanted_kept(prompt, method)`.

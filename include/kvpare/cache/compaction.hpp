@@ -31,6 +31,9 @@ enum class Joining : std::uint8_t { sparse, dense, none };
 
 namespace detail {
 
+/// Is a page worth packing: does less than 3/4 of its slots live?
+constexpr bool is_sparse(std::uint64_t live, Index page_tokens) { return std::popcount(live) * 4 < page_tokens * 3; }
+
 /// Most pages a list of `live` tokens may use after compaction, before everything movable is joined: 4/3 of the dense
 /// number, and one.
 constexpr Index most_pages(Index live, Index page_tokens) { return ceil_div(live * 4, 3 * page_tokens) + 1; }
@@ -131,7 +134,7 @@ CompactedList compact_list(const HeadPages& list, std::span<const std::uint64_t>
     const auto packs = [&](std::size_t e) {
       const Entry& entry = entries[e];
       return how != Joining::none && list.formats[entry.format].rows_move &&
-             (how == Joining::dense || std::popcount(live[e]) * 4 < list.page_tokens * 3) && is_private(entry.page);
+             (how == Joining::dense || detail::is_sparse(live[e], list.page_tokens)) && is_private(entry.page);
     };
     for (std::size_t e = 0; e < live.size();) {
       if (!packs(e)) {

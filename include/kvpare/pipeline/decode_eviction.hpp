@@ -13,9 +13,10 @@ namespace kvpare {
 struct EvictReport {
   Index evicted = 0;
   Index demoted = 0;  // took the form of the rest instead
-  Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
-  Index rows_moved = 0;                    // by packing sparse pages
-  Index nan_scores = 0;                    // candidates whose score was NaN; they go first
+  Index pages_freed = 0, bytes_freed = 0;    // really back in the pool
+  Index pages_shared = 0, bytes_shared = 0;  // given up but not free: other sequences hold them
+  Index rows_moved = 0;                      // by packing sparse pages
+  Index nan_scores = 0;                      // candidates whose score was NaN; they go first
 };
 
 namespace detail {

@@ -74,7 +74,9 @@ struct CompressReport {
   Index tokens_before = 0, tokens_after = 0;  // live, over all layers and kv heads
   Index pages_before = 0, pages_after = 0;
   Index page_bytes_before = 0, page_bytes_after = 0;
-  Index pages_freed = 0, bytes_freed = 0;  // really back in the pool: pages that others share are not
+  Index pages_freed = 0, bytes_freed = 0;  // really back in the pool
+  Index pages_shared = 0, bytes_shared = 0;  // given up but not free: other sequences hold them
+  Index pages_unpacked = 0;  // left with less than 3/4 of their slots live, since other sequences hold them
   Index rows_moved = 0;
   Index tokens_merged = 0;    // that became part of others, over all layers and kv heads
   Index tokens_not_merged = 0;  // that should have, but, all or in part, found coded rows, or no page to copy a shared one to
@@ -456,6 +458,8 @@ class KvCache {
     for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
     age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
+    for (Index l = 0; l < layers() && !plan.in_place; ++l)
+      if (plan.layers[static_cast<std::size_t>(l)].touched) report.pages_unpacked += unpacked(s, l);
     return report;
   }
 
@@ -835,13 +839,15 @@ class KvCache {
     for (Merging& m : merging) m.write();
   }
 
-  /// Pages that a list no longer needs; what really comes back to the pool is counted.
+  /// Pages that a list no longer needs; what really comes back to the pool is counted, and what others still hold.
   template <class Report>
   void give_back(Index layer, std::span<const Entry> pages, Report& report) {
     for (const Entry& e : pages) {
-      if (!pool_->release(e.page)) continue;
-      ++report.pages_freed;
-      report.bytes_freed += pool_->page_bytes(size_class(layer, e.format));
+      const Index bytes = pool_->page_bytes(size_class(layer, e.format));
+      if (pool_->release(e.page))
+        ++report.pages_freed, report.bytes_freed += bytes;
+      else
+        ++report.pages_shared, report.bytes_shared += bytes;
     }
   }
 
@@ -989,6 +995,16 @@ class KvCache {
       for (const Head& head : s.layers[static_cast<std::size_t>(l)].heads)
         for (const Entry& e : head.entries)
           tokens += std::popcount(e.live), ++pages, bytes += pool_->page_bytes(size_class(l, e.format));
+  }
+
+  /// Pages of a layer that would have been packed if nobody else held them.
+  Index unpacked(const Sequence& s, Index layer) const {
+    Index pages = 0;
+    for (const Head& head : s.layers[static_cast<std::size_t>(layer)].heads)
+      for (const Entry& e : head.entries)
+        pages += geometry_[static_cast<std::size_t>(layer)][e.format].rows_move &&
+                 detail::is_sparse(e.live, page_tokens_) && pool_->references(e.page) > 1;
+    return pages;
   }
 
   static Model checked(Model model) {

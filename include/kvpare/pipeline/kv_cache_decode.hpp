@@ -181,6 +181,7 @@ void KvCache<B, Listed>::demote(Index layer, std::vector<DecodeStep>& steps, std
     pack(*step.sequence, layer, formed);
     report.demoted += formed.tokens_changed;
     report.pages_freed += formed.pages_freed, report.bytes_freed += formed.bytes_freed;
+    report.pages_shared += formed.pages_shared, report.bytes_shared += formed.bytes_shared;
     report.rows_moved += formed.rows_moved;
   }
 }

@@ -398,7 +398,7 @@ TEST(WholePagesOnly, WhatDoesNotGoTogetherIsRefused) {
       << said({.chunk = 4});
   EXPECT_NE(said({.recover = 3}).find("top_k.recover = 3 takes single tokens"), std::string::npos)
       << said({.recover = 3});
-  EXPECT_NE(said({.merge = MergeInto::nearest}).find("merge = nearest writes to pages"), std::string::npos);
+  EXPECT_NE(said({.merge = MergeInto::nearest}).find(".merge writes to pages"), std::string::npos);
   EXPECT_EQ(said({}), "no error");
   const TensorBuffer<cpu::Backend> out(be, oracle::Array3(1, 1, 16), DType::f32);
   const Position at[] = {19};

@@ -417,7 +417,7 @@ TYPED_TEST(Decode, H2oGoesOnFromThePrompt) {
   decode_after_prompts(this->be(), h2o(), {.kv_heads = 1, .group = 7, .page_tokens = 64, .modern = true}, 3);
 }
 TYPED_TEST(Decode, TovaGoesOnFromThePrompt) {
-  decode_after_prompts(this->be(), tova(), {.group = 1, .page_tokens = 16}, 4);
+  if (!is_small<TypeParam>()) decode_after_prompts(this->be(), tova(), {.group = 1, .page_tokens = 16}, 4);
   if (!is_small<TypeParam>()) decode_after_prompts(this->be(), tova(), {.group = 3, .page_tokens = 32}, 5);
   decode_after_prompts(this->be(), tova(), {.kv_heads = 1, .group = 7, .page_tokens = 64, .modern = true}, 6);
 }
@@ -464,7 +464,10 @@ void decode_with_tags(B& be, M method, std::uint64_t seed) {
 
 TYPED_TEST(Decode, H2oLeavesProtectedTokensAndOtherClasses) { decode_with_tags(this->be(), h2o(), 20); }
 TYPED_TEST(Decode, TovaLeavesProtectedTokensAndOtherClasses) { decode_with_tags(this->be(), tova(), 40); }
-TYPED_TEST(Decode, StreamingLlmLeavesProtectedTokensAndOtherClasses) { decode_with_tags(this->be(), streaming(2), 60); }
+TYPED_TEST(Decode, StreamingLlmLeavesProtectedTokensAndOtherClasses) {
+  if (is_small<TypeParam>()) GTEST_SKIP() << "runs the kernels that H2O and TOVA run";
+  decode_with_tags(this->be(), streaming(2), 60);
+}
 
 TYPED_TEST(Decode, SeveralRowsAtOnce) {
   for (const Index rows : is_small<TypeParam>() ? std::vector<Index>{5} : std::vector<Index>{2, 5, 17}) {

@@ -73,7 +73,7 @@ const bool added = [] {
   add_share("chunk_kv", kvpare::chunk_kv(), window);
   add_share("kv_crush", kvpare::kv_crush(), window);
   add_share("csp", csp, window);
-  add_share("vl_cache", kvpare::vl_cache(), window);
+  add_share("vl_cache", kvpare::vl_cache(), text);
   add_share("zip_vl", kvpare::zip_vl(), {.query_rows = 128});
   add_share("top_v", kvpare::top_v(), nothing);
   add_share("corm", kvpare::corm(), {.query_rows = 256});

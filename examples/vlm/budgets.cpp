@@ -1,12 +1,10 @@
 #include "budgets.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <iomanip>
-#include <mutex>
 #include <ostream>
 
-#include "support/threads.hpp"
+#include "each_dialogue.hpp"
 
 namespace vlm {
 
@@ -19,33 +17,22 @@ double share_of(const LayerBudgets& budgets) {
 
 std::vector<LayerBudgets> measure_budgets(const Decoder& decoder, const EvaluationSet& set,
                                           const std::vector<Setting>& settings, const EvaluateOptions& options) {
-  kvpare::require(options.scenes > 0 && options.scenes <= std::ssize(set.scenes),
-                  "measure_budgets: scenes = ", options.scenes, ", the set has ", set.scenes.size());
-  std::vector<std::array<std::array<Index, kv_heads>, layer_count>> tokens(settings.size());  // over the scenes
-  const Index total = std::ssize(settings) * options.scenes;
-  std::atomic<Index> next{0};
-  Index done = 0;
-  std::mutex mutex;
-  example::run_on_threads(options.threads, [&] {
-    const auto engine = make_engine(options.device, options.page_tokens);
-    for (Index i; (i = next.fetch_add(1)) < total;) {
-      const Scene& scene = set.scenes[static_cast<std::size_t>(i / std::ssize(settings))];
-      const auto setting = static_cast<std::size_t>(i % std::ssize(settings));
-      const auto kept =
-          engine->kept_patches(decoder, scene, first_turn(scene, options.tasks.front()), settings[setting].compressor);
-      const std::lock_guard lock(mutex);
-      for (std::size_t l = 0; l < kept.size(); ++l)
-        for (std::size_t h = 0; h < kept[l].size(); ++h) tokens[setting][l][h] += std::ssize(kept[l][h]);
-      ++done;
-      if (options.progress) options.progress(done, total);
-    }
-  });
-
+  kvpare::require(options.scenes > 0, "measure_budgets: scenes = ", options.scenes, ", must be at least 1");
+  std::vector<LayerBudgets> parts(settings.size() * static_cast<std::size_t>(options.scenes));
+  for_each_dialogue(
+      set, settings, options, [&](Engine& engine, const Scene& scene, const Setting& setting, std::size_t i) {
+        const auto kept =
+            engine.kept_patches(decoder, scene, first_turn(scene, options.tasks.front()), setting.compressor);
+        for (std::size_t l = 0; l < kept.size(); ++l)
+          for (std::size_t h = 0; h < kept[l].size(); ++h) parts[i][l][h] = static_cast<double>(kept[l][h].size());
+      });
   std::vector<LayerBudgets> budgets(settings.size());
-  for (std::size_t s = 0; s < settings.size(); ++s)
+  for (std::size_t i = 0; i < parts.size(); ++i)
     for (std::size_t l = 0; l < layer_count; ++l)
-      for (std::size_t h = 0; h < kv_heads; ++h)
-        budgets[s][l][h] = static_cast<double>(tokens[s][l][h]) / static_cast<double>(options.scenes);
+      for (std::size_t h = 0; h < kv_heads; ++h) budgets[i % settings.size()][l][h] += parts[i][l][h];
+  for (LayerBudgets& of_setting : budgets)
+    for (auto& layer : of_setting)
+      for (double& head : layer) head /= static_cast<double>(options.scenes);
   return budgets;
 }
 

@@ -1,12 +1,10 @@
 #include "evaluate.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <mutex>
 #include <utility>
 
-#include "support/threads.hpp"
+#include "each_dialogue.hpp"
 
 namespace vlm {
 
@@ -14,27 +12,11 @@ const Turn& first_turn(const Scene& scene, Task task) { return task == Task::des
 
 std::vector<Result> evaluate(const Decoder& decoder, const EvaluationSet& set, const std::vector<Setting>& settings,
                              const EvaluateOptions& options) {
-  kvpare::require(options.scenes <= std::ssize(set.scenes), "evaluate: scenes = ", options.scenes, ", the set has ",
-                  set.scenes.size());
-  const Index total = std::ssize(settings) * options.scenes;
-  std::vector<Result> parts(
-      static_cast<std::size_t>(total));  // [scene, setting]: what disturbs the clock hits all alike
-  std::atomic<Index> next{0};
-  Index done = 0;
-  std::mutex mutex;
-
-  example::run_on_threads(options.threads, [&] {
-    const auto engine = make_engine(options.device, options.page_tokens);
-    for (Index i; (i = next.fetch_add(1)) < total;) {
-      const Scene& scene = set.scenes[static_cast<std::size_t>(i / std::ssize(settings))];
-      const Setting& setting = settings[static_cast<std::size_t>(i % std::ssize(settings))];
-      parts[static_cast<std::size_t>(i)] = engine->converse(decoder, scene, setting.compressor, options.tasks);
-      const std::lock_guard lock(mutex);
-      ++done;
-      if (options.progress) options.progress(done, total);
-    }
-  });
-
+  std::vector<Result> parts(settings.size() * static_cast<std::size_t>(options.scenes));
+  for_each_dialogue(set, settings, options,
+                    [&](Engine& engine, const Scene& scene, const Setting& setting, std::size_t i) {
+                      parts[i] = engine.converse(decoder, scene, setting.compressor, options.tasks);
+                    });
   std::vector<Result> results(settings.size());
   for (std::size_t i = 0; i < parts.size(); ++i) results[i % settings.size()] += parts[i];
   return results;

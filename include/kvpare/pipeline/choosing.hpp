@@ -18,6 +18,14 @@ namespace kvpare {
 
 namespace detail {
 
+/// Of how many candidates of a row a rule, asked by column, holds.
+template <class Rule>
+KVPARE_HD Index count_candidates(const std::uint64_t* candidates, Index columns, Index word_tokens, const Rule& holds) {
+  Index count = 0;
+  for (Index c = 0; c < columns; ++c) count += has_column(candidates, c, word_tokens) && holds(c);
+  return count;
+}
+
 /// No more than the candidates whose score is above 0.
 struct BoundByPositive {
   const float* scores;
@@ -25,8 +33,8 @@ struct BoundByPositive {
   Index columns, word_tokens;
   Index* k;
   KVPARE_HD void operator()(Index) const {
-    Index positive = 0;
-    for (Index c = 0; c < columns; ++c) positive += has_column(candidates, c, word_tokens) && scores[c] > 0;
+    const Index positive =
+        count_candidates(candidates, columns, word_tokens, [this](Index c) { return scores[c] > 0; });
     if (*k > positive) *k = positive;
   }
 };
@@ -38,9 +46,8 @@ struct BoundByBudget {
   Index columns, word_tokens;
   Index* k;
   KVPARE_HD void operator()(Index) const {
-    Index within = 0;
-    for (Index c = 0; c < columns; ++c)
-      within += has_column(candidates, c, word_tokens) && -scores[c] <= static_cast<float>(*k);
+    const Index within = count_candidates(candidates, columns, word_tokens,
+                                          [this](Index c) { return -scores[c] <= static_cast<float>(*k); });
     if (*k > within) *k = within;
   }
 };

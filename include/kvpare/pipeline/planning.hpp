@@ -160,9 +160,7 @@ struct CountRanks {
   Index columns, word_tokens;
   Index* count;
   KVPARE_HD void operator()(Index) const {
-    Index n = 0;
-    for (Index c = 0; c < columns; ++c) n += has_column(candidates, c, word_tokens) && ranks_first(scores[c]);
-    *count = n;
+    *count = count_candidates(candidates, columns, word_tokens, [this](Index c) { return ranks_first(scores[c]); });
   }
 };
 

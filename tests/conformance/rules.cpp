@@ -915,6 +915,7 @@ TEST(RulesOnly, APlanWhoseMergesMakeNoSenseIsRefused) {
   };
   refused([](auto& m) { m[0].into[0] = 3; }, "position 3 absorbs others but does not stay");
   refused([](auto& m) { m[1].from[0] = 2; }, "position 2 is merged but is no token that goes");
+  refused([](auto& m) { m[1].from[1] = m[1].from[0]; }, "a token is merged from twice, must be once");
   refused([](auto& m) { m[1].begin.back() = 9; }, "the ranges of those, must ascend and leave out none of 4");
   refused([](auto& m) { m[1].end.back() = 9; }, "must ascend and leave out none of 4");
   refused([](auto& m) { m[1].end.pop_back(); }, "must ascend and leave out none of 4");

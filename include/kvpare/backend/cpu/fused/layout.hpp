@@ -29,7 +29,7 @@
 // | width                    | at most 256, multiple of a unit's channels:   | at most 256, multiple of 16            |
 // |                          | 4, 8, 16, 32 for 8, 4, 2 and the other bits |                                          |
 // | group along channels     | a unit's channels divide it, at most 16 in a row | 16 divides it                       |
-// | group along tokens       | 16 divides it                           | a unit's tokens divide it                    |
+// | group along tokens       | 16 divides it, and the width            | a unit's tokens divide it                    |
 // | ternary codes            | as 2 bits                               | as 2 bits                                    |
 // | 8 or 5 bits with scales of both signs | fused                      | generic with 8 bits                          |
 #pragma once
@@ -167,7 +167,7 @@ struct Layout {
     if (along == Along::channels)
       return shape.width % group == 0 && group % (side == Side::keys ? units.depth() : 16) == 0 &&
              row_groups() <= max_groups;
-    return shape.tokens % group == 0 && group % (side == Side::keys ? 16 : units.depth()) == 0;
+    return shape.tokens % group == 0 && group % (side == Side::keys ? 16 : units.depth()) == 0 && shape.width % 16 == 0;
   }
 
   // ---- single codes: the slow way, for everything that is no loop ----

@@ -399,45 +399,60 @@ void prepare(const Layout& layout, const Values& values, const float* q, Index q
   }
 }
 
-// The query row that meets a group of tokens: the scales of the channels go into it. Returns partial sums of q * zero.
-template <bool wide, int channels>
-Vec enter(const float* q, const float* scale, const float* zero_at, Index width, float unit, int centre, QueryRow& to) {
+// J blocks of R query rows times the scales of their channels, as integers: their reductions are made together. J R <= 4.
+template <bool wide, int channels, int J, int R>
+KVPARE_INLINE void enter_blocks(const float* q, const float* scale, Index first, float unit, int centre,
+                                std::int32_t (*whole)[max_width + 4 * lanes], QueryRow* to) {
   constexpr float largest = !has_dots || wide ? 32639.0f : 127.0f;
-  constexpr int vectors = channels / lanes;
-  alignas(64) std::int32_t whole[max_width + 4 * lanes];
-  Vec bias = zero();
-  for (Index first = 0; first < width; first += 4 * channels) {  // four blocks: their reductions are made together
-    const Index blocks = (width - first) / channels;
-    Vec x[4][vectors], most[4], total[4];
-    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
-      most[j] = total[j] = zero();
-      const Index at = first + (j < blocks ? j : 0) * channels;  // what is too much is done twice, and thrown away
-      KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
-        x[j][v] = mul(load(q + at + v * lanes), load(scale + at + v * lanes));
-        most[j] = max(absolute(x[j][v]), most[j]);
-      }
+  constexpr int vectors = channels / lanes, blocks = J * R;
+  Vec x[blocks][vectors], most[blocks], total[blocks];
+  KVPARE_UNROLL for (int b = 0; b < blocks; ++b) {
+    most[b] = total[b] = zero();
+    const Index at = first + b % J * channels;
+    const float* row = q + b / J * entering_floats;
+    KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
+      x[b][v] = mul(load(row + at + v * lanes), load(scale + at + v * lanes));
+      most[b] = max(absolute(x[b][v]), most[b]);
     }
-    float top[4], sum[4];
-    max_four(most[0], most[1], most[2], most[3], top);
-    KVPARE_UNROLL for (Index j = 0; j < 4; ++j) {
-      const bool counts = top[j] >= 0x1p-100f;
-      const Vec inverse = broadcast(counts ? largest / top[j] : 0.0f);
-      if (j < blocks) to.scale[first / channels + j] = counts ? top[j] * (unit / largest) : 0.0f;
-      KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
-        const Ints y = nearest_ints(mul(x[j][v], inverse));
-        if (j < blocks) store_ints(whole + first + j * channels + v * lanes, y);
-        total[j] = add(total[j], to_floats(y));
-      }
-    }
-    sum_four(total[0], total[1], total[2], total[3], sum);
-    KVPARE_UNROLL for (Index j = 0; j < 4; ++j)
-      if (j < blocks) to.start[first / channels + j] = -centre * static_cast<std::int32_t>(sum[j]);
   }
-  for (Index c = width; c < round_up(width, 4 * lanes); ++c) whole[c] = 0;
-  pack_query<wide>(whole, width, to);
-  if (zero_at != nullptr)
-    for (Index c = 0; c < width; c += lanes) bias = fma(load(q + c), load(zero_at + c), bias);
-  return bias;
+  constexpr int last = blocks - 1;
+  float top[4], sum[4];
+  max_four(most[0], most[last > 0 ? 1 : 0], most[last > 1 ? 2 : 0], most[last], top);
+  KVPARE_UNROLL for (int b = 0; b < blocks; ++b) {
+    const bool counts = top[b] >= 0x1p-100f;
+    const Vec inverse = broadcast(counts ? largest / top[b] : 0.0f);
+    to[b / J].scale[first / channels + b % J] = counts ? top[b] * (unit / largest) : 0.0f;
+    KVPARE_UNROLL for (int v = 0; v < vectors; ++v) {
+      const Ints y = nearest_ints(mul(x[b][v], inverse));
+      store_ints(whole[b / J] + first + b % J * channels + v * lanes, y);
+      total[b] = add(total[b], to_floats(y));
+    }
+  }
+  sum_four(total[0], total[last > 0 ? 1 : 0], total[last > 1 ? 2 : 0], total[last], sum);
+  KVPARE_UNROLL for (int b = 0; b < blocks; ++b)
+    to[b / J].start[first / channels + b % J] = -centre * static_cast<std::int32_t>(sum[b]);
+}
+
+// R query rows that meet a group of tokens: the scales of the channels go into them. `bias` becomes partial sums of q * zero.
+template <bool wide, int channels, int R>
+void enter(const float* q, const float* scale, const float* zero_at, Index width, float unit, int centre, QueryRow* to,
+           Vec* bias) {
+  alignas(64) std::int32_t whole[R][max_width + 4 * lanes];
+  Index first = 0;
+  for (; first + 4 * channels <= width; first += 4 * channels)
+    for (int i = 0; i < R; ++i)
+      enter_blocks<wide, channels, 4, 1>(q + i * entering_floats, scale, first, unit, centre, whole + i, to + i);
+  for (; first + 2 * channels <= width; first += 2 * channels)
+    enter_blocks<wide, channels, 2, R>(q, scale, first, unit, centre, whole, to);
+  if (first < width) enter_blocks<wide, channels, 1, R>(q, scale, first, unit, centre, whole, to);
+  for (int i = 0; i < R; ++i) {
+    for (Index c = width; c < round_up(width, 4 * lanes); ++c) whole[i][c] = 0;
+    pack_query<wide>(whole[i], width, to[i]);
+    bias[i] = zero();
+    if (zero_at != nullptr)
+      for (Index c = 0; c < width; c += lanes)
+        bias[i] = fma(load(q + i * entering_floats + c), load(zero_at + c), bias[i]);
+  }
 }
 
 KVPARE_INLINE void max_each(const Vec* v, Index n, float* out) {
@@ -491,12 +506,20 @@ void score(const KeyCall& call) {
       for (Index i = 0, n; i < call.rows; i += n) {
         n = rows_at_once(call.rows - i);
         Vec sums[most_rows];
-        for (Index r = 0; r < n; ++r) {
+        constexpr int centre = key_centre<bits, table>;
+        for (Index r = 0; r < n;) {
           ahead.step();
           const float* row = rows + (i + r) * entering_floats;
-          constexpr int centre = key_centre<bits, table>;
-          sums[r] = channels == 32 ? enter<wide, 32>(row, scale, zero_at, width, call.values.unit, centre, q[r])
-                                   : enter<wide, 16>(row, scale, zero_at, width, call.values.unit, centre, q[r]);
+          if (r + 2 <= n) {
+            ahead.step();
+            if (channels == 32) enter<wide, 32, 2>(row, scale, zero_at, width, call.values.unit, centre, q + r, sums + r);
+            else enter<wide, 16, 2>(row, scale, zero_at, width, call.values.unit, centre, q + r, sums + r);
+            r += 2;
+          } else {
+            if (channels == 32) enter<wide, 32, 1>(row, scale, zero_at, width, call.values.unit, centre, q + r, sums + r);
+            else enter<wide, 16, 1>(row, scale, zero_at, width, call.values.unit, centre, q + r, sums + r);
+            ++r;
+          }
         }
         sum_each(sums, n, bias);
         for (Index r = 0; r < n; ++r) bias[r] += rows[(i + r) * entering_floats + max_width];

@@ -84,7 +84,8 @@ inline double square_of_ranges(Index group, const std::vector<float>& row) {
 }
 
 template <Codec C>
-void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vector<Index> row_counts, double bound) {
+void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vector<Index> row_counts, double bound,
+           const float* given_state = nullptr) {
   SCOPED_TRACE(std::string(C::name) + (side == Side::keys ? " keys " : " values ") + std::string(name_of(isa)) +
                " tokens " + std::to_string(shape.tokens) + " width " + std::to_string(shape.width) + " p " +
                std::to_string(probability_bits));
@@ -92,7 +93,9 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
   ASSERT_NE(ops, nullptr);
   const Kernels& k = kernels(isa);
   const float state_value = 0.75f;
-  const float* state = state_floats<C>(shape.width) > 0 ? &state_value : nullptr;
+  const float* state = given_state != nullptr                ? given_state
+                       : state_floats<C>(shape.width) == 1 ? &state_value
+                                                           : nullptr;
 
   std::vector<float> rows_of(static_cast<std::size_t>(shape.tokens * shape.width));
   for (Index i = 0; i < shape.tokens * shape.width; ++i)
@@ -138,15 +141,16 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
     const Index n = listed.count;
     // Scales of channels go into the integer query, also where a token's own number is 0.
     double square_of_peaks = 0;
-    if constexpr (GroupCodec<C>)
-      if (C::form.along == Along::tokens && C::form.zero == ZeroType::none) {
-        std::vector<float> peak(want.size(), 0.0f);
-        for (Index t = 0; t < shape.tokens; ++t) {
-          C::decode(shape, canonical.data(), t, state, want.data());
-          for (std::size_t c = 0; c < peak.size(); ++c) peak[c] = std::max(peak[c], std::abs(want[c]));
-        }
-        for (const float x : peak) square_of_peaks += static_cast<double>(x) * static_cast<double>(x);
+    bool channels_have_scales = !C::rows_move;
+    if constexpr (GroupCodec<C>) channels_have_scales = C::form.along == Along::tokens && C::form.zero == ZeroType::none;
+    if (channels_have_scales) {
+      std::vector<float> peak(want.size(), 0.0f);
+      for (Index t = 0; t < shape.tokens; ++t) {
+        C::decode(shape, canonical.data(), t, state, want.data());
+        for (std::size_t c = 0; c < peak.size(); ++c) peak[c] = std::max(peak[c], std::abs(want[c]));
       }
+      for (const float x : peak) square_of_peaks += static_cast<double>(x) * static_cast<double>(x);
+    }
     for (const Index rows : row_counts)
       if (side == Side::keys) {
         const Index stride = shape.width + 3, out_stride = 67;
@@ -184,7 +188,7 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
             acc(static_cast<std::size_t>(rows * acc_stride), nan);
         std::vector<float> alpha(static_cast<std::size_t>(rows));
         for (Index i = 0; i < rows; ++i) {
-          alpha[static_cast<std::size_t>(i)] = i % 3 == 0 ? 0.0f : 0.25f;
+          alpha[static_cast<std::size_t>(i)] = ops->folds || i % 3 == 0 ? 0.0f : 0.25f;
           const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
           for (Index t = 0; t < n; ++t)
             p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
@@ -194,6 +198,13 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
         }
         const std::vector<float> before = acc;
         ops->accumulate(k, p.data(), stride, alpha.data(), rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
+        if (ops->folds) {  // what is stored becomes what it stands for
+          std::vector<float> sums(static_cast<std::size_t>(rows), 0.0f);
+          for (Index i = 0; i < rows; ++i)
+            for (Index t = 0; t < n; ++t)
+              sums[static_cast<std::size_t>(i)] += p[static_cast<std::size_t>(i * stride + t)];
+          ops->finish_output(rows, shape.width, state, sums.data(), acc.data(), acc_stride);
+        }
         for (Index i = 0; i < rows; ++i)
           for (Index c = 0; c < shape.width; ++c) {
             const float a = alpha[static_cast<std::size_t>(i)];

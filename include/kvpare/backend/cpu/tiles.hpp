@@ -13,7 +13,9 @@
 #include "../arguments.hpp"
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
+#include "fused/raw_tiles.hpp"
 #include "fused/small_float_tiles.hpp"
+#include "fused/split_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
 
@@ -87,8 +89,17 @@ struct GenericTiles {
 
 namespace detail {
 
+/// Whether accumulators are in a space of their own.
+template <Codec C>
+constexpr bool folds() {
+  if constexpr (SplitCodec<C>)
+    return folds<typename C::First>() || folds<typename C::Second>();
+  else
+    return FoldedCodec<C>;
+}
+
 template <class C, class Tiles, Support support>
-inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
+inline constexpr TileOps table_of = ops_of<C, Tiles>(support, folds<C>());
 
 /// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
 template <Codec C, Side side, class Set, bool wide, class F>
@@ -98,6 +109,14 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
     return with_tiles<typename C::Inner, side, Set, wide>(inner, [&]<class Tiles, Support support>() {
       return f.template operator()<fused::FoldedTiles<C, Tiles>, support>();
     });
+  } else if constexpr (SplitCodec<C>) {
+    return with_tiles<typename C::First, side, Set, wide>(C::first(shape), [&]<class A, Support a>() {
+      return with_tiles<typename C::Second, side, Set, wide>(C::second(shape), [&]<class B, Support b>() {
+        return f.template operator()<fused::SplitTiles<C, A, B>, a == b ? a : Support::generic>();
+      });
+    });
+  } else if constexpr (is_raw<C>) {
+    return f.template operator()<fused::RawTiles<C>, Support::fused>();
   } else if constexpr (GroupCodec<C>) {
     if constexpr (fused::is_small_float<C>(false) || fused::is_small_float<C>(true)) {
       using Tiles = fused::SmallFloatTiles<C, side, Set>;
@@ -128,7 +147,7 @@ const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  if constexpr (GroupCodec<C> || FoldedCodec<C>)
+  if constexpr (GroupCodec<C> || FoldedCodec<C> || SplitCodec<C>)
     return fused::with_set(isa,
                            [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);

@@ -13,7 +13,7 @@ namespace detail {
 template <class C, Codec InnerCodec>
 struct Around {
   using Inner = InnerCodec;
-  static constexpr bool rows_move = Inner::rows_move;
+  static constexpr bool rows_move = Inner::rows_move, host_only = kvpare::host_only<Inner>();
   static constexpr KVPARE_HD bool fits(TileShape t) {
     return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(inner(t));
   }

@@ -8,6 +8,7 @@
 #include "kvpare/codec/raw.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
+#include "kvpare/codec/vid_kv.hpp"
 
 namespace kvpare {
 namespace {
@@ -40,7 +41,12 @@ TEST(CodecNames, AreUniqueAndPlain) {
             Rotated<Int4, 12>, Rotated<Rotated<Int4>>, Ternary<>, Ternary<TernaryFit::mean>, Ternary<TernaryFit::amax>,
             Ternary<TernaryFit::nonzero, Along::tokens>, Ternary<TernaryFit::nonzero, Along::channels, 32>,
             Ternary<TernaryFit::nonzero, Along::channels, 0, 50>, Lloyd<4>, Lloyd<4, true>, Lloyd<3>, LloydSketch<4>,
-            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>>();
+            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>, Thin<Int4, 40>, Thin<Int4, 50>,
+            Thin<Int4, 40, 8>, Thin<Raw<half>, 40>, Split<Int4, Int2, FirstPercent<50>>,
+            Split<Int4, Int2, FirstPercent<25>>, Split<Int2, Int4, FirstPercent<50>>, VidKvKeys<>, VidKvKeys<25>,
+            VidKvKeys<50, 64>, VidKvKeys<50, 0>, VidKvKeys<50, 32, OneBit::literal>,
+            VidKvKeys<50, 32, OneBit::symmetric, false>, VidKvKeys<25, 32, OneBit::symmetric, true>,
+            VidKvKeys<50, 32, OneBit::literal>::Inner>();
   all.insert(all.end(), rest.begin(), rest.end());
   std::set<std::string_view> seen;
   for (const std::string_view name : all) {

@@ -132,7 +132,7 @@ bool add_attend(std::string_view name) {
   for (const Index tokens : {1024, 4096, 16384, 32768}) {
     const LayerShape shape = llama_8b();
     const std::string text = kvpare::message("thin_vid/cpu/", name, "/Q:", shape.q_heads, "/H:", shape.kv_heads,
-                                             "/D:", shape.key_dim, "/N:", tokens);
+                                             "/D:", shape.key_dim, "/N:", tokens, "/threads:1");
     add(text, [=](benchmark::State& state) {
       auto& both = kept(text, [&] { return std::make_unique<Both<K, V, PlainK, PlainV>>(shape, tokens); });
       const double bytes = static_cast<double>(both.pages.bytes());
@@ -151,7 +151,7 @@ bool add_attend(std::string_view name) {
 template <class K, class V>
 bool add_encode(std::string_view name) {
   for (const bool keys : {true, false})
-    add(kvpare::message("thin_vid_encode/cpu/", name, keys ? "/keys" : "/values", "/H:1/D:128/N:1024"),
+    add(kvpare::message("thin_vid_encode/cpu/", name, keys ? "/keys" : "/values", "/H:1/D:128/N:1024/threads:1"),
         [=](benchmark::State& state) {
           Pages<K, V> pages(llama_8b(), 1024);
           run(state, {.bytes = 0, .tokens = static_cast<double>(page_tokens)},

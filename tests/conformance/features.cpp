@@ -266,7 +266,7 @@ void expect_cross_modal(B& be, const FeatureSet& set, const Features& features, 
   FedCache<B> fed(be, p);
   fed.append(0, p.tokens());
   fed.cache.observe_features(fed.id, by_text(), features);
-  const auto wanted = set.importance(CrossModal{});
+  const auto wanted = set.importance_to_text();
   for (Index l = 0; l < p.layers(); ++l) {
     const LayerScores got = fed.cache.scores(fed.id, l, by_text());
     for (const auto& row : got.values)
@@ -309,7 +309,7 @@ TYPED_TEST(ByFeatures, CrossModalByHand) {
   set.x = set.y = set.image = {0, 0, 0};
   set.sources = oracle::Array3(3, 1, 2), set.targets = set.sources, set.texts = oracle::Array3(2, 1, 2);
   set.sources.values = {1, 0, 0, 2, 1, 1}, set.texts.values = {1, 2, 2, -1};
-  EXPECT_EQ(set.importance(CrossModal{}), (std::vector<double>{3, 2, 4}));
+  EXPECT_EQ(set.importance_to_text(), (std::vector<double>{3, 2, 4}));
   const HeldFeatures<On> held(this->be(), set);
   for (const auto& [ratio, kept] : {std::pair{0.34, Positions{0, 3, 4, 5}}, {0.67, Positions{0, 1, 3, 4, 5}}}) {
     auto method = cross_modal();
@@ -408,7 +408,6 @@ TEST_F(Refusals, TextsThatDisagree) {
   f.texts = {};
   expect(f, "observe_features: texts are [0, 1, 0], must be [text tokens, 1, 8]");
   EXPECT_EQ(refusal(f), "no error") << "top_v reads none";
-  fed.cache.compress(fed.id, Compressor{KeyNorm{}, Uniform{}, TopK{}, Keep::ratio(1)});
   FedCache<cpu::Backend> other(be, p);
   other.append(0, 30);
   const auto refused = [&](const Features& features) {

@@ -1,7 +1,6 @@
 // Features of visual tokens as an engine holds them, and the textbook's importance of these.
 #pragma once
 
-#include <kvpare/policy/score/cross_modal.hpp>
 #include <kvpare/policy/score/transport.hpp>
 
 #include "inputs.hpp"
@@ -26,7 +25,7 @@ struct FeatureSet {
     return s.plan == TransportPlan::semi_relaxed ? oracle::semi_relaxed_importance(cost, s.epsilon)
                                                  : oracle::balanced_importance(cost, s.epsilon, s.rounds);
   }
-  std::vector<double> importance(const CrossModal&) const { return oracle::cross_modal_scores(rows(sources), rows(texts)); }
+  std::vector<double> importance_to_text() const { return oracle::cross_modal_scores(rows(sources), rows(texts)); }
 
   static oracle::Array2 rows(const oracle::Array3& a) {
     oracle::Array2 out(a.a, a.c);

@@ -406,7 +406,7 @@ TEST_F(Refusals, TextsThatDisagree) {
   };
   Features f = held.get();
   f.texts = {};
-  expect(f, "observe_features: texts are [0, 1, 0], must be [text tokens, 1, 8]");
+  expect(f, "observe_features: texts are [0, 0, 0], must be [text tokens, 1, 8]");
   EXPECT_EQ(refusal(f), "no error") << "top_v reads none";
   FedCache<cpu::Backend> other(be, p);
   other.append(0, 30);

@@ -395,7 +395,7 @@ Compressor<RecentMaximum, Uniform> recent_of(Index rows, Index every = 16) {
   return method;
 }
 
-/// What a layer's tokens score is the textbook's, of so many rows; of `last` tokens nothing is said.
+/// What a layer's tokens score is the textbook's, of so many rows.
 template <Backend B>
 void expect_recent(FedCache<B>& fed, Index layer, const Compressor<RecentMaximum, Uniform>& method,
                    const std::vector<oracle::RecentAttention>& wanted, Index rows, const std::string& what) {
@@ -527,6 +527,7 @@ void recent_maximum_decodes(B& be, Index rows, Index every, Index keep) {
   follow(rows, "the prompt");
   const TensorBuffer<B> out(be, oracle::Array3(1, heads * group, width), DType::f32);
   Index counted = rows;
+  bool begun = false;
   for (Index t = prompt; t < prompt + steps; ++t) {
     fed.append(t, 1);
     const Position at[] = {static_cast<Position>(t)};
@@ -546,8 +547,8 @@ void recent_maximum_decodes(B& be, Index rows, Index every, Index keep) {
       head.observe(of_row);
     }
     ++counted;
-    if ((t + rows) % every == 0) counted = 1;  // t + rows - 1 is the last position before one that `every` divides
-    if ((t + 1) % every == 0) {
+    if ((t + rows) % every == 0) counted = 1, begun = true;
+    if ((t + 1) % every == 0 && begun) {
       ASSERT_EQ(counted, rows);
     }
     follow(counted, message(rows, " of ", every, " rows, ", keep, " tokens, step ", t));

@@ -382,7 +382,7 @@ TYPED_TEST(Facts, InAFullPool) {
 /// What a state says of a head's side is what its tokens, and the newest rows, say.
 template <class F, bool all>
 void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::State& state, const std::vector<Positions>& measured,
-                  Index rows, const std::vector<float>& numbers) {
+                  Index rows, const std::vector<float>& numbers, bool in_order = true) {
   using W = Witness<all>;
   constexpr Index width = F::width, floats = W::state_floats(width);
   ASSERT_EQ(std::ssize(state.values), F::heads * 2 * floats);
@@ -399,7 +399,7 @@ void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::S
       for (const Position at : tokens) row_sum += given.at(at, h, 1) * (1 + at), position_sum += at;
       EXPECT_NEAR(static_cast<double>(got[W::row_sum]), row_sum, 1e-2) << what;
       EXPECT_EQ(static_cast<double>(got[W::position_sum]), position_sum) << what;
-      EXPECT_EQ(got[W::ascends], 1) << what;
+      EXPECT_EQ(got[W::ascends], in_order ? 1 : 0) << what;
       EXPECT_EQ(got[W::numbers], static_cast<float>(numbers.size())) << what;
       if (numbers.size() == 2) {
         EXPECT_EQ(got[W::first_number], numbers[0]) << what;
@@ -487,8 +487,9 @@ TYPED_TEST(Facts, StatesSayWhatWasMeasured) {
     }
 }
 
-/// The first 64 tokens have changed their form, so that lists hold pages in no order: rows are told by position all the same.
-TYPED_TEST(Facts, RowsOfAllTokensAscend) {
+/// Some tokens have changed their form before, so that lists hold pages in no order: rows come in the list's, each with its
+/// position.
+TYPED_TEST(Facts, RowsOfPagesSideBySideComeWithTheirPositions) {
   this->cache->tag(this->id, span(10, 74));
   this->append(0, 120);
   this->observe(h2o(), 0, 120);
@@ -503,7 +504,7 @@ TYPED_TEST(Facts, RowsOfAllTokensAscend) {
     for (Index h = 0; h < this->heads; ++h) measured.push_back(this->cache->kept(this->id, l, h));
     const auto& states = image.layers[static_cast<std::size_t>(l)].states;
     ASSERT_EQ(states.size(), 2u);
-    verify_state(*this, Witness<true>{}, l, states[1], measured, 120, {3, 4});
+    verify_state(*this, Witness<true>{}, l, states[1], measured, 120, {3, 4}, false);
   }
 }
 

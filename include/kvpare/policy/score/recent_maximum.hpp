@@ -14,8 +14,8 @@ namespace kvpare {
 ///          tokens that came after the first of these rows: nobody knows them yet. Never below `least`, so that 0 is said of
 ///          tokens that no row has seen at all
 /// Decode   a step's attention joins by the maximum. Whenever `every` divides the number of positions so far, the maximum is of
-///          exactly `rows` rows: it begins anew with the first of them. Tokens that come later than its first row have 1 until
-///          it begins again
+///          exactly `rows` rows: it begins anew with the first of them; where that is one of a prompt's, it goes on from the
+///          prompt's maximum. Tokens that come later than its first row have 1 until it begins again
 /// Shapes   query rows [rows, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
 /// Ties     none made here; a NaN logit makes its row NaN, which no maximum takes up
 /// Cost     one product of `rows` rows and the keys. A chunk of fewer rows joins what is there by the maximum

@@ -7,8 +7,8 @@
 
 namespace kvpare::oracle {
 
-/// What one kv head holds, and for each token the shares that rows have given it, oldest first: of a row the largest over the
-/// query heads.
+/// What one kv head holds, and for each token the shares that rows have given it, oldest first: of a row the largest over
+/// the query heads.
 struct RecentAttention {
   struct Token {
     Index position = 0;

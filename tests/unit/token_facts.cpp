@@ -1,5 +1,5 @@
-// What codecs are told beside rows: positions and attention of tokens, at whatever moment they change their form and however
-// they move, and what their states are made of. The codecs here write down what they hear.
+// What codecs are told beside rows: positions and attention of tokens, at whatever moment they change their form and
+// however they move, and what their states are made of. The codecs here write down what they hear.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -15,8 +15,8 @@
 namespace kvpare::test {
 namespace {
 
-/// Keeps of every token its position and attention, as told, and its first channel; a row back says these and the position
-/// told then. `moves`: rows one by one, or whole pages.
+/// Keeps of every token its position and attention, as told, and its first channel; a row back says these and the
+/// position told then. `moves`: rows one by one, or whole pages.
 template <bool moves>
 struct Recorder {
   enum : Index { position, attention, first_channel, position_read, floats = 3 };
@@ -49,8 +49,20 @@ struct Recorder {
 /// Rows as they are; its state is what it was measured by. `all`: of all tokens of the head.
 template <bool all>
 struct Witness {
-  enum : Index { tokens, query_vectors, rope_pairs, rope_second, numbers, first_number, second_number, row_sum,
-                 position_sum, ascends, peak, count };
+  enum : Index {
+    tokens,
+    query_vectors,
+    rope_pairs,
+    rope_second,
+    numbers,
+    first_number,
+    second_number,
+    row_sum,
+    position_sum,
+    ascends,
+    peak,
+    count
+  };
   enum : Index { min, max, sum_squares, layer_min, layer_max, query_squares, of_channels };
 
   static constexpr std::string_view name = all ? "witness_of_all" : "witness";
@@ -75,8 +87,7 @@ struct Witness {
     state[row_sum] = static_cast<float>(rows), state[position_sum] = static_cast<float>(positions);
     state[ascends] = in_order ? 1.0f : 0.0f;
     state[peak] = m.query_peak == nullptr ? -1.0f : m.query_peak[width - 1];
-    const float* of_channel[of_channels] = {m.min,       m.max,       m.sum_squares,
-                                            m.layer_min, m.layer_max, m.query_squares};
+    const float* of_channel[of_channels] = {m.min, m.max, m.sum_squares, m.layer_min, m.layer_max, m.query_squares};
     for (Index what = 0; what < of_channels; ++what)
       for (Index c = 0; c < width; ++c)
         state[count + what * width + c] = of_channel[what] == nullptr ? -1.0f : of_channel[what][c];
@@ -93,8 +104,9 @@ static_assert(Codec<Recorder<true>> && Codec<Recorder<false>> && Codec<Witness<t
 using Told = Recorder<true>;
 using Floats = Raw<float>;
 enum : int { raw, recorder, page_recorder, witness, witness_of_all };
-using Listed = Formats<Pair<Floats, Floats>, Pair<Recorder<true>, Recorder<true>>, Pair<Recorder<false>, Recorder<false>>,
-                       Pair<Witness<false>, Witness<false>>, Pair<Witness<true>, Witness<true>>>;
+using Listed =
+    Formats<Pair<Floats, Floats>, Pair<Recorder<true>, Recorder<true>>, Pair<Recorder<false>, Recorder<false>>,
+            Pair<Witness<false>, Witness<false>>, Pair<Witness<true>, Witness<true>>>;
 
 /// A prompt in a cache whose formats write down what they are told.
 template <class B>
@@ -121,7 +133,7 @@ struct Facts : ::testing::Test {
     const auto at = static_cast<std::size_t>(layer);
     const TensorBuffer<B> keys(be, p.keys[at], DType::f32), values(be, p.values[at], DType::f32);
     return cache->append(id, layer, keys.tensor().part(first, count), values.tensor().part(first, count),
-                        FedCache<B>::positions(first, count));
+                         FedCache<B>::positions(first, count));
   }
   void append(Index first, Index count) {
     for (Index l = 0; l < layers; ++l) ASSERT_EQ(append(l, first, count), Outcome::done);
@@ -152,7 +164,8 @@ struct Facts : ::testing::Test {
     for (const Entry& e : list.entries)
       for_each_bit(e.live, [&](Index slot) {
         const auto at = std::ssize(out) * width;
-        out.push_back({static_cast<Position>(list.position(e, slot)), e.format,
+        out.push_back({static_cast<Position>(list.position(e, slot)),
+                       e.format,
                        {k.begin() + at, k.begin() + at + width},
                        {v.begin() + at, v.begin() + at + width}});
       });
@@ -237,7 +250,8 @@ TYPED_TEST(Facts, PositionsAreToldAtEveryChangeAndAtEveryRead) {
     this->cache->compress(this->id, method);
     const Index first = this->verify_unwatched("after a prompt");
     EXPECT_GT(first, 4 * 60);
-    EXPECT_NE(this->cache->kept(this->id, 0, 0), this->cache->kept(this->id, 0, 1)) << "lists must have holes of their own";
+    EXPECT_NE(this->cache->kept(this->id, 0, 0), this->cache->kept(this->id, 0, 1))
+        << "lists must have holes of their own";
     this->verify_attended("after a prompt");
     for (Index t = 130; t < 200; ++t) this->append(t, 1);  // tokens age one by one
     EXPECT_GT(this->verify_unwatched("with age"), first);
@@ -314,7 +328,8 @@ TYPED_TEST(Facts, AttentionIsToldAsItIsScored) {
           const TensorBuffer<TypeParam> q(this->be, this->p.queries[static_cast<std::size_t>(l)], DType::f32);
           const Position at[] = {static_cast<Position>(t)};
           this->cache->decode(
-              l, {{.sequence = this->id, .queries = q.tensor().part(t, 1), .positions = at, .out = out.writable()}}, method);
+              l, {{.sequence = this->id, .queries = q.tensor().part(t, 1), .positions = at, .out = out.writable()}},
+              method);
         }
         this->verify(as_told, message(form, ", step ", t));
         if (::testing::Test::HasFailure()) return;
@@ -325,7 +340,8 @@ TYPED_TEST(Facts, AttentionIsToldAsItIsScored) {
 }
 
 TYPED_TEST(Facts, NobodyKnowsTheAttentionThatNoScorerWatches) {
-  const Compressor h2o_in_form{AccumulatedAttention{}, Uniform{}, TopK{}, Keep::ratio(1), this->in_form("recorder", 12)};
+  const Compressor h2o_in_form{AccumulatedAttention{}, Uniform{}, TopK{}, Keep::ratio(1),
+                               this->in_form("recorder", 12)};
   this->append(0, 60);
   this->observe(h2o_in_form, 0, 60);
   this->cache->compress(this->id, h2o_in_form);
@@ -344,8 +360,7 @@ TYPED_TEST(Facts, TokensThatNoRowHasSeenAreUnknown) {
     return at >= 40 ? Told::unknown : told[static_cast<std::size_t>(l)][static_cast<std::size_t>(h)].at(at);
   };
   // First some that stand between the others, so that what nobody has seen goes to slots of its own.
-  for (Index l = 0; l < this->layers; ++l)
-    this->cache->set_aging(this->id, l, {.format = recorder, .classes = visual});
+  for (Index l = 0; l < this->layers; ++l) this->cache->set_aging(this->id, l, {.format = recorder, .classes = visual});
   this->cache->age(this->id);
   EXPECT_EQ(this->verify(as_told, "the image"), 4 * 16);
   for (Index l = 0; l < this->layers; ++l) this->cache->set_aging(this->id, l, {.format = recorder});
@@ -359,7 +374,8 @@ TYPED_TEST(Facts, InAFullPool) {
     this->start(this->p.model, 128 << 10);
     const Compressor method{RecentMaximum{}, Uniform{}, TopK{}, Keep::ratio(1), this->in_form(form, 0)};
     Index held = 0;
-    while (held < 384 && this->append(0, held, 16) == Outcome::done && this->append(1, held, 16) == Outcome::done) held += 16;
+    while (held < 384 && this->append(0, held, 16) == Outcome::done && this->append(1, held, 16) == Outcome::done)
+      held += 16;
     this->cache->truncate(this->id, static_cast<Position>(held));
     ASSERT_LT(held, 384) << "the pool must be full";
     this->observe(method, 0, held);
@@ -367,12 +383,11 @@ TYPED_TEST(Facts, InAFullPool) {
     for (Index l = 0; l < this->layers; ++l) told.push_back(this->scores(l, method));
     const CompressReport report = this->cache->compress(this->id, method);
     EXPECT_EQ(report.tokens_waiting, 0) << form;
-    EXPECT_EQ(this->verify(
-                  [&](Index l, Index h, Position at) {
-                    return told[static_cast<std::size_t>(l)][static_cast<std::size_t>(h)].at(at);
-                  },
-                  form),
-              4 * held);
+    EXPECT_EQ(
+        this->verify([&](Index l, Index h,
+                         Position at) { return told[static_cast<std::size_t>(l)][static_cast<std::size_t>(h)].at(at); },
+                     form),
+        4 * held);
     this->verify_attended(form);
   }
 }
@@ -381,8 +396,9 @@ TYPED_TEST(Facts, InAFullPool) {
 
 /// What a state says of a head's side is what its tokens, and the newest rows, say.
 template <class F, bool all>
-void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::State& state, const std::vector<Positions>& measured,
-                  Index rows, const std::vector<float>& numbers, bool in_order = true) {
+void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::State& state,
+                  const std::vector<Positions>& measured, Index rows, const std::vector<float>& numbers,
+                  bool in_order = true) {
   using W = Witness<all>;
   constexpr Index width = F::width, floats = W::state_floats(width);
   ASSERT_EQ(std::ssize(state.values), F::heads * 2 * floats);
@@ -407,12 +423,14 @@ void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::S
       }
       const bool keys = side == Side::keys;
       EXPECT_EQ(got[W::rope_pairs], keys ? width / 2 : 0) << what;
-      EXPECT_EQ(got[W::rope_second], keys ? static_cast<float>(t.p.shape(layer).rope->inverse_frequencies[1]) : 0) << what;
+      EXPECT_EQ(got[W::rope_second], keys ? static_cast<float>(t.p.shape(layer).rope->inverse_frequencies[1]) : 0)
+          << what;
       const Index newest = std::min<Index>(rows, query_window);
       EXPECT_EQ(got[W::query_vectors], keys ? static_cast<float>(newest * F::group) : 0) << what;
       double peak = 0;
       for (Index r = 0; r < rows; ++r)
-        for (Index q = h * F::group; q < (h + 1) * F::group; ++q) peak = std::max(peak, std::abs(queries.at(r, q, width - 1)));
+        for (Index q = h * F::group; q < (h + 1) * F::group; ++q)
+          peak = std::max(peak, std::abs(queries.at(r, q, width - 1)));
       EXPECT_EQ(static_cast<double>(got[W::peak]), keys ? peak : -1) << what;
       for (Index c = 0; c < width; ++c) {
         double low = 1e9, high = -1e9, squares = 0, layer_low = 1e9, layer_high = -1e9, query = 0;
@@ -429,7 +447,8 @@ void verify_state(F& t, const Witness<all>&, Index layer, const SequenceImage::S
         EXPECT_NEAR(channel(W::sum_squares, c), squares, 1e-4 * squares) << what << ", channel " << c;
         EXPECT_EQ(channel(W::layer_min, c), layer_low) << what << ", channel " << c;
         EXPECT_EQ(channel(W::layer_max, c), layer_high) << what << ", channel " << c;
-        EXPECT_NEAR(channel(W::query_squares, c), keys ? query : -1, 1e-4 * std::max(1.0, query)) << what << ", channel " << c;
+        EXPECT_NEAR(channel(W::query_squares, c), keys ? query : -1, 1e-4 * std::max(1.0, query))
+            << what << ", channel " << c;
       }
     }
 }
@@ -477,7 +496,8 @@ void states_say_what_was_measured(F& t, const std::vector<Index>& chunks, bool e
 }
 
 TYPED_TEST(Facts, StatesSayWhatWasMeasured) {
-  const std::vector<std::vector<Index>> observed = {{90}, {33, 32, 25}, {7, 41, 1, 1, 1, 30, 9}, {25}, {31, 1}, {1, 32, 1}};
+  const std::vector<std::vector<Index>> observed = {{90}, {33, 32, 25}, {7, 41, 1, 1, 1, 30, 9},
+                                                    {25}, {31, 1},      {1, 32, 1}};
   for (const auto& chunks : observed)
     for (const bool evicts : {false, true}) {
       if (evicts && std::accumulate(chunks.begin(), chunks.end(), Index{0}) < 60) continue;
@@ -487,8 +507,8 @@ TYPED_TEST(Facts, StatesSayWhatWasMeasured) {
     }
 }
 
-/// Some tokens have changed their form before, so that lists hold pages in no order: rows come in the list's, each with its
-/// position.
+/// Some tokens have changed their form before, so that lists hold pages in no order: rows come in the list's, each with
+/// its position.
 TYPED_TEST(Facts, RowsOfPagesSideBySideComeWithTheirPositions) {
   this->cache->tag(this->id, span(10, 74));
   this->append(0, 120);
@@ -511,15 +531,17 @@ TYPED_TEST(Facts, RowsOfPagesSideBySideComeWithTheirPositions) {
 TYPED_TEST(Facts, WhatAStateNeedsIsAskedFor) {
   this->append(0, 60);
   const Compressor method{KeyNorm{}, Uniform{}, TopK{}, Keep::ratio(1), this->in_form("witness", 12)};
-  EXPECT_NE(error_of([&] { this->cache->compress(this->id, method); })
-                .find("witness keys depend on the queries, but no queries were observed"),
+  EXPECT_NE(error_of([&] {
+              this->cache->compress(this->id, method);
+            }).find("witness keys depend on the queries, but no queries were observed"),
             std::string::npos);
   Model plain = this->p.model;
   for (LayerShape& shape : plain.layers) shape.rope.reset();
   this->start(plain, 1 << 20);
   this->append(0, 60);
   this->observe(h2o(), 0, 60);
-  EXPECT_NE(error_of([&] { this->cache->compress(this->id, method); }).find("witness: layer 0 has no rope"), std::string::npos);
+  EXPECT_NE(error_of([&] { this->cache->compress(this->id, method); }).find("witness: layer 0 has no rope"),
+            std::string::npos);
   EXPECT_EQ(this->cache->kept(this->id, 0, 0).size(), 60u);
 }
 
@@ -548,8 +570,9 @@ TEST(RoundTripFacts, AreTold) {
   const auto share = [](Index t) { return t == 33 ? Told::unknown : static_cast<float>(t) / 64; };
   check(round_trip<Recorder<true>>(rows, width, page, facts), place, share);
   check(round_trip<Recorder<false>>(rows, width, page, facts), place, share);
-  check(round_trip<Recorder<true>>(rows, width, page), [](Index t) { return static_cast<float>(t); },
-        [](Index) { return Told::nobody_knows; });
+  check(
+      round_trip<Recorder<true>>(rows, width, page), [](Index t) { return static_cast<float>(t); },
+      [](Index) { return Told::nobody_knows; });
 }
 
 }  // namespace

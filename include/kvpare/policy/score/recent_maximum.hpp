@@ -10,17 +10,17 @@
 
 namespace kvpare {
 
-/// Formula  score[h, j] = max over the newest `rows` query rows and the query heads of kv head h of softmax(q_r K^T)[j]; 1 for
-///          tokens that came after the first of these rows: nobody knows them yet. Never below `least`, so that 0 is said of
-///          tokens that no row has seen at all
-/// Decode   a step's attention joins by the maximum. Whenever `every` divides the number of positions so far, the maximum is of
-///          exactly `rows` rows: it begins anew with the first of them; where that is one of a prompt's, it goes on from the
-///          prompt's maximum. Tokens that come later than its first row have 1 until it begins again
+/// Formula  score[h, j] = max over the newest `rows` query rows and the query heads of kv head h of softmax(q_r K^T)[j];
+///          1 for tokens that came after the first of these rows: nobody knows them yet. Never below `least`, so that 0
+///          is said of tokens that no row has seen at all
+/// Decode   a step's attention joins by the maximum. Whenever `every` divides the number of positions so far, the maximum
+///          is of exactly `rows` rows: it begins anew with the first of them; where that is one of a prompt's, it goes on
+///          from the prompt's maximum. Tokens that come later than its first row have 1 until it begins again
 /// Shapes   query rows [rows, q_heads, key_dim], keys through pages -> scores [kv_heads, columns]
 /// Ties     none made here; a NaN logit makes its row NaN, which no maximum takes up
 /// Cost     one product of `rows` rows and the keys. A chunk of fewer rows joins what is there by the maximum
-/// Source   QAQ (Dong et al. 2024, arXiv 2403.04643), section 4.2. Ours: the query heads of a kv head join by the maximum; the
-///          window between decode steps is exact only where widths are decided
+/// Source   QAQ (Dong et al. 2024, arXiv 2403.04643), section 4.2. Ours: the query heads of a kv head join by the maximum;
+///          the window between decode steps is exact only where widths are decided
 struct RecentMaximum {
   static constexpr std::string_view name = "recent_maximum";
   static constexpr float least = std::numeric_limits<float>::min();  // of a token that some row has seen
@@ -33,9 +33,7 @@ struct RecentMaximum {
                       Field<RecentMaximum, Index>{"every", &RecentMaximum::every, 1, 1 << 20,
                                                   "decode steps from one decision to the next, at least `rows`"}};
   }
-  void check() const {
-    require(every >= rows, name, ".every = ", every, ", must be at least rows = ", rows);
-  }
+  void check() const { require(every >= rows, name, ".every = ", every, ", must be at least rows = ", rows); }
   constexpr Reads reads() const { return {.rows = Reads::Rows::all, .streams = true, .attention = true}; }
   friend bool operator==(const RecentMaximum&, const RecentMaximum&) = default;
 };

@@ -49,6 +49,7 @@ const std::vector<std::string> compared_policies = {
     "zip_vl(tau=0.7)",
     "top_v",
     "top_v(skip_layers=0)",
+    "cross_modal",
     "random",
     "streaming_llm",
     "key_norm",

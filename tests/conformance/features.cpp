@@ -1,4 +1,5 @@
-// Methods that read features of visual tokens: TopV against its textbook version, and the hook they come through.
+// Methods that read features of visual tokens: TopV and VidKV's scores against their textbook versions, and the hook they come
+// through.
 #include <gtest/gtest.h>
 
 #include <kvpare/pipeline/engine.hpp>
@@ -249,6 +250,104 @@ TYPED_TEST(ByFeatures, OnPagesOfTheEngine) {
             std::string::npos);
 }
 
+// ---- by the text's embeddings
+
+/// Its scores in every layer.
+Compressor<CrossModal, Uniform> by_text() {
+  return {{}, {}, TopK{.among = visual, .heads = SelectHeads::layer}, Keep::ratio(0.5)};
+}
+
+/// Sums are in double: what is left is the rounding to a float.
+constexpr Tolerance cross_modal_tolerance{1e-6, 1e-6};
+
+template <Backend B>
+void expect_cross_modal(B& be, const FeatureSet& set, const Features& features, const std::string& what) {
+  const Prompt p = random_prompt(1, 2, set.positions.back() + 4, 2, 1, {span(0, set.positions.back() + 1)}, 4);
+  FedCache<B> fed(be, p);
+  fed.append(0, p.tokens());
+  fed.cache.observe_features(fed.id, by_text(), features);
+  const auto wanted = set.importance_to_text();
+  for (Index l = 0; l < p.layers(); ++l) {
+    const LayerScores got = fed.cache.scores(fed.id, l, by_text());
+    for (const auto& row : got.values)
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        const auto at = std::lower_bound(set.positions.begin(), set.positions.end(), got.positions[i]);
+        const bool has = at != set.positions.end() && *at == got.positions[i];
+        EXPECT_TRUE(close(static_cast<double>(row[i]),
+                          has ? wanted[static_cast<std::size_t>(at - set.positions.begin())] : 0, cross_modal_tolerance))
+            << what << ", layer " << l << ", position " << got.positions[i];
+      }
+  }
+}
+
+TYPED_TEST(ByFeatures, CrossModalScoresAreTheTextbooks) {
+  using On = typename TestFixture::B;
+  Dice dice{15};
+  for (const Sizes size : is_small<TypeParam>() ? std::vector<Sizes>{{30, 6}} : std::vector<Sizes>{{1, 3}, {2, 1}, {90, 40}})
+    for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+      Positions positions(static_cast<std::size_t>(size.tokens));
+      std::iota(positions.begin(), positions.end(), 3);
+      FeatureSet set = random_features(dice, positions, size.width, type);
+      const std::string what = message(size.tokens, " tokens of ", name_of(type), ", width ", size.width);
+      const HeldFeatures<On> held(this->be(), set, type, type);
+      Features features = held.get();
+      features.targets = {};  // not for these scores
+      expect_cross_modal(this->be(), set, features, what);
+      set.texts = random_array(dice, 1, 1, size.width, DType::f32);
+      const TensorBuffer<On> texts(this->be(), set.texts, DType::f32);
+      features.texts = texts.tensor();
+      expect_cross_modal(this->be(), set, features, what + ", one text token of floats");
+    }
+}
+
+/// By hand: texts (1, 2) and (2, -1) sum up to (3, 1), so that (1, 0), (0, 2), (1, 1) score 3, 2, 4.
+TYPED_TEST(ByFeatures, CrossModalByHand) {
+  using On = typename TestFixture::B;
+  const Prompt p = random_prompt(5, 2, 6, 2, 1, {span(1, 4)});
+  FeatureSet set;
+  set.positions = {1, 2, 3};
+  set.x = set.y = set.image = {0, 0, 0};
+  set.sources = oracle::Array3(3, 1, 2), set.targets = set.sources, set.texts = oracle::Array3(2, 1, 2);
+  set.sources.values = {1, 0, 0, 2, 1, 1}, set.texts.values = {1, 2, 2, -1};
+  EXPECT_EQ(set.importance_to_text(), (std::vector<double>{3, 2, 4}));
+  const HeldFeatures<On> held(this->be(), set);
+  for (const auto& [ratio, kept] : {std::pair{0.34, Positions{0, 3, 4, 5}}, {0.67, Positions{0, 1, 3, 4, 5}}}) {
+    auto method = cross_modal();
+    method.keep = Keep::ratio(ratio);
+    FedCache<On> fed(this->be(), p);
+    fed.append(0, 6);
+    fed.cache.observe_features(fed.id, method, held.get());
+    EXPECT_EQ(fed.cache.scores(fed.id, 1, method).values[0], (std::vector<float>{0, 3, 2, 4, 0, 0}));
+    fed.cache.compress(fed.id, method);
+    for (const Index l : {0, 1})
+      for (const Index h : {0, 1}) EXPECT_EQ(fed.cache.kept(fed.id, l, h), kept) << "layer " << l << ", head " << h;
+    FedCache<On> by_name(this->be(), p);
+    by_name.append(0, 6);
+    const AnyCompressor any = make_compressor(message("cross_modal(keep=", ratio, ")"));
+    by_name.cache.observe_features(by_name.id, any, held.get());
+    by_name.cache.compress(by_name.id, any);
+    EXPECT_EQ(kept_in(by_name, p), kept_in(fed, p));
+  }
+}
+
+TYPED_TEST(ByFeatures, NaNInAVisualTokenIsItsOwnInATextEverybodys) {
+  using On = typename TestFixture::B;
+  Dice dice{16};
+  const Prompt p = random_prompt(4, 1, 20, 2, 1, {span(0, 20)});
+  FedCache<On> fed(this->be(), p);
+  fed.append(0, 20);
+  FeatureSet set = random_features(dice, FedCache<On>::positions(0, 20), 8);
+  set.sources.at(7, 0, 2) = std::numeric_limits<double>::quiet_NaN();
+  fed.cache.observe_features(fed.id, by_text(), HeldFeatures<On>(this->be(), set).get());
+  const auto scores = fed.cache.scores(fed.id, 0, by_text()).values[1];
+  for (std::size_t t = 0; t < 20; ++t) EXPECT_EQ(std::isnan(scores[t]), t == 7) << t;
+  EXPECT_FALSE(fed.cache.plan(fed.id, by_text()).layers[0].keep[0].has(0, 7)) << "NaN ranks last";
+  set.texts.at(3, 0, 1) = std::numeric_limits<double>::quiet_NaN();
+  fed.cache.observe_features(fed.id, by_text(), HeldFeatures<On>(this->be(), set).get());
+  const LayerScores all = fed.cache.scores(fed.id, 0, by_text());
+  for (const float score : all.values[0]) EXPECT_TRUE(std::isnan(score));
+}
+
 // ---- refused
 
 struct Refusals : ::testing::Test {
@@ -298,6 +397,38 @@ TEST_F(Refusals, FeaturesThatDisagree) {
   expect_refused(f, "position -1 of token 0 follows -1");
 }
 
+TEST_F(Refusals, TextsThatDisagree) {
+  fed.append(0, 30);
+  const auto expect = [&](const Features& f, const std::string& why) {
+    const std::string got = error_of([&] { fed.cache.observe_features(fed.id, cross_modal(), f); });
+    EXPECT_NE(got.find(why), std::string::npos) << got << "\nwanted: " << why;
+    EXPECT_EQ(fed.cache.stats(fed.id).observation_bytes, 0);
+  };
+  Features f = held.get();
+  f.texts = {};
+  expect(f, "observe_features: texts are [0, 0, 0], must be [text tokens, 1, 8]");
+  EXPECT_EQ(refusal(f), "no error") << "top_v reads none";
+  FedCache<cpu::Backend> other(be, p);
+  other.append(0, 30);
+  const auto refused = [&](const Features& features) {
+    return error_of([&] { other.cache.observe_features(other.id, cross_modal(), features); });
+  };
+  f = held.get(), f.texts.width = 7;
+  EXPECT_NE(refused(f).find("texts are [7, 1, 7], must be [text tokens, 1, 8]"), std::string::npos) << refused(f);
+  f = held.get(), f.texts.heads = 2;
+  EXPECT_NE(refused(f).find("texts are [7, 2, 8]"), std::string::npos) << refused(f);
+  f = held.get(), f.texts.data = nullptr;
+  EXPECT_NE(refused(f), "no error");
+  f = held.get(), f.sources.width = 7;
+  EXPECT_NE(refused(f).find("texts are [7, 1, 8], must be [text tokens, 1, 7]"), std::string::npos) << refused(f);
+  f = held.get(), f.sources = f.sources.part(0, 19);
+  EXPECT_NE(refused(f).find("sources are [19, 1, 8], must be [20, 1, 8]"), std::string::npos) << refused(f);
+  EXPECT_EQ(other.cache.stats(other.id).observation_bytes, 0);
+  f = held.get(), f.targets = {};
+  EXPECT_EQ(refused(f), "no error") << "these scores read no targets";
+  EXPECT_EQ(error_of([&] { other.cache.compress(other.id, cross_modal()); }), "no error");
+}
+
 TEST_F(Refusals, TokensThatALayerDoesNotHoldOrThatAreText) {
   for (const Index l : {0, 1, 2}) fed.append(l, 0, 30);
   expect_refused(held.get(), "token 0 is of position 5, but layer 3 holds no such token (append to all layers first");
@@ -323,6 +454,7 @@ TEST_F(Refusals, TheWrongVerb) {
   EXPECT_NE(error_of([&] { fed.observe(top_v(), 0, 30); })
                 .find("observe: scorer transport reads features of visual tokens, not queries; call observe_features"),
             std::string::npos);
+  EXPECT_NE(error_of([&] { fed.observe(cross_modal(), 0, 30); }).find("scorer cross_modal reads features"), std::string::npos);
   const AnyCompressor any = make_compressor("top_v");
   EXPECT_NE(error_of([&] { fed.observe(any, 0, 30); }).find("scorer transport reads features"), std::string::npos);
   auto tokens = top_v();

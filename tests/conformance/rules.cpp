@@ -1,5 +1,5 @@
-// Methods with budgets or rules of their own against the papers' textbook versions: VL-Cache, PrefixKV, ZipVL, CORM, KVCrush,
-// ChunkKV, samples of what goes.
+// Methods with budgets or rules of their own against the papers' textbook versions: VL-Cache, PrefixKV, ZipVL, CORM, QAQ's
+// recent attention, KVCrush, ChunkKV, samples of what goes.
 #include <gtest/gtest.h>
 
 #include "oracle/accumulated_attention.hpp"
@@ -7,6 +7,7 @@
 #include "oracle/corm.hpp"
 #include "oracle/key_norm.hpp"
 #include "oracle/prefix_kv.hpp"
+#include "oracle/recent_maximum.hpp"
 #include "oracle/representatives.hpp"
 #include "oracle/rope.hpp"
 #include "oracle/vl_cache.hpp"
@@ -161,6 +162,9 @@ TYPED_TEST(Rules, TakesTheEnginesLse) {
   auto recent = corm();
   recent.scorer.w = 12, recent.selector.last = 12;
   agree(recent);
+  auto largest = recent_maximum();
+  largest.keep = Keep::ratio(0.3);
+  agree(largest);
 }
 
 TYPED_TEST(Rules, LseComesWithEveryChunkOrNone) {
@@ -362,18 +366,202 @@ TYPED_TEST(Rules, CormBetweenDecodeSteps) {
   corm_decodes(this->be(), FairShare::position);
 }
 
-TEST(RulesOnly, CormTakesOneRowAStep) {
-  cpu::Backend be;
-  const Prompt p = random_prompt(2, 1, 20, 1, 1, {});
-  FedCache<cpu::Backend> fed(be, p);
-  fed.feed(corm(), 0, 10);
-  fed.append(10, 2);
-  const TensorBuffer<cpu::Backend> out(be, oracle::Array3(2, 1, 16), DType::f32);
-  const Position at[] = {10, 11};
-  EXPECT_THROW(
-      fed.cache.decode(
-          0, {{.sequence = fed.id, .queries = fed.queries(0, 10, 2), .positions = at, .out = out.writable()}}, corm()),
-      InvalidArgument);
+TEST(RulesOnly, RulesOfTheirOwnTakeOneRowAStep) {
+  const auto refused = [](const auto& method) {
+    cpu::Backend be;
+    const Prompt p = random_prompt(2, 1, 20, 1, 1, {});
+    FedCache<cpu::Backend> fed(be, p);
+    fed.feed(method, 0, 10);
+    fed.append(10, 2);
+    const TensorBuffer<cpu::Backend> out(be, oracle::Array3(2, 1, 16), DType::f32);
+    const Position at[] = {10, 11};
+    EXPECT_THROW(
+        fed.cache.decode(
+            0, {{.sequence = fed.id, .queries = fed.queries(0, 10, 2), .positions = at, .out = out.writable()}}, method),
+        InvalidArgument)
+        << method.scorer.name;
+  };
+  refused(corm());
+  auto recent = recent_maximum();
+  recent.keep = Keep::tokens(100);
+  refused(recent);
+}
+
+// ---- QAQ's recent attention
+
+Compressor<RecentMaximum, Uniform> recent_of(Index rows, Index every = 16) {
+  auto method = recent_maximum();
+  method.scorer = {.rows = rows, .every = std::max(rows, every)};
+  return method;
+}
+
+/// What a layer's tokens score is the textbook's, of so many rows.
+template <Backend B>
+void expect_recent(FedCache<B>& fed, Index layer, const Compressor<RecentMaximum, Uniform>& method,
+                   const std::vector<oracle::RecentAttention>& wanted, Index rows, const std::string& what) {
+  const LayerScores got = fed.cache.scores(fed.id, layer, method);
+  for (std::size_t h = 0; h < wanted.size(); ++h) {
+    const std::vector<double> scores = wanted[h].scores(rows);
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      const Index position = wanted[h].held[i].position;
+      const auto at = std::lower_bound(got.positions.begin(), got.positions.end(), position);
+      ASSERT_TRUE(at != got.positions.end() && *at == position) << what << ", head " << h << ", position " << position;
+      const float score = got.values[h][static_cast<std::size_t>(at - got.positions.begin())];
+      ASSERT_GT(score, 0) << what << ": 0 is of tokens that no row has seen";
+      ASSERT_TRUE(close(static_cast<double>(score), scores[i], tolerance(Operation::probability)))
+          << what << ", head " << h << ", position " << position << ": " << score << ", wanted " << scores[i];
+    }
+  }
+}
+
+TYPED_TEST(Rules, RecentMaximumAfterAPrompt) {
+  std::uint64_t seed = 650;
+  for (const Case& c : cases_for<TypeParam>())
+    for (const Index rows : {1, 5, 64})
+      for (const bool modern : {false, true}) {
+        Prompt p = random_prompt(++seed, 1, c.tokens, c.kv_heads, c.group, c.tags);
+        if (modern) p.model.layers[0].sink_logits.assign(static_cast<std::size_t>(p.shape(0).q_heads), 1.5f);
+        if (modern) p.model.layers[0].window = 25, p.model.layers[0].softcap = 3;
+        std::vector<oracle::RecentAttention> wanted;
+        for (Index h = 0; h < c.kv_heads; ++h)
+          wanted.push_back(oracle::recent_attention(p.queries[0], p.keys[0], settings_of(p.shape(0)), h));
+        for (const Index chunk : {c.tokens, Index{35}}) {
+          if (c.tokens % chunk != 0 && c.tokens % chunk < rows) continue;
+          if (chunk < rows) continue;
+          FedCache<typename TestFixture::B> fed(this->be(), p, c.page_tokens);
+          fed.feed(recent_of(rows), 0, c.tokens, chunk);
+          expect_recent(fed, 0, recent_of(rows), wanted, rows,
+                        message(c.name, ", ", rows, " rows, chunks of ", chunk, modern ? ", modern" : ""));
+        }
+      }
+}
+
+/// Chunks of fewer rows join by the maximum: then it is of more rows than asked for, until a longer one takes over.
+TYPED_TEST(Rules, RecentMaximumOfShortChunks) {
+  constexpr Index tokens = 40, rows = 5;
+  const Prompt p = random_prompt(651, 1, tokens, 2, 3, {});
+  std::vector<oracle::RecentAttention> wanted(2);
+  const auto method = recent_of(rows);
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  const auto expect_after = [&](Index end, Index counted) {
+    oracle::Array3 queries(end, 6, 16), keys(end, 2, 16);
+    for (Index t = 0; t < end; ++t)
+      for (Index c = 0; c < 16; ++c) {
+        for (Index h = 0; h < 6; ++h) queries.at(t, h, c) = p.queries[0].at(t, h, c);
+        for (Index h = 0; h < 2; ++h) keys.at(t, h, c) = p.keys[0].at(t, h, c);
+      }
+    for (Index h = 0; h < 2; ++h)
+      wanted[static_cast<std::size_t>(h)] = oracle::recent_attention(queries, keys, settings_of(p.shape(0)), h);
+    expect_recent(fed, 0, method, wanted, counted, message("after ", end));
+  };
+  fed.append(0, 3);
+  fed.observe(method, 0, 3);
+  expect_after(3, 5);  // nobody knows any of them
+  fed.append(3, 17);
+  fed.observe(method, 3, 17);
+  expect_after(20, 5);
+  fed.append(20, 2);
+  fed.observe(method, 20, 2);
+  expect_after(22, 7);
+  fed.append(22, 1);
+  fed.observe(method, 22, 1);
+  expect_after(23, 8);
+  fed.observe(method, 20, 3);  // known already
+  expect_after(23, 8);
+  fed.append(23, 5);
+  fed.observe(method, 23, 5);
+  expect_after(28, 5);
+  fed.append(28, 12);
+  fed.observe(method, 28, 12);
+  expect_after(40, 5);
+}
+
+TYPED_TEST(Rules, RecentMaximumLeavesRowsOfNaNOut) {
+  Prompt p = random_prompt(652, 1, 30, 2, 2, {});
+  for (const Index head : {0, 3}) p.queries[0].at(27, head, 4) = std::numeric_limits<double>::quiet_NaN();
+  std::vector<oracle::RecentAttention> wanted;
+  for (Index h = 0; h < 2; ++h)
+    wanted.push_back(oracle::recent_attention(p.queries[0], p.keys[0], settings_of(p.shape(0)), h));
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.feed(recent_of(5), 0, 30);
+  expect_recent(fed, 0, recent_of(5), wanted, 5, "a row of NaN");
+}
+
+/// One layer, every step against the textbook on what each head still holds: at positions that `every` divides of exactly
+/// `rows` rows, between them of those since the maximum began.
+template <Backend B>
+void recent_maximum_decodes(B& be, Index rows, Index every, Index keep) {
+  constexpr Index prompt = 22, steps = 45, heads = 2, group = 3, width = 16;
+  Prompt p = random_prompt(653, 1, prompt + steps, heads, group, {});
+  if (rows == 1) p.queries[0].at(prompt + 3, 2, 4) = std::numeric_limits<double>::quiet_NaN();
+  auto method = recent_of(rows, every);
+  method.keep = Keep::tokens(keep);
+  FedCache<B> fed(be, p);
+  fed.feed(method, 0, prompt);
+  fed.cache.compress(fed.id, method);
+  std::vector<oracle::RecentAttention> held;
+  for (Index h = 0; h < heads; ++h) {
+    const auto head = oracle::recent_attention(p.queries[0], p.keys[0], settings_of(p.shape(0)), h);
+    held.push_back(head);
+    std::erase_if(held.back().held, [&](const auto& token) { return token.position >= prompt; });
+    for (auto& token : held.back().held) token.shares.resize(static_cast<std::size_t>(prompt - token.position));
+  }
+  const auto follow = [&](Index counted, const std::string& what) {
+    for (Index h = 0; h < heads; ++h) {
+      oracle::RecentAttention& head = held[static_cast<std::size_t>(h)];
+      const Positions kept = fed.cache.kept(fed.id, 0, h);
+      ASSERT_EQ(std::ssize(kept), std::min(keep, std::ssize(head.held))) << what;
+      const std::vector<double> scores = head.scores(counted);
+      oracle::RecentAttention left;
+      double worst_kept = 1, best_gone = 0;
+      for (std::size_t i = 0; i < scores.size(); ++i)
+        if (std::ranges::binary_search(kept, static_cast<Position>(head.held[i].position)))
+          worst_kept = std::min(worst_kept, scores[i]), left.held.push_back(head.held[i]);
+        else
+          best_gone = std::max(best_gone, scores[i]);
+      ASSERT_LE(best_gone, worst_kept + 1e-5) << what;
+      head = left;
+    }
+    expect_recent(fed, 0, method, held, counted, what);
+  };
+  follow(rows, "the prompt");
+  const TensorBuffer<B> out(be, oracle::Array3(1, heads * group, width), DType::f32);
+  Index counted = rows;
+  bool begun = false;
+  for (Index t = prompt; t < prompt + steps; ++t) {
+    fed.append(t, 1);
+    const Position at[] = {static_cast<Position>(t)};
+    fed.cache.decode(0, {{.sequence = fed.id, .queries = fed.queries(0, t, 1), .positions = at, .out = out.writable()}},
+                     method);
+    for (Index h = 0; h < heads; ++h) {
+      oracle::RecentAttention& head = held[static_cast<std::size_t>(h)];
+      head.hold(t);
+      std::vector<std::vector<double>> of_row;
+      for (Index q = h * group; q < (h + 1) * group; ++q) {
+        std::vector<double> logits;
+        for (const auto& token : head.held)
+          logits.push_back(static_cast<double>(p.shape(0).scale) *
+                           oracle::dot_of(p.queries[0], p.keys[0], t, q, token.position));
+        of_row.push_back(oracle::softmax(logits));
+      }
+      head.observe(of_row);
+    }
+    ++counted;
+    if ((t + rows) % every == 0) counted = 1, begun = true;
+    if ((t + 1) % every == 0 && begun) {
+      ASSERT_EQ(counted, rows);
+    }
+    follow(counted, message(rows, " of ", every, " rows, ", keep, " tokens, step ", t));
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TYPED_TEST(Rules, RecentMaximumBetweenDecodeSteps) {
+  recent_maximum_decodes(this->be(), 5, 16, 1000);
+  recent_maximum_decodes(this->be(), 3, 8, 18);
+  if constexpr (is_small<TypeParam>()) return;
+  recent_maximum_decodes(this->be(), 4, 4, 1000);
+  recent_maximum_decodes(this->be(), 1, 1, 12);
 }
 
 // ---- what a selector does beyond the best
@@ -942,6 +1130,9 @@ TEST(Waits, AtMostOneInCompressAndNoneElsewhere) {
   waits_at_most_once(prefix_kv());
   waits_at_most_once(zip_vl());
   waits_at_most_once(corm());
+  auto recent = recent_maximum();
+  recent.keep = Keep::ratio(0.3);
+  waits_at_most_once(recent);
   waits_at_most_once(elastic_cache());
   waits_at_most_once(cam());
   waits_at_most_once(kv_crush());

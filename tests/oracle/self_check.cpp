@@ -13,6 +13,7 @@
 #include "byte_budget.hpp"
 #include "cache_merging.hpp"
 #include "corm.hpp"
+#include "cross_modal.hpp"
 #include "csp.hpp"
 #include "decode_eviction.hpp"
 #include "elite_window.hpp"
@@ -28,6 +29,7 @@
 #include "prefix_kv.hpp"
 #include "pyramid.hpp"
 #include "quantisers.hpp"
+#include "recent_maximum.hpp"
 #include "reduce.hpp"
 #include "rope.hpp"
 #include "select_top.hpp"
@@ -2138,6 +2140,41 @@ TEST(ZipVl, ProbesAndHeads) {
 }
 
 // ---- CORM ---------------------------------------------------------------------------------------------------------
+
+TEST(RecentAttention, TheLargestOfTheNewestRowsAndHeads) {
+  RecentAttention head;
+  head.hold(0);
+  head.observe({{1}, {1}});
+  expect_near(head.scores(1), {1}, 0);
+  head.hold(1);
+  head.observe({{.9, .1}, {.4, .6}});
+  head.hold(2);
+  head.observe({{.2, .3, .5}, {.7, .1, .2}});
+  expect_near(head.scores(1), {.7, .3, .5}, 0);
+  expect_near(head.scores(2), {.9, .6, 1}, 0);  // one row has seen the newest: unknown
+  expect_near(head.scores(3), {1, 1, 1}, 0);
+  head.observe({{0, std::nan(""), .1}, {.1, .2, 0}});
+  expect_near(head.scores(2), {.7, .3, .5}, 0);
+  expect_near(head.scores(1), {.1, .2, .1}, 0);
+}
+
+TEST(RecentAttention, OfAPrompt) {
+  const AttentionMassInput in = h2o_mass(2, 1);
+  const RecentAttention head = recent_attention(in.queries, in.keys, {}, 0);
+  const auto shares = [&](Index row, Index j) { return attention_row(in.queries, in.keys, 0, row, {})[static_cast<std::size_t>(j)]; };
+  const Numbers two = head.scores(2);
+  const Index last = in.keys.a - 1;
+  EXPECT_EQ(two[static_cast<std::size_t>(last)], 1);
+  EXPECT_NEAR(two[0], std::max(shares(last, 0), shares(last - 1, 0)), 1e-12);
+  EXPECT_EQ(count_of(head.held[0].shares), in.keys.a);
+}
+
+TEST(CrossModalScores, ByHand) {
+  Array2 visual(3, 2), text(2, 2);
+  visual.values = {1, 0, 0, 2, 1, 1}, text.values = {1, 2, 2, -1};
+  EXPECT_EQ(cross_modal_scores(visual, text), (Numbers{3, 2, 4}));
+  EXPECT_EQ(cross_modal_scores(visual, Array2(0, 2)), (Numbers{0, 0, 0}));
+}
 
 TEST(Corm, WorkedExample) {
   const auto last = [](const CormHead& head) {

@@ -52,7 +52,7 @@ FeatureSet part_of(const FeatureSet& all, const Positions& held) {
   for (Index t = 0; t < all.tokens(); ++t)
     if (std::ranges::binary_search(held, all.positions[static_cast<std::size_t>(t)])) which.push_back(t);
   const Index width = all.sources.c;
-  part.sources = oracle::Array3(std::ssize(which), 1, width), part.targets = part.sources;
+  part.sources = oracle::Array3(std::ssize(which), 1, width), part.targets = part.sources, part.texts = all.texts;
   for (Index i = 0; i < std::ssize(which); ++i) {
     const auto t = static_cast<std::size_t>(which[static_cast<std::size_t>(i)]);
     part.positions.push_back(all.positions[t]);

@@ -4,12 +4,14 @@
 #include <kvpare/policy/score/transport.hpp>
 
 #include "inputs.hpp"
+#include "oracle/cross_modal.hpp"
 #include "oracle/transport.hpp"
 
 namespace kvpare::test {
 
 struct FeatureSet {
   oracle::Array3 sources, targets;  // [tokens, 1, width]
+  oracle::Array3 texts;             // [text tokens, 1, width]
   std::vector<Position> positions;
   std::vector<std::int32_t> x, y, image;
 
@@ -18,15 +20,17 @@ struct FeatureSet {
   std::vector<double> importance(const Transport& s) const {
     std::vector<oracle::GridPlace> places;
     for (std::size_t t = 0; t < positions.size(); ++t) places.push_back({image[t], x[t], y[t]});
-    const auto rows = [](const oracle::Array3& a) {
-      oracle::Array2 out(a.a, a.c);
-      out.values = a.values;
-      return out;
-    };
     const oracle::Array2 cost =
         oracle::transport_cost(rows(sources), rows(targets), places, {s.alpha, s.beta, s.gamma, s.sigma, s.squared});
     return s.plan == TransportPlan::semi_relaxed ? oracle::semi_relaxed_importance(cost, s.epsilon)
                                                  : oracle::balanced_importance(cost, s.epsilon, s.rounds);
+  }
+  std::vector<double> importance_to_text() const { return oracle::cross_modal_scores(rows(sources), rows(texts)); }
+
+  static oracle::Array2 rows(const oracle::Array3& a) {
+    oracle::Array2 out(a.a, a.c);
+    out.values = a.values;
+    return out;
   }
 };
 
@@ -53,6 +57,8 @@ inline FeatureSet random_features(Dice& dice, std::vector<Position> positions, I
     f.image.push_back(image);
     ++on_image;
   }
+  Dice of_text{static_cast<std::uint64_t>(1000 + width)};  // of their own, so that they change nothing else
+  f.texts = random_array(of_text, 7, 1, width, type);
   return f;
 }
 
@@ -69,18 +75,19 @@ template <Backend B>
 class HeldFeatures {
  public:
   HeldFeatures(B& be, const FeatureSet& set, DType sources = DType::f32, DType targets = DType::f32)
-      : set_(set), sources_(be, set.sources, sources), targets_(be, set.targets, targets) {}
+      : set_(set), sources_(be, set.sources, sources), targets_(be, set.targets, targets),
+        texts_(be, set.texts, sources) {}
 
   Features get() const {
     Features f;
-    f.sources = sources_.tensor(), f.targets = targets_.tensor();
+    f.sources = sources_.tensor(), f.targets = targets_.tensor(), f.texts = texts_.tensor();
     f.positions = set_.positions, f.x = set_.x, f.y = set_.y, f.image = set_.image;
     return f;
   }
 
  private:
   const FeatureSet& set_;
-  TensorBuffer<B> sources_, targets_;
+  TensorBuffer<B> sources_, targets_, texts_;
 };
 
 }  // namespace kvpare::test

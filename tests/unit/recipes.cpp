@@ -30,6 +30,8 @@ TEST(Recipes, AreTheirParts) {
   EXPECT_EQ(top_v(), (Compressor{Transport{.alpha = 1, .beta = 1, .gamma = 0.5, .sigma = 10, .epsilon = 0.1}, Uniform{},
                                  TopK{.among = visual, .heads = SelectHeads::layer, .skip_layers = 3, .recover = 4},
                                  Keep::ratio(0.5)}));
+  EXPECT_EQ(recent_maximum(), (Compressor{RecentMaximum{.rows = 5, .every = 16}, Uniform{}, TopK{}, Keep::ratio(1)}));
+  EXPECT_EQ(cross_modal(), (Compressor{CrossModal{}, Uniform{}, TopK{.among = visual}, Keep::ratio(0.2)}));
   EXPECT_EQ(pare(),
             (Compressor{ObservationWindow{.window = 32, .pool = 3, .pooling = Pooling::max, .rows = text, .values = 1},
                         StrengthSkewness{.use = BudgetUse::both, .layer_floor = 0.5},
@@ -51,6 +53,9 @@ TEST(Recipes, ReadWhatTheyNeedAndNoMore) {
   EXPECT_EQ(LagKv{}.reads(), Reads{});
   EXPECT_EQ(Transport{}.reads(), Reads{.features = true});
   EXPECT_FALSE(Transport{}.reads().cache_only());
+  EXPECT_EQ(CrossModal{}.reads(), (Reads{.features = true, .texts = true}));
+  EXPECT_FALSE(CrossModal{}.reads().cache_only());
+  EXPECT_EQ(RecentMaximum{}.reads(), (Reads{.rows = Reads::Rows::all, .streams = true, .attention = true}));
   EXPECT_TRUE(Random{}.reads().cache_only());
   EXPECT_EQ(Random{}.reads(), Reads{});
   EXPECT_EQ(SinksAndRecent{}.reads(), Reads{});
@@ -63,11 +68,15 @@ static_assert(std::is_trivially_copyable_v<EliteWindow> && std::is_trivially_cop
 static_assert(Scorer<EliteWindow, cpu::Backend> && Scorer<ObservationWindow, cpu::Backend> &&
               Scorer<AccumulatedAttention, cpu::Backend> && Scorer<Random, cpu::Backend> &&
               Scorer<SinksAndRecent, cpu::Backend> && Scorer<CrossSelf, cpu::Backend> && Scorer<LagKv, cpu::Backend> &&
-              Scorer<ExpectedAttention, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
+              Scorer<ExpectedAttention, cpu::Backend> && Scorer<RecentMaximum, cpu::Backend> &&
+              Scorer<CrossModal, cpu::Backend> && Scorer<AnyScorer, cpu::Backend>);
+static_assert(TakesSteps<RecentMaximum, cpu::Backend> && TakesSteps<RecentMaximum, WalledBackend> &&
+              !TakesSteps<CrossModal, cpu::Backend>);
 static_assert(Scorer<EliteWindow, WalledBackend> && Scorer<ObservationWindow, WalledBackend> &&
               Scorer<AccumulatedAttention, WalledBackend> && Scorer<Random, WalledBackend> &&
               Scorer<SinksAndRecent, WalledBackend> && Scorer<CrossSelf, WalledBackend> &&
               Scorer<LagKv, WalledBackend> && Scorer<ExpectedAttention, WalledBackend> &&
+              Scorer<RecentMaximum, WalledBackend> && Scorer<CrossModal, WalledBackend> &&
               Scorer<AnyScorer, WalledBackend>);
 
 template <class Rig>
@@ -98,6 +107,9 @@ TYPED_TEST(RecipesByName, AreTheSameMethods) {
             kept_with(this->be(), p, expected_attention()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("pare")), kept_with(this->be(), p, pare()));
   EXPECT_EQ(kept_with(this->be(), p, make_compressor("csp")), kept_with(this->be(), p, csp()));
+  auto recent = recent_maximum();
+  recent.keep = Keep::ratio(0.3);
+  EXPECT_EQ(kept_with(this->be(), p, make_compressor("recent_maximum(keep=0.3)")), kept_with(this->be(), p, recent));
 }
 
 TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
@@ -135,6 +147,7 @@ TYPED_TEST(RecipesByName, SettingsChangeWhatIsKept) {
                                    {"expected_attention", "expected_attention(epsilon=1)"},
                                    {"expected_attention", "expected_attention(future=512)"},
                                    {"expected_attention(future=512)", "expected_attention(future=8)"},
+                                   {"recent_maximum(keep=0.3)", "recent_maximum(keep=0.3,rows=2)"},
                                    {"air_cache", "air_cache(alpha=0.1)"},
                                    {"air_cache", "air_cache(heads=kv)"},
                                    {"air_cache", "air_cache(budget=uniform)"},

@@ -198,6 +198,149 @@ TEST(Settings, OfTransport) {
   expect_refused("top_v(rounds=0)", "top_v: rounds = 0, must be within [1, 1000]");
 }
 
+TEST(Settings, OfScorersMadeForAPrecision) {
+  const auto recent = made("recent_maximum(rows=3, every=8, keep=0.5)");
+  EXPECT_EQ(scorer_of<RecentMaximum>(recent), (RecentMaximum{.rows = 3, .every = 8}));
+  EXPECT_EQ(made("recent_maximum").keep, Keep::ratio(1));
+  EXPECT_EQ(made(text_of("recent_maximum", recent)), recent);
+  EXPECT_EQ(made("recent_maximum(rows=16, every=16)"), made("recent_maximum(every=16, rows=16)"));
+  expect_refused("recent_maximum(rows=0)", "recent_maximum: rows = 0, must be within [1, 64]");
+  expect_refused("recent_maximum(rows=65)", "recent_maximum: rows = 65, must be within [1, 64]");
+  expect_refused("recent_maximum(every=4)", "recent_maximum.every = 4, must be at least rows = 5");
+  expect_refused("recent_maximum(rows=17)", "recent_maximum.every = 16, must be at least rows = 17");
+  const auto texts = made("cross_modal(keep=0.1)");
+  EXPECT_EQ(texts.scorer, AnyScorer(CrossModal{}));
+  EXPECT_EQ(texts.selector.among, visual);
+  EXPECT_EQ(texts.keep, Keep::ratio(0.1));
+  expect_refused("cross_modal(rows=3)", "cross_modal: unknown setting 'rows'");
+}
+
+TEST(Settings, OfThink) {
+  Precision p = precision_of(made("think"), 4);
+  EXPECT_EQ(p.said, "think");
+  EXPECT_EQ(p.kept, Form("thin40_half", "half"));
+  EXPECT_EQ(p.keep_raw_keys, 32);
+  EXPECT_EQ(p.flush_keys, 1);
+  const auto method = made("snap_kv(keep=0.3) + think(percent=60, align=8, keys=int4_g32, values=fp8_e4m3, recent=16, flush=4)");
+  EXPECT_EQ(method.scorer, made("snap_kv").scorer);
+  p = precision_of(method, 4);
+  EXPECT_EQ(p.kept, Form("thin60a8_int4_g32", "fp8_e4m3"));
+  EXPECT_EQ(p.keep_raw_keys, 16);
+  EXPECT_EQ(p.keep_raw_values, 16);
+  EXPECT_EQ(p.flush_keys, 4);
+  EXPECT_EQ(p.flush_values, 4);
+  expect_refused("think(percent=0)", "think: percent = 0, must be within [1, 90]");
+  expect_refused("think(percent=91)", "think: percent = 91, must be within [1, 90]");
+  expect_refused("think(align=0)", "think: align = 0, must be within [1, 64]");
+  expect_refused("think(flush=0)", "think: flush = 0, must be within [1, 1048576]");
+  for (const char* name : {"", "a/b", "half half", "int4+int8", "int4:"})
+    expect_refused(message("think(keys=", name, ")"), message("think: keys = '", name, "', must be one of: the name of a codec"));
+  expect_refused("think(values=)", "think: values = ''");
+}
+
+TEST(Settings, OfVidKv) {
+  Precision p = precision_of(made("vid_kv"), 4);
+  EXPECT_EQ(p.said, "vid_kv");
+  EXPECT_EQ(p.kept, Form("vid_kv50_g32", "ternary_channel_g32"));
+  EXPECT_TRUE(p.rest.as_appended());
+  EXPECT_EQ(p.flush_keys, 128);
+  EXPECT_EQ(p.flush_values, 128);
+  p = precision_of(made("vid_kv(percent=25, group=0, gamma=50, residual=64, one_bit_decode=literal, ternary_scale=group_mean)"),
+                   4);
+  EXPECT_EQ(p.kept, Form("vid_kv25_literal", "ternary_channel_mean_gamma50"));
+  EXPECT_EQ(p.flush_keys, 64);
+  p = precision_of(made("cross_modal(keep=0.2) + vid_kv(protect=yes)"), 4);
+  EXPECT_EQ(p.kept, Form("vid_kv50_g32", "int2_channel_g32_min"));
+  EXPECT_EQ(p.rest, Form("vid_kv50_g32", "ternary_channel_g32"));
+  EXPECT_EQ(p.block, 128);
+  for (const char* percent : {"25", "50", "75"})
+    EXPECT_EQ(error_of([&] { made(message("vid_kv(percent=", percent, ")")); }), "no error");
+  expect_refused("vid_kv(percent=60)", "vid_kv.percent = 60, must be 75, 50 or 25");
+  expect_refused("vid_kv(percent=76)", "vid_kv: percent = 76, must be within [25, 75]");
+  expect_refused("vid_kv(group=65)", "vid_kv: group = 65, must be within [0, 64]");
+  expect_refused("vid_kv(gamma=201)", "vid_kv: gamma = 201, must be within [0, 200]");
+  expect_refused("vid_kv(one_bit_decode=paper)", "one_bit_decode = 'paper', must be one of: symmetric|literal");
+  expect_refused("vid_kv(ternary_scale=mean)", "ternary_scale = 'mean', must be one of: nonzero_mean|group_mean");
+  expect_refused("vid_kv(protect=perhaps)", "vid_kv: protect = 'perhaps'");
+}
+
+TEST(Settings, OfQaq) {
+  const auto alone = made("qaq(keep=0.5, rows=3, capacity=4)");
+  EXPECT_EQ(scorer_of<RecentMaximum>(alone).rows, 3);
+  EXPECT_EQ(alone.keep, Keep::ratio(0.5));
+  Precision p = precision_of(alone, 4);
+  EXPECT_EQ(p.said, "qaq");
+  EXPECT_EQ(p.kept, Form("qaq4_keys", "qaq4_values"));
+  EXPECT_EQ(p.numbers, (std::vector<float>{0, 0, 0, 0, 8}));
+  EXPECT_EQ(p.keep_raw_keys, 16);
+  EXPECT_EQ(p.keep_raw_values, 16);
+  EXPECT_TRUE(p.recode);
+  EXPECT_FALSE(p.park);
+  p = precision_of(made("qaq(recode=no, park=yes)"), 4);
+  EXPECT_FALSE(p.recode);
+  EXPECT_TRUE(p.park);
+  p = precision_of(made("h2o + qaq(sigma_s=0.25, sigma_x=0.5, query_norm=300, min_bits=1, max_bits=4, "
+                        "bits_rule=reference_code, residual=0, sinks=4)"),
+                   4);
+  EXPECT_EQ(p.kept, Form("qaq3_keys_code", "qaq3_values_code"));
+  EXPECT_EQ(p.numbers, (std::vector<float>{0.25f, 0.5f, 300, 1, 4}));
+  EXPECT_EQ(p.sinks, 4);
+  EXPECT_EQ(p.keep_raw_keys, 0);
+  expect_refused("qaq(sigma_s=1)", "qaq: sigma_s = 1, sigma_x = 0, must be given both or neither");
+  expect_refused("qaq(sigma_x=1)", "qaq: sigma_s = 0, sigma_x = 1, must be given both or neither");
+  expect_refused("qaq(min_bits=5, max_bits=4)", "qaq.min_bits = 5, must be at most max_bits = 4");
+  expect_refused("qaq(min_bits=9)", "qaq: min_bits = 9, must be within [0, 8]");
+  expect_refused("qaq(capacity=0)", "qaq: capacity = 0, must be within [1, 8]");
+  expect_refused("qaq(capacity=9)", "qaq: capacity = 9, must be within [1, 8]");
+  expect_refused("qaq(sigma_s=-1, sigma_x=1)", "qaq: sigma_s = -1, must be within");
+  expect_refused("qaq(sigma_s=nan, sigma_x=1)", "qaq: sigma_s = nan, must be within");
+  expect_refused("qaq(bits_rule=code)", "qaq: bits_rule = 'code', must be one of: paper|reference_code");
+  expect_refused("qaq(every=4)", "recent_maximum.every = 4, must be at least rows = 5");
+}
+
+TEST(Settings, OfCsr) {
+  Precision p = precision_of(made("csr"), 4);
+  EXPECT_EQ(p.said, "csr");
+  EXPECT_EQ(p.kept, Form("unrotated_sparse8_n8192", "sparse4_c2_n8192"));
+  EXPECT_EQ(p.keep_raw_keys, 0);
+  p = precision_of(made("csr(nonzeros=4, dictionary=n1024, before_rope=no, residual=32)"), 4);
+  EXPECT_EQ(p.kept, Form("sparse4_n1024", "sparse2_c2_n1024"));
+  EXPECT_EQ(p.keep_raw_keys, 32);
+  EXPECT_EQ(p.keep_raw_values, 32);
+  expect_refused("csr(nonzeros=5)", "csr.nonzeros = 5, must be even: each half of a value has half as many");
+  expect_refused("csr(nonzeros=34)", "csr: nonzeros = 34, must be within [2, 32]");
+  expect_refused("csr(nonzeros=1)", "csr: nonzeros = 1, must be within [2, 32]");
+  expect_refused("csr(dictionary=n/8)", "csr: dictionary = 'n/8'");
+}
+
+TEST(Settings, OfKvQuant) {
+  Precision p = precision_of(made("kv_quant"), 4);
+  EXPECT_EQ(p.said, "kv_quant");
+  EXPECT_EQ(p.kept, Form("unrotated_kv_quant_outliers1_nuq3", "outliers1_nuq3_range"));
+  EXPECT_EQ(p.sinks, 1);
+  p = precision_of(made("h2o + kv_quant(bits=2, before_rope=no, outliers=2, sinks=4, residual=8)"), 4);
+  EXPECT_EQ(p.kept, Form("kv_quant_outliers2_nuq2", "outliers2_nuq2_range"));
+  EXPECT_EQ(p.sinks, 4);
+  EXPECT_EQ(p.keep_raw_values, 8);
+  expect_refused("kv_quant(bits=1)", "kv_quant: bits = 1, must be within [2, 4]");
+  expect_refused("kv_quant(bits=5)", "kv_quant: bits = 5, must be within [2, 4]");
+  expect_refused("kv_quant(outliers=0)", "kv_quant: outliers = 0, must be within [1, 8]");
+  expect_refused("kv_quant(before_rope=later)", "kv_quant: before_rope = 'later'");
+}
+
+TEST(Settings, NamesOfCodecs) {
+  CodecName name;
+  for (const char* word : {"half", "int4_g32_min", "a-b.c", "n8192"}) {
+    EXPECT_TRUE(parse_setting(word, name)) << word;
+    EXPECT_EQ(print_setting(name), word);
+  }
+  for (const char* word : {"", "a b", "a/b", "a+b", "a(b)", "\xff", "as,appended"}) {
+    const CodecName before = name;
+    EXPECT_FALSE(parse_setting(word, name)) << word;
+    EXPECT_EQ(name, before) << word;
+  }
+}
+
 TEST(Settings, PrecisionsThatMakeNoSense) {
   expect_refused("kivi(bots=2)", "kivi: unknown setting 'bots'; known: bits group residual sinks");
   expect_refused("kivi + mikv", "kivi and mikv are both precisions");
@@ -219,7 +362,11 @@ TEST(Settings, PrecisionsThatMakeNoSense) {
 TEST(Settings, PrecisionsPrintWhatTheyParse) {
   for (const char* words : {"in_form(form=int4_g32/fp8_e4m3, residual=7, only=text+image, sinks=2, guard=3.5)", "mikv",
                             "kivi(bits=3)", "zip_cache(high=8, low=4)", "joint(forms=int8+int4/int2, evict=no, trust=0.25)",
-                            "kvtuner(bits=8/4 2/2, mode=token)", "kvtuner(preset=qwen25_7b_token_4_0)"}) {
+                            "kvtuner(bits=8/4 2/2, mode=token)", "kvtuner(preset=qwen25_7b_token_4_0)",
+                            "think(percent=60, align=8, keys=int4_g32, values=q8_0)",
+                            "vid_kv(percent=75, group=0, gamma=50, one_bit_decode=literal, ternary_scale=group_mean, protect=yes)",
+                            "qaq(sigma_s=0.1, sigma_x=0.3, query_norm=300.5, bits_rule=reference_code, capacity=2)",
+                            "csr(nonzeros=6, dictionary=n512, before_rope=no)", "kv_quant(bits=4, outliers=2, sinks=0)"}) {
     const auto method = made(words);
     std::string text(method.precision.held_name());
     const char* separator = "(";
@@ -238,8 +385,9 @@ TEST(Settings, AFileIsTextWithComments) {
 TEST(Settings, UnknownNames) {
   expect_refused("h20",
                  "no policy named 'h20'; known: full random streaming_llm h2o tova key_norm key_diff snap_kv "
-                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache cam fixed_point corm kv_crush chunk_kv zip_vl air_cache "
-                 "csp lag_kv expected_attention top_v pare");
+                 "pyramid_kv ada_kv vl_cache prefix_kv elastic_cache recent_maximum cam fixed_point corm kv_crush chunk_kv zip_vl air_cache "
+                 "csp lag_kv expected_attention top_v cross_modal pare in_form kivi mikv zip_cache kvtuner think vid_kv qaq csr "
+                 "kv_quant joint");
   expect_refused("", "no policy named ''");
   expect_refused("(keep=1)", "no policy named ''");
   expect_refused("air_cache(beta=1)",

@@ -773,6 +773,46 @@ TYPED_TEST(SpecExample, CormScoresAreTheRowsATokenHasLeft) {
   expect_near(fed.scores(0, method.scorer, all_tokens, {0, 1, 2})[0], 0, {1.5, -0.5, 0.5});
 }
 
+/// QAQ: the largest share that the newest rows give; what has not been there for all of them counts as 1.
+TYPED_TEST(SpecExample, RecentMaximumOfTheNewestRows) {
+  const Prompt p = prompt_of_rows({{1}, {.9, .1}, {.2, .3, .5}, {.4, .35, .05, .2}});
+  FedCache<typename TestFixture::B> fed(this->be(), p);
+  fed.append(0, 4);
+  expect_near(fed.scores(0, RecentMaximum{.rows = 1}, all_tokens, {0, 1, 2, 3})[0], 0, {.4, .35, .05, .2});
+  expect_near(fed.scores(0, RecentMaximum{.rows = 2}, all_tokens, {0, 1, 2, 3})[0], 0, {.4, .35, .5, 1});
+  expect_near(fed.scores(0, RecentMaximum{.rows = 3}, all_tokens, {0, 1, 2, 3})[0], 0, {.9, .35, 1, 1});
+  expect_near(fed.scores(0, RecentMaximum{.rows = 5}, all_tokens, {0, 1, 2, 3})[0], 0, {1, 1, 1, 1});
+}
+
+/// Of every 4 rows the last 2 count: the maximum is of both whenever 4 divides the number of positions.
+TYPED_TEST(SpecExample, RecentMaximumGoesOnBetweenDecodeSteps) {
+  auto method = recent_maximum();
+  method.scorer = {.rows = 2, .every = 4};
+  method.keep = Keep::tokens(100);
+  GivenAttention<typename TestFixture::B> given(this->be(), 1, 9);
+  const auto expect_scores = [&](const std::vector<double>& wanted) {
+    const LayerScores got = given.cache.scores(given.id, 0, method);
+    ASSERT_EQ(got.values[0].size(), wanted.size());
+    for (std::size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(static_cast<double>(got.values[0][i]), wanted[i], 1e-5) << i;
+  };
+  given.decode(0, {{1}}, method);
+  expect_scores({1});
+  given.decode(1, {{.6, .4}}, method);
+  expect_scores({1, 1});  // nobody knows either
+  given.decode(2, {{.2, .3, .5}}, method);
+  expect_scores({.2, .3, .5});  // begins anew
+  given.decode(3, {{.4, .2, .3, .1}}, method);
+  expect_scores({.4, .3, .5, 1});  // of two rows
+  given.decode(4, {{.1, .1, .6, .1, .1}}, method);
+  expect_scores({.4, .3, .6, 1, 1});
+  given.decode(5, {{.5, .1, .1, .1, .1, .1}}, method);
+  expect_scores({.5, .3, .6, 1, 1, 1});
+  given.decode(6, {{.1, .1, .1, .1, .1, .1, .4}}, method);
+  expect_scores({.1, .1, .1, .1, .1, .1, .4});
+  given.decode(7, {{.05, .25, .1, .1, .1, .2, .1, .1}}, method);
+  expect_scores({.1, .25, .1, .1, .1, .2, .4, 1});
+}
+
 TYPED_TEST(SpecExample, StreamingLlmEvictsAtEveryStep) {
   auto method = streaming_llm();
   method.scorer.sinks = 2;

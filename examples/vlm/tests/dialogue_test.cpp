@@ -7,6 +7,7 @@
 #include "../budgets.hpp"
 #include "../cpu.hpp"
 #include "../evaluate.hpp"
+#include "oracle/cross_modal.hpp"
 #include "oracle/representatives.hpp"
 #include "oracle/transport.hpp"
 
@@ -208,6 +209,25 @@ TEST_F(FeaturesTest, TopVKeepsThePatchesThatTransportChooses) {
           EXPECT_TRUE(std::equal(kept.begin(), kept.end(), wanted.begin(), wanted.end())) << "layer " << l;
       }
   }
+}
+
+TEST_F(FeaturesTest, CrossModalKeepsThePatchesThatTheTextPointsTo) {
+  const char* policy = "cross_modal(keep=0.25)";
+  ASSERT_EQ(layer_of_features(visual(policy)), 0);
+  const HiddenStates states = states_of(0);
+  kvpare::oracle::Array2 patches(visual_tokens, model_width), texts(states.entering.rows() - visual_tokens, model_width);
+  for (Index d = 0; d < model_width; ++d) {
+    for (Index p = 0; p < visual_tokens; ++p) patches.at(p, d) = states.entering(1 + p, d);
+    texts.at(0, d) = states.entering(0, d);
+    for (Index t = 1; t < texts.rows; ++t) texts.at(t, d) = states.entering(visual_tokens + t, d);
+  }
+  const auto wanted = kvpare::oracle::select_top(kvpare::oracle::cross_modal_scores(patches, texts), 36);
+  const Dialogue dialogue = begin(policy, scene_.first);
+  for (Index l = 0; l < layer_count; ++l)
+    for (Index h = 0; h < kv_heads; ++h) {
+      const auto kept = dialogue.kept_patches(l, h);
+      EXPECT_TRUE(std::equal(kept.begin(), kept.end(), wanted.begin(), wanted.end())) << "layer " << l;
+    }
 }
 
 // ---- precision

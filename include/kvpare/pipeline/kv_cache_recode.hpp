@@ -11,11 +11,12 @@ namespace detail {
 
 /// One slot to be coded per call: the attention that its token has been given of late, NaN where nobody knows.
 struct TakeAttention {
-  const float* scores;         // of the head, by slot
+  const float* scores;         // of the head, by slot; 0 = no row has seen it
   const std::int32_t* source;  // slot of each, -1 = unknown
   float* attention;
   KVPARE_HD void operator()(Index i) const {
-    attention[i] = source[i] < 0 ? std::numeric_limits<float>::quiet_NaN() : scores[source[i]];
+    const float score = source[i] < 0 ? 0.0f : scores[source[i]];
+    attention[i] = score == 0 ? std::numeric_limits<float>::quiet_NaN() : score;
   }
 };
 

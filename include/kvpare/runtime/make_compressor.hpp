@@ -172,6 +172,9 @@ std::string print_setting(N value) {
 inline std::string allowed_values(const Form&) {
   return "a codec for keys and values, keys/values, or as_appended";
 }
+inline std::string allowed_values(const CodecName&) {
+  return "the name of a codec, or a part of one: letters, digits, _, - and dots";
+}
 inline std::string allowed_values(const FormChoice&) { return "codecs, or keys/values, joined by +"; }
 inline std::string allowed_values(const ClassKeeps&) {
   return message("none, or classes and amounts, at most ", ClassKeeps::most, ": text:50%+system+audio:512t");

@@ -20,7 +20,7 @@ struct Think {
   static constexpr std::string_view name = "think", base = "full";
   Index percent = 40;         // channels that go
   Index align = 1;            // those that stay are rounded up to a multiple of it
-  CodecName keys{"half"};  // what the channels that stay are stored as
+  CodecName keys{"half"};     // what the channels that stay are stored as
   CodecName values{"half"};
   Index recent = 32;  // newest tokens as appended
   Index flush = 1;    // tokens that change together; KIVI's residual, for keys along tokens
@@ -83,6 +83,9 @@ struct VidKv {
         Choice{"ternary_scale", &VidKv::ternary_scale, "values are scaled by the mean of those that are not 0, or of all"},
         Choice{"protect", &VidKv::protect, "the method's tokens keep 2 bits in their values"}};
   }
+  void check() const {
+    require(percent == 75 || percent == 50 || percent == 25, name, ".percent = ", percent, ", must be 75, 50 or 25");
+  }
   Precision precision(Index) const {
     Precision p;
     p.said = name;
@@ -110,7 +113,7 @@ struct VidKv {
 ///            of attention, and values get all the bits there are room for
 struct QualityAdaptive {
   static constexpr std::string_view name = "qaq", base = "recent_maximum";
-  Index capacity = 3;  // bits a number that a page has room for: 1 to 4
+  Index capacity = 3;  // bits a number that a page has room for
   double sigma_s = 0, sigma_x = 0;
   double query_norm = 0;
   Index min_bits = 0, max_bits = 8;
@@ -161,7 +164,7 @@ struct QualityAdaptive {
 ///            reads them, which is faster
 struct Csr {
   static constexpr std::string_view name = "csr", base = "full";
-  Index nonzeros = 8;  // atoms of a key; of each half of a value half as many
+  Index nonzeros = 8;             // atoms of a key; of each half of a value half as many
   CodecName dictionary{"n8192"};  // as the codec's name says it
   bool before_rope = true;
   Index residual = 0;

@@ -105,7 +105,8 @@ struct Sparse {
   static constexpr Index state_floats(Index width) { return (atom_count * (width / chunks) + 1) / 2; }
 
   static Dictionary dictionary(Index width, const float* state) {
-    Dictionary d{.width = width / chunks};
+    Dictionary d;
+    d.width = width / chunks;
     const auto* bytes = reinterpret_cast<const std::byte*>(state);
     d.shared = {bytes, atoms}, d.own = {bytes + atoms * d.atom_bytes(), online};
     return d;

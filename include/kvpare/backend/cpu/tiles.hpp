@@ -14,6 +14,7 @@
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
 #include "fused/small_float_tiles.hpp"
+#include "fused/sparse_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
 
@@ -87,9 +88,6 @@ struct GenericTiles {
 
 namespace detail {
 
-template <class C, class Tiles, Support support>
-inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
-
 /// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
 template <Codec C, Side side, class Set, bool wide, class F>
 const TileOps* with_tiles(TileShape shape, const F& f) {
@@ -107,6 +105,8 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     }
     return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else if constexpr (SparseCodec<C>) {
+    return f.template operator()<fused::SparseTiles<C>, Support::fused>();
   } else {
     return f.template operator()<GenericTiles<C>, Support::generic>();
   }
@@ -131,8 +131,10 @@ const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bit
   if constexpr (GroupCodec<C> || FoldedCodec<C>)
     return fused::with_set(isa,
                            [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
-  static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);
-  return &ops;
+  if constexpr (SparseCodec<C>)
+    return &detail::table_of<C, fused::SparseTiles<C>, Support::fused>;
+  else
+    return &detail::table_of<C, detail::GenericTiles<C>, Support::generic>;
 }
 
 }  // namespace kvpare::cpu

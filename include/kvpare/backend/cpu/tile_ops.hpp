@@ -77,6 +77,13 @@ struct TileOps {
 
 namespace detail {
 
+/// Whether values add up in an arrangement of the codec's own: Tiles::has_sums, false where that is not said.
+template <class Tiles>
+inline constexpr bool has_sums = false;
+template <class Tiles>
+  requires requires { Tiles::has_sums; }
+inline constexpr bool has_sums<Tiles> = Tiles::has_sums;
+
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds);
 
@@ -92,7 +99,7 @@ constexpr TileOps ops_of(Support support, bool folds) {
   ops.to_canonical = Tiles::to_canonical, ops.from_canonical = Tiles::from_canonical;
   ops.query_bytes = Tiles::query_bytes, ops.prepare_query = Tiles::prepare_query, ops.score = Tiles::score;
   ops.accumulate = Tiles::accumulate, ops.finish_output = Tiles::finish_output;
-  if constexpr (requires { &Tiles::sums_bytes; }) {
+  if constexpr (has_sums<Tiles>) {
     ops.folds = true;
     ops.sums_bytes = Tiles::sums_bytes, ops.start_sums = Tiles::start_sums;
     ops.add_to_sums = Tiles::add_to_sums, ops.finish_sums = Tiles::finish_sums;

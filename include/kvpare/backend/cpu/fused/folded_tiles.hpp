@@ -25,8 +25,7 @@ struct FoldedShort<C, Tiles> {
 /// `Tiles` are those of C::Inner.
 template <FoldedCodec C, class Tiles>
 struct FoldedTiles : FoldedShort<C, Tiles> {
-  /// Whether Inner's values add up in an arrangement of their own.
-  static constexpr bool has_sums = requires { Tiles::sums_bytes; };
+  static constexpr bool has_sums = cpu::detail::has_sums<Tiles>;
 
   static const float* inner(Index width, const float* state) {
     return state == nullptr ? nullptr : state + C::own_state_floats(width);

@@ -242,6 +242,7 @@ struct SparseTiles : DecodedSparseTiles<C> {
   /// For stretches of fewer tokens than these, and for more rows: products and weights of many rows want more memory than a
   /// core has near, and a decoded row serves them all.
   using Short = Decoded;
+  static constexpr bool has_sums = true;
   static constexpr Index short_tokens = C::atom_count / 4, most_rows = 32;
   /// Stretches of a list should have so many tokens: each atom is met a few times.
   static constexpr Index long_stretch = 4 * C::atom_count;

@@ -94,7 +94,7 @@ template <class C>
 void expect_the_oracles_choices(Index width) {
   const auto atoms = unit_atoms(11, C::atom_count, width / C::chunk_count);
   const auto state = state_of(atoms);
-  const oracle::Array2 dictionary = atoms_of<C>(atoms, width / C::chunk_count);
+  const oracle::Array2 dictionary = atoms_of<C>(atoms, width);
   const auto rows = test::outliers(12, 40, width);
   GuardedTile<C> tile({64, width});
   tile.encode(rows, 3, state.data());

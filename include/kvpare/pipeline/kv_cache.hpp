@@ -896,6 +896,7 @@ class KvCache {
   double form_error(int format, Index layer, const FormSample& sample) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
+  Buffer<B, float> attention_of(const Layer& at, std::size_t head, const ReformedList& list) const;
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
   void check_aging(const Aging& aging, Index layer, const char* verb) const;

@@ -349,7 +349,8 @@ TEST(SparseTiles, WithoutADictionaryAllIsZero) {
 using Half = Raw<half>;
 using Keys = Sparse<3, 1, 48>;
 using Values = Sparse<2, 2, 48>;
-using Listed = Formats<Pair<Half, Half>, Pair<Keys, Values>, Pair<Rotated<Keys>, Rotated<Values>>>;
+using Listed = Formats<Pair<Half, Half>, Pair<Keys, Values>, Pair<Rotated<Keys>, Rotated<Values>>,
+                       Pair<Sparse<3, 1, 0, 48>, Sparse<2, 2, 0, 48>>>;
 
 struct Scene {
   static constexpr Index kv_heads = 2, width = 32;
@@ -378,12 +379,7 @@ struct Scene {
             "the pool is full");
     for (const int format : {1, 2}) {
       const auto of_keys = state_of(unit_atoms(61, 48, width)), of_values = state_of(unit_atoms(62, 48, width / 2));
-      std::vector<float> all_keys, all_values;
-      for (Index h = 0; h < kv_heads; ++h) {
-        all_keys.insert(all_keys.end(), of_keys.begin(), of_keys.end());
-        all_values.insert(all_values.end(), of_values.begin(), of_values.end());
-      }
-      cache.set_state(id, 0, format, all_keys, all_values);
+      cache.set_state(id, 0, format, of_keys, of_values);
     }
   }
   oracle::CachedHead read(Index head) {
@@ -448,6 +444,98 @@ TEST(SparseAttention, IsThatOfWhatIsReadBack) {
             << "format " << format << " tokens " << c.tokens << " group " << c.group << " number " << i;
       EXPECT_EQ(scene.cache.support(0, format), Support::fused);
     }
+}
+
+TEST(SparseStates, AreSharedByHeadsLayersAndSequences) {
+  const LayerShape shape = Scene::shape(2, 0);
+  cpu::Backend be;
+  KvCache<cpu::Backend, Listed> cache(be, Model{{shape, shape, shape}}, {.page_tokens = 16, .pool_bytes = 1 << 20});
+  const auto keys = state_of(unit_atoms(61, 48, 32)), values = state_of(unit_atoms(62, 48, 16));
+  const SequenceId before = cache.create();
+  cache.share_state(0, 1, 1, keys, values);
+  cache.share_state(2, 2, 1, keys, values);
+  const SequenceId a = cache.create(), b = cache.create();
+  EXPECT_EQ(cache.shared_state_bytes(), 2 * static_cast<Index>(keys.size() + values.size()) * 4);
+  EXPECT_EQ(cache.stats(a).state_bytes, 0);
+  EXPECT_THROW(cache.share_state(0, 3, 1, keys, values), InvalidArgument);
+  EXPECT_THROW(cache.share_state(1, 0, 1, keys, values), InvalidArgument);
+  EXPECT_THROW(cache.share_state(0, 0, 1, values, values), InvalidArgument);
+
+  const auto rows = test::gaussians(5, 64 * 2 * 32);
+  std::vector<Position> positions(64);
+  for (std::size_t i = 0; i < 64; ++i) positions[i] = static_cast<Position>(i);
+  const ConstTensor given(rows.data(), 64, 2, 32);
+  for (const SequenceId id : {before, a, b})
+    for (Index l = 0; l < 3; ++l) {
+      ASSERT_EQ(cache.append(id, l, given, given, positions), Outcome::done);
+      cache.set_aging(id, l, {.format = 1});
+    }
+  EXPECT_THROW(cache.age(before), InvalidArgument) << "no dictionary";
+  cache.age(a), cache.age(b);
+  const float* first = cache.pages(a, 0)[0].states[0].keys;
+  for (const SequenceId id : {a, b})
+    for (Index l = 0; l < 2; ++l)
+      for (const HeadPages& list : cache.pages(id, l)) EXPECT_EQ(list.state_of(list.entries[0]).keys, first);
+  EXPECT_NE(cache.pages(a, 2)[0].states[0].keys, first);
+  EXPECT_EQ(std::vector<float>(first, first + keys.size()), keys);
+  const float* of_values = cache.pages(a, 0)[1].states[0].values;
+  EXPECT_EQ(std::vector<float>(of_values, of_values + values.size()), values);
+
+  const SequenceId back = cache.restore(cache.image(a)).value();
+  EXPECT_EQ(cache.stats(back).state_bytes, cache.shared_state_bytes() / 2 * 3) << "for itself";
+  const auto decoded = [&](SequenceId id) {
+    const HeadPages list = cache.pages(id, 1)[1];
+    std::vector<float> x(64 * 32);
+    const GatherRow row[] = {{list, Side::values, nullptr, 32, x.data()}};
+    be.gather(row);
+    return x;
+  };
+  EXPECT_EQ(decoded(back), decoded(a));
+}
+
+/// A dictionary made of the prompt: its newest vectors, and those that these are worst at.
+TEST(SparseStates, OnlineAtomsAreThePromptsOwn) {
+  using C = Sparse<1, 1, 0, 6>;
+  static_assert(C::name == "sparse1_online6" && MakesState<C> && !MakesState<Sparse<1, 1, 2, 6>>);
+  std::vector<float> rows;
+  std::vector<Position> positions;
+  for (int t = 0; t < 6; ++t) {  // two heads, head by head; the newest of both are 5 and 5
+    const float angle = 0.2f * static_cast<float>(t);
+    rows.insert(rows.end(), {3 * std::cos(angle), 3 * std::sin(angle)});
+    positions.push_back(static_cast<Position>(t));
+  }
+  for (int t = 0; t < 6; ++t) rows.insert(rows.end(), {0, t == 4 ? 0.0f : -2.0f}), positions.push_back(static_cast<Position>(t));
+  Measured measured;
+  measured.rows = rows.data(), measured.positions = positions.data(), measured.tokens = 12;
+  std::vector<float> state(static_cast<std::size_t>(C::state_floats(2)));
+  C::make_state(2, measured, state.data());
+  const Dictionary d = C::dictionary(2, state.data());
+  const auto atom = [&](Index n) { return std::pair{d.element(d.atom(n), 0), d.element(d.atom(n), 1)}; };
+  EXPECT_NEAR(atom(0).first, std::cos(1.0f), 1e-3f);
+  EXPECT_NEAR(atom(0).second, std::sin(1.0f), 1e-3f);
+  EXPECT_EQ(atom(1), (std::pair{0.0f, -1.0f})) << "the other head's newest";
+  EXPECT_EQ(atom(2), (std::pair{1.0f, 0.0f})) << "cos 1 of it lies along atom 0";
+  EXPECT_NEAR(atom(3).second, std::sin(0.2f), 1e-3f) << "cos 0.8 of it";
+  for (Index n = 0; n < 6; ++n) EXPECT_NEAR(std::hypot(atom(n).first, atom(n).second), 1, 1e-3f) << n;
+
+  Scene scene(2, 200, 0, 1);
+  scene.cache.set_aging(scene.id, 0, {.format = 3});
+  scene.cache.age(scene.id);
+  std::vector<double> want;
+  const auto got = scene.attend({199}, &want);
+  for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(static_cast<double>(got[i]), want[i], 2e-4);
+  double error = 0, size = 0;
+  const auto keys = test::gaussians(1, 200 * 2 * 32);
+  const auto read = scene.read(1);
+  for (const auto& token : read)
+    for (std::size_t c = 0; c < 32; ++c) {
+      const double x = static_cast<double>(keys[static_cast<std::size_t>((token.position * 2 + 1) * 32) + c]);
+      error += (x - token.key[c]) * (x - token.key[c]), size += x * x;
+    }
+  EXPECT_LT(error, 0.7 * size);
+  for (std::size_t c = 0; c < 32; ++c)
+    EXPECT_NEAR(read.back().key[c], static_cast<double>(keys[static_cast<std::size_t>((199 * 2 + 1) * 32) + c]), 0.05)
+        << "the newest is an atom";
 }
 
 TEST(SparseAttention, DoesNotDependOnThreads) {

@@ -1,8 +1,11 @@
 // Rows as a few atoms of a dictionary: an index and a coefficient each, found by matching pursuit.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "../core/text.hpp"
 #include "codec.hpp"
@@ -67,8 +70,10 @@ struct BestAtom {
 /// Error    no atom makes the rest longer: ||r|| falls by the share (⟨r, d⟩ / ||r||)² of the best atom, step by step.
 ///          Nothing is promised for atoms that are not of length 1.
 /// State    atoms as halves, two to a float: `atoms` of a dictionary that was learnt for many prompts, then `online` of this
-///          one, [atoms + online][W / chunks], all chunks from the same. Null: no dictionary, all rows are 0.
-///          An atom with an infinity or a NaN is never chosen. Indices beyond the last atom mean the last.
+///          one, [atoms + online][W / chunks], all chunks and all heads of a layer from the same. Null: no dictionary, all rows
+///          are 0. An atom with an infinity or a NaN is never chosen. Indices beyond the last atom mean the last.
+///          Without `atoms` it is made of the tokens that change their form first, see learn_online; else it is the caller's
+///          (KvCache::share_state, set_state).
 /// NaN      counts as 0, infinities and all above 2^126 as 2^126; coefficients above 65504 are 65504
 /// Source   "CSR: Achieving 1 Bit Key-Value Cache via Sparse Representation", arXiv 2412.11741. The paper's keys are coded before
 ///          RoPE; here they are as they come, which is what lets attention meet the dictionary instead of the keys.
@@ -82,7 +87,7 @@ struct Sparse {
     ShortText t("sparse");
     t << Index{nonzeros};
     if (chunks > 1) t << "_c" << Index{chunks};
-    t << "_n" << atoms;
+    if (atoms > 0) t << "_n" << atoms;
     if (online > 0) t << "_online" << online;
     return t;
   }();
@@ -90,7 +95,8 @@ struct Sparse {
  public:
   static constexpr std::string_view name = text.view();
   static constexpr bool rows_move = true;
-  static constexpr bool host_only = true;
+  static constexpr bool host_only = true, state_of_layer = true, needs_state = true;
+  static constexpr bool state_reads_rows = atoms == 0;
 
   /// Atoms of a chunk, chunks of a row, atoms to choose from.
   static constexpr Index atoms_per_chunk = nonzeros, chunk_count = chunks, atom_count = atoms + online;
@@ -141,6 +147,68 @@ struct Sparse {
       const std::byte* atom = d.atom(index(at, i));
       float* to = row + i / nonzeros * d.width;
       for (Index j = 0; j < d.width; ++j) to[j] += c * d.element(atom, j);  // an exact product
+    }
+  }
+
+  static void make_state(Index width, const Measured& measured, float* state) requires(atoms == 0) {
+    learn_online(width, measured.rows, measured.positions, measured.tokens, state);
+  }
+
+  /// Fills the `online` atoms of a state with rows of a prompt, [tokens, width], each chunk a vector divided by its length.
+  /// A third are the newest ones by position ("sampled"); the others ("guard") are, of up to 4096 vectors spread over the
+  /// rest, those that the atoms before them are worst at: most of it is left beside their best atom. What finds no vector is 0.
+  /// Deviation  the paper says neither how the guard is found nor what it sees; here one atom is looked at, not `nonzeros`
+  static void learn_online(Index width, const float* rows, const Position* positions, Index tokens, float* state) {
+    const Dictionary d = dictionary(width, state);
+    auto* own = reinterpret_cast<std::byte*>(state) + atoms * d.atom_bytes();
+    std::memset(own, 0, static_cast<std::size_t>(online * d.atom_bytes()));
+    std::vector<Index> newest(static_cast<std::size_t>(tokens));
+    for (std::size_t i = 0; i < newest.size(); ++i) newest[i] = static_cast<Index>(i);
+    std::stable_sort(newest.begin(), newest.end(), [&](Index a, Index b) { return positions[a] > positions[b]; });
+
+    std::vector<float> unit(static_cast<std::size_t>(d.width));
+    const auto take = [&](Index vector) {  // by its place among the newest; false: it has no direction
+      const float* row = rows + newest[static_cast<std::size_t>(vector / chunks)] * width;
+      double square = 0;
+      take_chunk(width, row, vector % chunks, unit.data());
+      for (const float x : unit) square += static_cast<double>(x) * static_cast<double>(x);
+      for (float& x : unit) x = static_cast<float>(static_cast<double>(x) / std::sqrt(square));
+      return square > 0;
+    };
+    const auto write = [&](Index n) {
+      for (Index i = 0; i < d.width; ++i) {
+        const std::uint16_t bits = detail::saturated_half(unit[static_cast<std::size_t>(i)]);
+        std::memcpy(own + n * d.atom_bytes() + i * 2, &bits, 2);
+      }
+    };
+    const Index vectors = tokens * chunks, sampled = (online + 2) / 3;
+    Index made = 0, at = 0;
+    for (; at < vectors && made < sampled; ++at)
+      if (take(at)) write(made++);
+
+    constexpr Index most = 4096;
+    const Index known = atoms + made, left = vectors - at, looked_at = left < most ? left : most;
+    std::vector<float> seen(static_cast<std::size_t>(known * d.width));
+    for (Index n = 0; n < known; ++n)
+      for (Index i = 0; i < d.width; ++i)
+        seen[static_cast<std::size_t>(n * d.width + i)] = d.element(d.atom(n), i);
+    std::vector<std::pair<float, Index>> by_error;  // the largest |product|, vector
+    for (Index i = 0; i < looked_at; ++i) {
+      const Index vector = at + i * left / looked_at;
+      if (!take(vector)) continue;
+      float best = 0;
+      for (Index n = 0; n < known; ++n) {
+        const float* atom = seen.data() + n * d.width;
+        const auto p = static_cast<float>(
+            detail::sum_of(d.width, [&](Index c) { return unit[static_cast<std::size_t>(c)] * atom[c]; }));
+        if (std::abs(p) > best) best = std::abs(p);
+      }
+      by_error.emplace_back(best, vector);
+    }
+    std::sort(by_error.begin(), by_error.end());
+    for (const auto& [product, vector] : by_error) {
+      if (made == online) break;
+      take(vector), write(made++);
     }
   }
 

@@ -6,6 +6,7 @@
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
 #include "kvpare/codec/raw.hpp"
+#include "kvpare/codec/sparse.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
 
@@ -40,7 +41,9 @@ TEST(CodecNames, AreUniqueAndPlain) {
             Rotated<Int4, 12>, Rotated<Rotated<Int4>>, Ternary<>, Ternary<TernaryFit::mean>, Ternary<TernaryFit::amax>,
             Ternary<TernaryFit::nonzero, Along::tokens>, Ternary<TernaryFit::nonzero, Along::channels, 32>,
             Ternary<TernaryFit::nonzero, Along::channels, 0, 50>, Lloyd<4>, Lloyd<4, true>, Lloyd<3>, LloydSketch<4>,
-            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>>();
+            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>,
+            Sparse<4>, Sparse<8>, Sparse<4, 2>, Sparse<4, 1, 4096>, Sparse<4, 1, 8192, 1024>, Sparse<4, 1, 0, 1024>,
+            Rotated<Sparse<4>>>();
   all.insert(all.end(), rest.begin(), rest.end());
   std::set<std::string_view> seen;
   for (const std::string_view name : all) {

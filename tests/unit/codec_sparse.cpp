@@ -9,8 +9,8 @@
 
 #include "oracle/attend.hpp"
 #include "oracle/csr.hpp"
-#include "support/coded_tiles.hpp"
 #include "support/codec_tiles.hpp"
+#include "support/coded_tiles.hpp"
 #include "support/inputs.hpp"
 
 namespace kvpare {
@@ -21,8 +21,7 @@ using cpu::TileOps;
 using test::GuardedTile;
 
 template <int s, int chunks>
-constexpr double bits_of_128 =
-    8.0 * static_cast<double>(Sparse<s, chunks>::tile_bytes({64, 128})) / (64.0 * 128.0);
+constexpr double bits_of_128 = 8.0 * static_cast<double>(Sparse<s, chunks>::tile_bytes({64, 128})) / (64.0 * 128.0);
 static_assert(bits_of_128<4, 1> == 1 && bits_of_128<2, 2> == 1 && bits_of_128<6, 1> == 1.5 && bits_of_128<8, 1> == 2 &&
               bits_of_128<16, 1> == 4);
 static_assert(CsrKeys<4>::name == "sparse4_n8192" && CsrValues<16, 1024, 64>::name == "sparse8_c2_n1024_online64");
@@ -80,7 +79,6 @@ TEST(Sparse, WorkedExample) {
   EXPECT_EQ(two.decode(0, state.data()), (std::vector<float>{2, 1}));
   EXPECT_EQ(two.bytes(), (std::vector<int>{0, 0, 1, 0, 0, 0x40, 0, 0x3c})) << "indices, then coefficients";
 }
-
 
 template <class C>
 oracle::Array2 atoms_of(const std::vector<float>& atoms, Index width) {
@@ -155,7 +153,8 @@ TEST(Sparse, SpecialNumbers) {
   GuardedTile<Sparse<1, 1, 3>> last({1, 1});
   const std::uint16_t pair[] = {65535, half(2.0f).bits};
   std::memcpy(last.tile(), pair, 4);
-  EXPECT_EQ(last.decode(0, state_of({1, 2, 3}).data()), std::vector<float>{6}) << "indices beyond the last mean the last";
+  EXPECT_EQ(last.decode(0, state_of({1, 2, 3}).data()), std::vector<float>{6})
+      << "indices beyond the last mean the last";
 }
 
 TEST(Sparse, AnyBytesDecodeAndRowsMove) {
@@ -179,13 +178,26 @@ std::vector<float> hard_rows(const std::vector<float>& atoms, Index count, Index
       float& v = x[static_cast<std::size_t>(r * width + c)];
       const auto atom = [&](Index n) { return atoms[static_cast<std::size_t>(n % count * m + c % m)]; };
       switch (r % 8) {
-        case 1: v = 0; break;
-        case 2: v = c == 3 ? std::numeric_limits<float>::quiet_NaN() : v; break;
-        case 3: v = -2 * atom(r); break;
-        case 4: v = atom(r) + atom(r + 7); break;
-        case 5: v *= 1e30f; break;
-        case 6: v *= 1e-30f; break;
-        default: break;
+        case 1:
+          v = 0;
+          break;
+        case 2:
+          v = c == 3 ? std::numeric_limits<float>::quiet_NaN() : v;
+          break;
+        case 3:
+          v = -2 * atom(r);
+          break;
+        case 4:
+          v = atom(r) + atom(r + 7);
+          break;
+        case 5:
+          v *= 1e30f;
+          break;
+        case 6:
+          v *= 1e-30f;
+          break;
+        default:
+          break;
       }
     }
   return x;
@@ -239,8 +251,7 @@ void expect_attention_of_decoded_rows(const TileOps& ops, cpu::Isa isa, const st
   TileMemory tile(ops.tile_bytes(shape));
   ops.encode(k, shape, x.data(), 0, 64, {}, state.data(), tile.data());
   std::vector<float> decoded(static_cast<std::size_t>(64 * width));
-  for (Index t = 0; t < 64; ++t)
-    ops.decode(k, shape, tile.data(), t, 0, state.data(), decoded.data() + t * width);
+  for (Index t = 0; t < 64; ++t) ops.decode(k, shape, tile.data(), t, 0, state.data(), decoded.data() + t * width);
 
   const Index stride = width + 3, acc_stride = round_up(width, 16);
   std::vector<float> q(static_cast<std::size_t>(rows * stride), cpu::nan);
@@ -266,13 +277,15 @@ void expect_attention_of_decoded_rows(const TileOps& ops, cpu::Isa isa, const st
     for (Index i = 0; i < rows; ++i) {
       a.push_back(i % 3 == 2 ? 1.0f : alpha);
       size[static_cast<std::size_t>(i)] = size[static_cast<std::size_t>(i)] * static_cast<double>(a.back());
-      for (Index c = 0; c < width; ++c) want[static_cast<std::size_t>(i * acc_stride + c)] *= static_cast<double>(a.back());
+      for (Index c = 0; c < width; ++c)
+        want[static_cast<std::size_t>(i * acc_stride + c)] *= static_cast<double>(a.back());
       for (int t = 0; t < n; ++t) {
         p[static_cast<std::size_t>(i * 67 + t)] = random_unit(3, page * 999 + i * 64 + t);
         const double share = static_cast<double>(p[static_cast<std::size_t>(i * 67 + t)]);
         double dot = 0;
         for (Index c = 0; c < width; ++c) {
-          const double y = static_cast<double>(decoded[static_cast<std::size_t>(slots.list[static_cast<std::size_t>(t)] * width + c)]);
+          const double y = static_cast<double>(
+              decoded[static_cast<std::size_t>(slots.list[static_cast<std::size_t>(t)] * width + c)]);
           dot += y * static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
           want[static_cast<std::size_t>(i * acc_stride + c)] += share * y;
         }
@@ -288,8 +301,7 @@ void expect_attention_of_decoded_rows(const TileOps& ops, cpu::Isa isa, const st
       ops.accumulate(k, p.data(), 67, alpha_of, rows, listed, {}, acc.data(), acc_stride);
     ++page;
   }
-  if (ops.sums_bytes != nullptr)
-    ops.finish_sums(k, rows, width, state.data(), sums.data(), acc.data(), acc_stride);
+  if (ops.sums_bytes != nullptr) ops.finish_sums(k, rows, width, state.data(), sums.data(), acc.data(), acc_stride);
   for (Index i = 0; i < rows; ++i)
     for (Index c = 0; c < width; ++c)
       ASSERT_NEAR(static_cast<double>(acc[static_cast<std::size_t>(i * acc_stride + c)]),
@@ -347,8 +359,8 @@ TEST(SparseTiles, WithoutADictionaryAllIsZero) {
 // ---- through the cache ---------------------------------------------------------------------------------------------
 
 using Half = Raw<half>;
-using Keys = Sparse<3, 1, 48>;
-using Values = Sparse<2, 2, 48>;
+using Keys = Sparse<3, 1, 256>;
+using Values = Sparse<2, 2, 256>;
 using Listed = Formats<Pair<Half, Half>, Pair<Keys, Values>, Pair<Rotated<Keys>, Rotated<Values>>,
                        Pair<Sparse<3, 1, 0, 48>, Sparse<2, 2, 0, 48>>>;
 
@@ -370,15 +382,17 @@ struct Scene {
   }
   Scene(Index group_, Index tokens_, Index window, Index threads)
       : group(group_), tokens(tokens_), be({.threads = threads}),
-        cache(be, Model{{shape(group_, window)}}, {.page_tokens = 16, .pool_bytes = Index{8} << 20}), id(cache.create()) {
-    const auto keys = test::gaussians(1, tokens * kv_heads * width), values = test::gaussians(2, tokens * kv_heads * width);
+        cache(be, Model{{shape(group_, window)}}, {.page_tokens = 16, .pool_bytes = Index{8} << 20}),
+        id(cache.create()) {
+    const auto keys = test::gaussians(1, tokens * kv_heads * width),
+               values = test::gaussians(2, tokens * kv_heads * width);
     std::vector<Position> positions(static_cast<std::size_t>(tokens));
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<Position>(i);
     require(cache.append(id, 0, ConstTensor(keys.data(), tokens, kv_heads, width),
                          ConstTensor(values.data(), tokens, kv_heads, width), positions) == Outcome::done,
             "the pool is full");
     for (const int format : {1, 2}) {
-      const auto of_keys = state_of(unit_atoms(61, 48, width)), of_values = state_of(unit_atoms(62, 48, width / 2));
+      const auto of_keys = state_of(unit_atoms(61, 256, width)), of_values = state_of(unit_atoms(62, 256, width / 2));
       cache.set_state(id, 0, format, of_keys, of_values);
     }
   }
@@ -399,7 +413,8 @@ struct Scene {
     return tokens_of;
   }
   /// Query rows at these positions.
-  std::vector<float> attend(const std::vector<Index>& positions, std::vector<double>* want = nullptr, Index window = 0) {
+  std::vector<float> attend(const std::vector<Index>& positions, std::vector<double>* want = nullptr,
+                            Index window = 0) {
     oracle::AttendInput in;
     in.queries = test::random_array(dice, static_cast<Index>(positions.size()), kv_heads * group, width, DType::f32);
     in.positions = positions, in.value_width = width, in.how.scale = 0.25, in.how.window = window;
@@ -423,10 +438,10 @@ TEST(SparseAttention, IsThatOfWhatIsReadBack) {
     Index group, tokens, window;
     std::vector<Index> positions;
   };
-  const Case cases[] = {{4, 9, 0, {8}},                      // too short for the dictionary
-                        {4, 300, 0, {299}},                  // one stretch
-                        {3, 300, 40, {299, 120, 200}},       // rows that see different tokens
-                        {4, 5000, 0, {4999, 3000}},          // several stretches
+  const Case cases[] = {{4, 25, 0, {24}},                              // too short for the dictionary:
+                        {4, 300, 0, {299}},                            // one stretch
+                        {3, 300, 40, {299, 120, 200}},                 // rows that see different tokens
+                        {4, 5000, 0, {4999, 3000}},                    // several stretches
                         {7, 300, 0, {299, 298, 297, 296, 295, 294}}};  // more rows than weights are kept for
   for (const Case& c : cases)
     for (const int format : {1, 2}) {
@@ -450,7 +465,7 @@ TEST(SparseStates, AreSharedByHeadsLayersAndSequences) {
   const LayerShape shape = Scene::shape(2, 0);
   cpu::Backend be;
   KvCache<cpu::Backend, Listed> cache(be, Model{{shape, shape, shape}}, {.page_tokens = 16, .pool_bytes = 1 << 20});
-  const auto keys = state_of(unit_atoms(61, 48, 32)), values = state_of(unit_atoms(62, 48, 16));
+  const auto keys = state_of(unit_atoms(61, 256, 32)), values = state_of(unit_atoms(62, 256, 16));
   const SequenceId before = cache.create();
   cache.share_state(0, 1, 1, keys, values);
   cache.share_state(2, 2, 1, keys, values);
@@ -504,7 +519,8 @@ TEST(SparseStates, OnlineAtomsAreThePromptsOwn) {
     rows.insert(rows.end(), {3 * std::cos(angle), 3 * std::sin(angle)});
     positions.push_back(static_cast<Position>(t));
   }
-  for (int t = 0; t < 6; ++t) rows.insert(rows.end(), {0, t == 4 ? 0.0f : -2.0f}), positions.push_back(static_cast<Position>(t));
+  for (int t = 0; t < 6; ++t)
+    rows.insert(rows.end(), {0, t == 4 ? 0.0f : -2.0f}), positions.push_back(static_cast<Position>(t));
   Measured measured;
   measured.rows = rows.data(), measured.positions = positions.data(), measured.tokens = 12;
   std::vector<float> state(static_cast<std::size_t>(C::state_floats(2)));

@@ -42,7 +42,8 @@ struct Dictionary {
 
   /// ⟨r, atom⟩, the same bits everywhere: every product of a float and a half is exact in double.
   double dot(const float* r, const std::byte* atom) const {
-    return detail::sum_of(width, [&](Index i) { return static_cast<double>(r[i]) * static_cast<double>(element(atom, i)); });
+    return detail::sum_of(width,
+                          [&](Index i) { return static_cast<double>(r[i]) * static_cast<double>(element(atom, i)); });
   }
 };
 
@@ -190,8 +191,7 @@ struct Sparse {
     const Index known = atoms + made, left = vectors - at, looked_at = left < most ? left : most;
     std::vector<float> seen(static_cast<std::size_t>(known * d.width));
     for (Index n = 0; n < known; ++n)
-      for (Index i = 0; i < d.width; ++i)
-        seen[static_cast<std::size_t>(n * d.width + i)] = d.element(d.atom(n), i);
+      for (Index i = 0; i < d.width; ++i) seen[static_cast<std::size_t>(n * d.width + i)] = d.element(d.atom(n), i);
     std::vector<std::pair<float, Index>> by_error;  // the largest |product|, vector
     for (Index i = 0; i < looked_at; ++i) {
       const Index vector = at + i * left / looked_at;

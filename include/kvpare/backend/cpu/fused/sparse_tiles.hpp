@@ -96,9 +96,7 @@ class AtomSearch {
     Index first, count;
   };
 
-  std::byte* panel(std::size_t b) {
-    return panels_.data() + static_cast<Index>(b) * panel_bytes_;
-  }
+  std::byte* panel(std::size_t b) { return panels_.data() + static_cast<Index>(b) * panel_bytes_; }
   /// By a power of two, so that the largest number is about 1 and no product overflows.
   void scale(const float* x, float* to) const {
     const float most = std::bit_cast<float>(kvpare::detail::magnitude_bits(x, d_.width));
@@ -229,8 +227,18 @@ struct DecodedSparseTiles {
     thread_local std::vector<float> memory;
     const Index width = tile.shape.width;
     float* rows = grown(memory, 64 * width);
-    for (int t = 0; t < tile.count; ++t)
+    const auto fetch_atoms = [&](int t) {  // they lie anywhere in a dictionary that is larger than a core's cache
+      if (t >= tile.count || tile.state == nullptr) return;
+      const Dictionary d = C::dictionary(width, tile.state);
+      const std::byte* row = tile.tile + tile.slots[t] * C::row_bytes;
+      for (Index i = 0; i < C::pairs; ++i) fetch({d.atom(C::index(row, i)), d.atom_bytes()});
+    };
+    constexpr int early = 4;
+    for (int t = 0; t < early; ++t) fetch_atoms(t);
+    for (int t = 0; t < tile.count; ++t) {
+      fetch_atoms(t + early);
       decode(k, tile.shape, tile.tile, tile.slots[t], 0, tile.state, rows + t * width);
+    }
     return {reinterpret_cast<const std::byte*>(rows), width * 4, slots_in_order.data(), tile.count, DType::f32};
   }
 };
@@ -243,7 +251,7 @@ struct SparseTiles : DecodedSparseTiles<C> {
   /// core has near, and a decoded row serves them all.
   using Short = Decoded;
   static constexpr bool has_sums = true;
-  static constexpr Index short_tokens = C::atom_count / 4, most_rows = 32;
+  static constexpr Index short_tokens = C::atom_count / 8, most_rows = 32;
   /// Stretches of a list should have so many tokens: each atom is met a few times.
   static constexpr Index long_stretch = 4 * C::atom_count;
 
@@ -261,7 +269,8 @@ struct SparseTiles : DecodedSparseTiles<C> {
       for (Index n = 0; n < C::atom_count;) {
         const Dictionary::Part run = d.run(n, 64);
         k.dot(q + chunk * d.width, q_stride, rows, d.width,
-              {run.atoms, d.atom_bytes(), slots_in_order.data(), static_cast<int>(run.count), DType::f16}, {}, dots, 64);
+              {run.atoms, d.atom_bytes(), slots_in_order.data(), static_cast<int>(run.count), DType::f16}, {}, dots,
+              64);
         float* to = reinterpret_cast<float*>(prepared) + (chunk * C::atom_count + n) * row_lanes;
         for (Index j = 0; j < run.count; ++j, to += row_lanes) {
           for (Index i = 0; i < rows; ++i) to[i] = dots[i * 64 + j];
@@ -363,8 +372,7 @@ struct SparseTiles : DecodedSparseTiles<C> {
     float* factors;
     float* weights;
     Sums(std::byte* memory, Index rows)
-        : row_lanes(round_up(rows, lanes)),
-          factors(reinterpret_cast<float*>(memory)),
+        : row_lanes(round_up(rows, lanes)), factors(reinterpret_cast<float*>(memory)),
           weights(reinterpret_cast<float*>(memory + round_up(row_lanes * 4, 64))) {}
   };
 

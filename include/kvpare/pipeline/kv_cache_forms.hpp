@@ -4,8 +4,8 @@
 
 #include "../backend/derived/rope.hpp"
 #include "../codec/rounding.hpp"
-#include "../policy/score/recent_maximum.hpp"
 #include "kv_cache.hpp"
+#include "kv_cache_recode.hpp"
 
 namespace kvpare {
 
@@ -94,44 +94,7 @@ struct MakeState {
   }
 };
 
-/// One slot to be coded per call: the attention that its token has been given of late, NaN where nobody knows.
-struct TakeAttention {
-  const float* scores;         // of the head, by slot
-  const std::int32_t* source;  // slot of each, -1 = unknown
-  float* attention;
-  KVPARE_HD void operator()(Index i) const {
-    attention[i] = source[i] < 0 ? std::numeric_limits<float>::quiet_NaN() : scores[source[i]];
-  }
-};
-
-/// Does a format of the list code tokens by what is known of them?
-template <class FormatList>
-constexpr bool any_reads_facts() {
-  bool any = false;
-  FormatList::for_each([&](int, auto pair) {
-    any = any || reads_facts<typename decltype(pair)::Key>() || reads_facts<typename decltype(pair)::Value>();
-  });
-  return any;
-}
-
 }  // namespace detail
-
-/// What is known of the attention of tokens about to be coded, as EncodeList takes it; nothing, where no scorer watches.
-template <Backend B, class Listed>
-Buffer<B, float> KvCache<B, Listed>::attention_of(const Layer& at, std::size_t head, const ReformedList& list) const {
-  if (!detail::any_reads_facts<FormatList>() || !at.running.is_of(RecentMaximum::name)) return {};
-  std::vector<std::int32_t> source;
-  for (const EncodePage& page : list.pages)
-    for (Index slot = 0; slot < page_tokens_; ++slot) {
-      const std::int32_t from = list.source[static_cast<std::size_t>(page.entry * page_tokens_ + slot)];
-      source.push_back(from < at.running.filled(static_cast<Index>(head)) ? from : -1);
-    }
-  const Buffer<B, std::int32_t> map(*be_, std::span<const std::int32_t>(source));
-  Buffer<B, float> attention(*be_, std::ssize(source));
-  be_->each(std::ssize(source),
-            detail::TakeAttention{at.running.row(static_cast<Index>(head)), map.data(), attention.data()});
-  return attention;
-}
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::check_format(int format, Index layer, const char* what) const {
@@ -367,11 +330,14 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     running.start(*be_, at.running.scorer(), at.running.data(), at.running.slots(), source, page_tokens_);
     running.count_rows_up_to(at.running.last_row());
   }
+  if constexpr (detail::any_reads_facts<FormatList>())
+    if (at.aging.park) park(at, layer, lists);
   std::vector<EncodeList> encodes;
   std::vector<Buffer<B, float>> attention;
   for (std::size_t h = 0; h < lists.size(); ++h) {
     if (lists[h].pages.empty()) continue;
-    attention.push_back(attention_of(at, h, lists[h]));
+    attention.emplace_back();
+    if constexpr (detail::any_reads_facts<FormatList>()) attention.back() = attention_of(at, h, written_from(lists[h]));
     encodes.push_back({formats, at.heads[h].states, lists[h].pages, lists[h].pieces, shape(layer).key_dim,
                        shape(layer).value_dim, page_tokens_, lists[h].positions, attention.back().data()});
   }

@@ -138,17 +138,16 @@ void KvCache<B, Listed>::plan_forms(const Sequence& s, const Precision& p, const
     const LayerForms& of = forms[static_cast<std::size_t>(l)];
     LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
     lp.aging = of.aging;
-    lp.aging->numbers = p.numbers;
     if (p.guard > 0 && of.aging.format >= 0) {
       const auto peak = key_ranges.peak(l);
       if (peak.over_median > p.guard) {
         lp.aging = of.guarded;
-        lp.aging->numbers = p.numbers;
         plan.notes.push_back(message("layer ", l, ": key channel ", peak.channel, " of head ", peak.head, " reaches ",
                                      peak.over_median, " times the median channel, above ", p.guard, ": takes ",
                                      p.guarded.as_appended() ? std::string("no other form") : print_setting(p.guarded)));
       }
     }
+    lp.aging->numbers = p.numbers, lp.aging->recode = p.recode, lp.aging->park = p.park;
     if (of.rest < 0 || !lp.touched) continue;
     Tier tier{.format = of.rest, .fresh_state = p.fresh_state};
     const LayerLists lists(*this, s, l);

@@ -1,6 +1,6 @@
 // Tiles of sparse codes, attended to through their dictionary: queries meet atoms, not keys, and values add up to a weight per
-// atom. What a head pays once is (atoms that its tokens use) products per query row on either side; a token then costs one
-// addition of a few lanes per atom.
+// atom. What a stretch pays once is the dictionary times each query row, on either side; a token then costs one addition of a
+// few lanes per atom. Short stretches are decoded.
 //
 // Encoding finds the candidates for the largest product with the kernels, in float, and decides among them by the codec's own
 // products: the bytes are the codec's on every instruction set, and do not depend on what is coded together.
@@ -304,7 +304,7 @@ struct SparseTiles : DecodedSparseTiles<C> {
   }
 
   // Values, as weights of atoms: factors [lanes] | weights [chunks][atoms][lanes]. What a weight stands for is factor * weight:
-  // a rescale is one multiplication per row, not one per atom.
+  // a rescale is one multiplication per row, not one per atom. A factor of 0: all weights of the row are 0 yet.
 
   static Index sums_bytes(Index rows, Index) {
     const Index row_lanes = round_up(rows, lanes);
@@ -312,14 +312,14 @@ struct SparseTiles : DecodedSparseTiles<C> {
   }
   static void start_sums(Index rows, Index, std::byte* memory) {
     const Sums sums(memory, rows);
-    std::fill_n(sums.factors, sums.row_lanes, 1.0f);
+    std::fill_n(sums.factors, sums.row_lanes, 0.0f);
     std::fill_n(sums.weights, cells * sums.row_lanes, 0.0f);
   }
   static void add_to_sums(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                           const TileRows& values, AheadBytes ahead, std::byte* memory) {
     Decoded::fetch(ahead);
     const Sums sums(memory, rows);
-    if (alpha != nullptr) rescale(sums, alpha, rows);
+    rescale(sums, alpha, rows);
     if (values.count == 0 || values.state == nullptr) return;
     float coefficients[64 * C::pairs];
     take_coefficients(k, values, coefficients);
@@ -412,10 +412,18 @@ struct SparseTiles : DecodedSparseTiles<C> {
     }
   }
 
+  /// The factors of a page; null: 1. Weights are at most 2^60 times what they stand for.
   static void rescale(const Sums& sums, const float* alpha, Index rows) {
-    constexpr float least = 0x1p-60f;  // weights are at most so much larger than what they stand for
     bool apply = false;
-    for (Index i = 0; i < rows; ++i) sums.factors[i] *= alpha[i], apply = apply || !(sums.factors[i] >= least);
+    for (Index i = 0; i < rows; ++i) {
+      float& factor = sums.factors[i];
+      if (factor == 0) {
+        factor = 1;
+      } else if (alpha != nullptr) {
+        factor *= alpha[i];
+        apply = apply || !(factor >= 0x1p-60f);
+      }
+    }
     if (!apply) return;
     float* weights = sums.weights;
     for (Index n = 0; n < cells; ++n, weights += sums.row_lanes)

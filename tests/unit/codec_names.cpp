@@ -5,7 +5,10 @@
 
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
+#include "kvpare/codec/kv_quant.hpp"
+#include "kvpare/codec/qaq.hpp"
 #include "kvpare/codec/raw.hpp"
+#include "kvpare/codec/sparse.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
 #include "kvpare/codec/vid_kv.hpp"
@@ -46,7 +49,12 @@ TEST(CodecNames, AreUniqueAndPlain) {
             Split<Int4, Int2, FirstPercent<25>>, Split<Int2, Int4, FirstPercent<50>>, VidKvKeys<>, VidKvKeys<25>,
             VidKvKeys<50, 64>, VidKvKeys<50, 0>, VidKvKeys<50, 32, OneBit::literal>,
             VidKvKeys<50, 32, OneBit::symmetric, false>, VidKvKeys<25, 32, OneBit::symmetric, true>,
-            VidKvKeys<50, 32, OneBit::literal>::Inner>();
+            VidKvKeys<50, 32, OneBit::literal>::Inner, NuqCodes<4>, NuqCodes<3>, NuqRange<4>, Outliers<Int4, 1>,
+            Outliers<Int4, 2>, KvQuantValues<4>, KvQuantKeys<4>, KvQuantKeys<4, 2>, KvQuantRotatedKeys<4>,
+            Unrotated<Int4>, Sparse<4>, Sparse<8>, Sparse<4, 2>, Sparse<4, 1, 4096>, Sparse<4, 1, 8192, 1024>,
+            Sparse<4, 1, 0, 1024>, Rotated<Sparse<4>>, Qaq<3, QaqSide::keys>, Qaq<3, QaqSide::values>,
+            Qaq<2, QaqSide::keys>, Qaq<3, QaqSide::keys, 0>, Qaq<3, QaqSide::keys, 2>,
+            Qaq<3, QaqSide::keys, 1, QaqRule::reference_code>>();
   all.insert(all.end(), rest.begin(), rest.end());
   std::set<std::string_view> seen;
   for (const std::string_view name : all) {

@@ -1,10 +1,14 @@
 // The search step by step against worked examples, and the measures on data whose answer is known.
+#include "../dictionary.hpp"
 #include "../ratios.hpp"
 #include "../search.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <kvpare/core/random.hpp>
 #include <kvpare/runtime/make_compressor.hpp>
 #include <sstream>
 
@@ -17,6 +21,55 @@ Choice choice(Index keys, Index values, double e_o) { return {{keys, values}, e_
 std::vector<Choice> nine_pairs() {
   return {choice(8, 8, .01), choice(8, 4, .03), choice(4, 8, .05), choice(8, 2, .12), choice(2, 8, .50),
           choice(4, 4, .06), choice(4, 2, .15), choice(2, 4, .51), choice(2, 2, .55)};
+}
+
+/// Vectors that are two of twelve hidden atoms each: the dictionary that is found codes them nearly without rest.
+TEST(Dictionary, FindsWhatVectorsAreMadeOf) {
+  constexpr Index width = 16, hidden = 12, count = 600;
+  const auto signed_unit = [](std::uint64_t seed, Index i) { return 2 * kvpare::random_unit(seed, i) - 1; };
+  std::vector<float> atoms(hidden * width), vectors(count * width, 0.0f);
+  for (std::size_t i = 0; i < atoms.size(); ++i) atoms[i] = signed_unit(1, static_cast<Index>(i));
+  for (Index v = 0; v < count; ++v)
+    for (const Index n : {v % hidden, (v * 5 + v / hidden + 1) % hidden})
+      for (Index c = 0; c < width; ++c)
+        vectors[static_cast<std::size_t>(v * width + c)] +=
+            signed_unit(2, v * hidden + n) * atoms[static_cast<std::size_t>(n * width + c)];
+  const DictionaryRules rules{.atoms = 24, .nonzeros = 3, .rounds = 15};
+  const Dictionary learnt = learn_dictionary(vectors, width, rules);
+  ASSERT_EQ(learnt.errors.size(), 15u);
+  EXPECT_LT(*std::min_element(learnt.errors.begin(), learnt.errors.end()), 0.05);
+  EXPECT_LT(learnt.errors.back(), learnt.errors.front());
+  for (Index n = 0; n < rules.atoms; ++n) {
+    double square = 0;
+    for (Index c = 0; c < width; ++c) {
+      const float x = learnt.atoms[static_cast<std::size_t>(n * width + c)];
+      square += static_cast<double>(x) * static_cast<double>(x);
+      EXPECT_EQ(x, static_cast<float>(kvpare::half(x))) << "exact as a half";
+    }
+    EXPECT_NEAR(square, 1, 5e-3);
+  }
+  EXPECT_EQ(learn_dictionary(vectors, width, rules).atoms, learnt.atoms) << "the same again";
+  EXPECT_THROW(learn_dictionary({}, width, rules), kvpare::InvalidArgument);
+  EXPECT_THROW(learn_dictionary(vectors, 7, rules), kvpare::InvalidArgument);
+}
+
+TEST(Dictionary, IsReadAsAState) {
+  const LayerDictionaries layer{{.atoms = {1, 0, 0, -1}, .errors = {}}, {.atoms = {0.5f}, .errors = {}}, 2, 1};
+  const std::string path = ::testing::TempDir() + "dictionary.safetensors";
+  write_dictionaries(path, {layer, layer});
+  const auto file = example::Safetensors::open(path);
+  const std::vector<float> keys = read_dictionary(file, 1, "keys"), values = read_dictionary(file, 0, "values");
+  ASSERT_EQ(keys.size(), 2u);
+  ASSERT_EQ(values.size(), 1u);
+  const auto half_at = [](const std::vector<float>& state, std::size_t i) {
+    kvpare::half h;
+    std::memcpy(&h, reinterpret_cast<const std::byte*>(state.data()) + 2 * i, 2);
+    return static_cast<float>(h);
+  };
+  EXPECT_EQ(half_at(keys, 0), 1);
+  EXPECT_EQ(half_at(keys, 3), -1);
+  EXPECT_EQ(half_at(values, 0), 0.5f);
+  EXPECT_THROW(read_dictionary(file, 2, "keys"), example::BadFile);
 }
 
 TEST(Search, ParetoKeepsWhatNothingBeats) {

@@ -30,6 +30,11 @@
 //          | `C::ranges_of_all`                    | optional `bool`: what is measured are all tokens of the head, also |
 //          |                                       | those that are not about to be coded (the evicted left out)        |
 //          | `C::state_reads_rows`                 | optional `bool`: make_state reads rows and positions               |
+//          | `C::state_of_layer`                   | optional `bool`: all kv heads of a layer share one state; then      |
+//          |                                       | make_state sees the rows of all heads, head by head, and ranges    |
+//          |                                       | over all of them, and neither squares nor queries                  |
+//          | `C::needs_state`                      | optional `bool`: there is no neutral state, the cache refuses to code |
+//          |                                       | without one                                                        |
 //          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.
@@ -245,6 +250,24 @@ template <class C>
 constexpr KVPARE_HD bool state_reads_rows() {
   if constexpr (requires { C::state_reads_rows; })
     return C::state_reads_rows;
+  else
+    return false;
+}
+
+/// Is its state the same for all kv heads of a layer?
+template <class C>
+constexpr KVPARE_HD bool state_of_layer() {
+  if constexpr (requires { C::state_of_layer; })
+    return C::state_of_layer;
+  else
+    return false;
+}
+
+/// Is it nothing without a state?
+template <class C>
+constexpr KVPARE_HD bool needs_state() {
+  if constexpr (requires { C::needs_state; })
+    return C::needs_state;
   else
     return false;
 }

@@ -18,6 +18,8 @@ struct Around {
     return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(inner(t));
   }
   static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return Inner::tile_bytes(inner(t)); }
+  static constexpr bool state_of_layer = kvpare::state_of_layer<Inner>() && C::own_state_floats(1024) == 0;
+  static constexpr bool needs_state = kvpare::needs_state<Inner>();
   static constexpr KVPARE_HD Index state_floats(Index width) {
     return C::own_state_floats(width) + kvpare::state_floats<Inner>(inner({1, width}).width);
   }

@@ -199,6 +199,7 @@ class KvCache {
     for (Index l = 0; l < layers(); ++l)
       fresh->layers[static_cast<std::size_t>(l)].heads.resize(static_cast<std::size_t>(shape(l).kv_heads));
     const std::unique_lock lock(table_);
+    for (const auto& [layer, block] : shared_states_) fresh->layers[static_cast<std::size_t>(layer)].add_state(block);
     sequences_.emplace(next_id_, std::move(fresh));
     return next_id_++;
   }
@@ -488,7 +489,22 @@ class KvCache {
 
   /// State for a format in one layer, for tokens that take that form from now on: a calibrated scale, say. `keys` and
   /// `values`: host floats [kv_heads, state_floats of the codec]. Pages coded before keep theirs.
+  /// Where all heads share one state (a dictionary), [state_floats].
   void set_state(SequenceId id, Index layer, int format, std::span<const float> keys, std::span<const float> values);
+
+  /// The same for layers [first_layer, last_layer] of every sequence created from now on, in memory once: see
+  /// shared_state_bytes. Layers that share have the same kv heads and widths. A snapshot holds it; a sequence restored from
+  /// one has it for itself.
+  void share_state(Index first_layer, Index last_layer, int format, std::span<const float> keys,
+                   std::span<const float> values);
+  /// Bytes of all that share_state was given; no sequence counts them.
+  Index shared_state_bytes() const {
+    const std::shared_lock lock(table_);
+    Index bytes = 0;
+    for (std::size_t i = 0; i < shared_states_.size(); ++i)
+      if (i == 0 || shared_states_[i].second != shared_states_[i - 1].second) bytes += shared_states_[i].second->memory.bytes();
+    return bytes;
+  }
 
   /// Changes the form of all old tokens as set_aging says, now.
   CompressReport age(SequenceId id) {
@@ -660,7 +676,8 @@ class KvCache {
       out.running_bytes += layer.running.bytes();
       out.observation_bytes +=
           layer.query_peaks.bytes() + layer.query_squares.bytes() + layer.query_newest.bytes();
-      for (const auto& block : layer.states) out.state_bytes += block->memory.bytes();
+      for (const auto& block : layer.states)
+        if (!is_shared(block)) out.state_bytes += block->memory.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
       for (const Head& head : layer.heads) {
@@ -924,6 +941,12 @@ class KvCache {
   std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,
                           bool fresh);
   std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format) const;
+  std::shared_ptr<detail::StateBlock<B>> given_state(const char* verb, Index layer, int format,
+                                                     std::span<const float> keys, std::span<const float> values) const;
+  bool is_shared(const std::shared_ptr<const detail::StateBlock<B>>& block) const {
+    const std::shared_lock lock(table_);
+    return std::any_of(shared_states_.begin(), shared_states_.end(), [&](const auto& s) { return s.second == block; });
+  }
 
   // The stages of decode, see kv_cache_decode.hpp.
   struct DecodeStep;
@@ -1087,7 +1110,8 @@ class KvCache {
   std::unique_ptr<PagePool> pool_;
   std::vector<std::vector<int>> size_class_;         // [layer][format] -> the pool's page size
   std::vector<std::vector<PageGeometry>> geometry_;  // [layer][format]
-  mutable std::shared_mutex table_;                  // guards the next two
+  mutable std::shared_mutex table_;                  // guards the next three
+  std::vector<std::pair<Index, std::shared_ptr<const detail::StateBlock<B>>>> shared_states_;  // by layer
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   SequenceId next_id_ = 1;
 };

@@ -452,11 +452,13 @@ auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shar
   block->format = wanted;
   FormatList::for_each([&](int format, auto pair) {
     if (format != wanted || size_class(layer, format) < 0) return;
-    block->key_floats = state_floats<typename decltype(pair)::Key>(shape(layer).key_dim);
-    block->value_floats = state_floats<typename decltype(pair)::Value>(shape(layer).value_dim);
+    using K = typename decltype(pair)::Key;
+    using V = typename decltype(pair)::Value;
+    block->key_floats = state_floats<K>(shape(layer).key_dim), block->keys_of_layer = state_of_layer<K>();
+    block->value_floats = state_floats<V>(shape(layer).value_dim), block->values_of_layer = state_of_layer<V>();
   });
-  const Index floats = shape(layer).kv_heads * (block->key_floats + block->value_floats);
-  if (floats > 0) block->memory = Buffer<B, float>(*be_, floats);
+  block->heads = shape(layer).kv_heads;
+  if (block->floats() > 0) block->memory = Buffer<B, float>(*be_, block->floats());
   return block;
 }
 
@@ -469,7 +471,7 @@ class KvCache<B, Listed>::StateSources {
     for (const auto& of_head : words) masks_.emplace_back(*cache.be_, std::span<const std::uint64_t>(of_head));
   }
 
-  /// State of one side, head h's at state + h * stride.
+  /// State of one side, head h's at state + h * stride; where heads share it, at `state`.
   template <class C>
   void make(Side side, float* state, Index stride) const {
     B& be = *cache_.be_;
@@ -478,7 +480,7 @@ class KvCache<B, Listed>::StateSources {
     const Buffer<B, float> least(be, heads * width), most(be, heads * width), squares(be, heads * width),
         layer_least(be, width), layer_most(be, width), newest(be, heads * width);
     std::vector<StatisticsRow> rows;
-    std::vector<Index> starts = {0};
+    std::vector<Index> starts = {0}, tokens_of;
     std::vector<Position> positions;
     for (Index h = 0; h < heads; ++h) {
       StatisticsRow row;
@@ -495,6 +497,7 @@ class KvCache<B, Listed>::StateSources {
           for_each_bit(word, [&](Index slot) { positions.push_back(row.pages.position(entry, slot)); });
       }
       starts.push_back(starts.back() + tokens);
+      tokens_of.push_back(tokens);
       rows.push_back(row);
     }
     be.statistics(rows);
@@ -518,18 +521,26 @@ class KvCache<B, Listed>::StateSources {
     const Buffer<B, float> numbers(be, std::span<const float>(at_.aging.numbers)),
         gathered(be, state_reads_rows<C>() ? starts.back() * width : 0);
     const Buffer<B, Position> places(be, std::span<const Position>(positions));
+    Index states = heads;
+    if constexpr (state_of_layer<C>()) {
+      states = 1, starts = {0, starts.back()};
+      m.min = m.layer_min, m.max = m.layer_max;
+      m.sum_squares = m.query_peak = m.query_squares = nullptr, m.query_vectors = 0;
+    }
     const Buffer<B, Index> row_starts(be, std::span<const Index>(starts));
     if (!at_.aging.numbers.empty()) m.numbers = numbers.data(), m.number_count = numbers.size();
     if (gathered.size() > 0) {
       std::vector<GatherRow> from;
+      Index start = 0;
       for (Index h = 0; h < heads; ++h) {
         const StatisticsRow& row = rows[static_cast<std::size_t>(h)];
-        from.push_back({row.pages, side, row.mask, width, gathered.data() + starts[static_cast<std::size_t>(h)] * width});
+        from.push_back({row.pages, side, row.mask, width, gathered.data() + start * width});
+        start += tokens_of[static_cast<std::size_t>(h)];
       }
       be.gather(from);
       m.rows = gathered.data(), m.positions = places.data();
     }
-    be.each(heads, detail::MakeState<C>{m, row_starts.data(), width, stride, state});
+    be.each(states, detail::MakeState<C>{m, row_starts.data(), width, stride, state});
   }
 
  private:
@@ -553,48 +564,70 @@ std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
       if (format != wanted) return;
       const auto block = empty_state(layer, format);
       const StateSources sources(*this, at, layer, words);
-      const Index stride = block->key_floats + block->value_floats;
-      const auto make = [&]<class C>(C*, Side side, Index floats, Index offset) {
+      const auto make = [&]<class C>(C*, Side side, Index floats) {
         if constexpr (MakesState<C>)
-          sources.template make<C>(side, block->memory.data() + offset, stride);
+          sources.template make<C>(side, block->memory.data() + block->offset(side, 0), block->stride());
         else  // Neutral: as null would be, which a block cannot say for one side only.
           require(floats == 0, "layer ", layer, ": ", C::name,
                   " takes a state that it cannot make; give one by set_state");
       };
-      make(static_cast<K*>(nullptr), Side::keys, block->key_floats, 0);
-      make(static_cast<V*>(nullptr), Side::values, block->value_floats, block->key_floats);
+      make(static_cast<K*>(nullptr), Side::keys, block->key_floats);
+      make(static_cast<V*>(nullptr), Side::values, block->value_floats);
       at.add_state(block);
       made = static_cast<std::uint32_t>(at.states.size());
+    } else {
+      require(format != wanted || !(needs_state<K>() || needs_state<V>()), "layer ", layer, ": ", K::name, " keys and ",
+              V::name, " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
     }
   });
   return made;
 }
 
 template <Backend B, class Listed>
+auto KvCache<B, Listed>::given_state(const char* verb, Index layer, int format, std::span<const float> keys,
+                                     std::span<const float> values) const
+    -> std::shared_ptr<detail::StateBlock<B>> {
+  check_layer(layer, verb);
+  check_format(format, layer, verb);
+  const auto block = empty_state(layer, format);
+  std::vector<float> all(static_cast<std::size_t>(block->floats()));
+  const auto take = [&](Side side, const char* name, std::span<const float> given, Index floats) {
+    const Index states = block->states(side);
+    require(static_cast<Index>(given.size()) == states * floats, verb, ": ", given.size(), " floats for ", name,
+            ", must be ", states * floats, " (", states, states == 1 ? " state" : " kv heads", ", ", floats, " each)");
+    for (Index h = 0; h < states; ++h)
+      std::copy_n(given.begin() + h * floats, floats, all.begin() + block->offset(side, h));
+  };
+  take(Side::keys, "keys", keys, block->key_floats), take(Side::values, "values", values, block->value_floats);
+  be_->to_backend(block->memory.data(), all.data(), block->memory.bytes());
+  return block;
+}
+
+template <Backend B, class Listed>
 void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::span<const float> keys,
                                    std::span<const float> values) {
   Sequence& s = get(id);
-  check_layer(layer, "set_state");
-  check_format(format, layer, "set_state");
-  const auto block = empty_state(layer, format);
-  const Index heads = shape(layer).kv_heads;
-  const auto check = [&](const char* side, std::span<const float> given, Index floats) {
-    require(static_cast<Index>(given.size()) == heads * floats, "set_state: ", given.size(), " floats for ", side,
-            ", must be ", heads * floats, " (", heads, " kv heads, ", floats, " each)");
-  };
-  check("keys", keys, block->key_floats), check("values", values, block->value_floats);
-  std::vector<float> all;
-  for (Index h = 0; h < heads; ++h) {
-    const auto add = [&](std::span<const float> from, Index floats) {
-      const auto part = from.subspan(static_cast<std::size_t>(h * floats), static_cast<std::size_t>(floats));
-      all.insert(all.end(), part.begin(), part.end());
-    };
-    add(keys, block->key_floats), add(values, block->value_floats);
-  }
-  if (all.empty()) return;
-  be_->to_backend(block->memory.data(), all.data(), block->memory.bytes());
+  const auto block = given_state("set_state", layer, format, keys, values);
+  if (block->floats() == 0) return;
   s.layers[static_cast<std::size_t>(layer)].add_state(block);
   ++s.epoch;
+}
+
+template <Backend B, class Listed>
+void KvCache<B, Listed>::share_state(Index first_layer, Index last_layer, int format, std::span<const float> keys,
+                                     std::span<const float> values) {
+  check_layer(first_layer, "share_state"), check_layer(last_layer, "share_state");
+  require(first_layer <= last_layer, "share_state: layers ", first_layer, " to ", last_layer, ", must ascend");
+  for (Index l = first_layer; l <= last_layer; ++l)
+    require(shape(l).kv_heads == shape(first_layer).kv_heads && shape(l).key_dim == shape(first_layer).key_dim &&
+                shape(l).value_dim == shape(first_layer).value_dim,
+            "share_state: layer ", l, " has ", shape(l).kv_heads, " kv heads, ", shape(l).key_dim, " and ",
+            shape(l).value_dim, " channels, layer ", first_layer, " has not; layers that share must be alike");
+  const std::shared_ptr<const detail::StateBlock<B>> block =
+      given_state("share_state", first_layer, format, keys, values);
+  if (block->floats() == 0) return;
+  const std::unique_lock lock(table_);
+  for (Index l = first_layer; l <= last_layer; ++l) shared_states_.emplace_back(l, block);
 }
 
 template <Backend B, class Listed>

@@ -267,6 +267,9 @@ std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image
       be_->to_backend(block->memory.data(), state.values.data(), block->memory.bytes());
       to.add_state(block);
     }
+    const std::shared_lock lock(table_);
+    for (const auto& [layer, block] : shared_states_)
+      if (layer == l && to.state_of(block->format) == 0) to.add_state(block);
     to.compressed_to = from.compressed_to, to.compressed_from = from.compressed_from;
     if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
   }

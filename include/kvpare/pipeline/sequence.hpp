@@ -98,16 +98,32 @@ inline void make_room(std::vector<T>& v, std::size_t more) {
   if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, v.capacity() + v.capacity() / 2));
 }
 
-/// State of one format for all heads of a layer, constant once a page uses it; forks share it.
+/// State of one format for all heads of a layer, constant once a page uses it; forks share it, and layers where the caller says
+/// so. What all heads of a layer share stands behind what they do not.
 template <Backend B>
 struct StateBlock {
   int format = 0;
-  Index key_floats = 0, value_floats = 0;  // per head
-  Buffer<B, float> memory;                 // [heads][key_floats + value_floats]
+  Index heads = 0;
+  Index key_floats = 0, value_floats = 0;            // of one state
+  bool keys_of_layer = false, values_of_layer = false;  // one state for all heads
+  Buffer<B, float> memory;  // [heads][own keys + own values] | keys of all | values of all
+
+  /// From one head's own floats to the next one's.
+  Index stride() const { return (keys_of_layer ? 0 : key_floats) + (values_of_layer ? 0 : value_floats); }
+  Index floats() const {
+    return heads * stride() + (keys_of_layer ? key_floats : 0) + (values_of_layer ? value_floats : 0);
+  }
+  /// Where the state of a head's side begins, and how many of these there are.
+  Index offset(Side side, Index head) const {
+    if (side == Side::keys) return keys_of_layer ? heads * stride() : head * stride();
+    if (values_of_layer) return heads * stride() + (keys_of_layer ? key_floats : 0);
+    return head * stride() + (keys_of_layer ? 0 : key_floats);
+  }
+  Index states(Side side) const { return (side == Side::keys ? keys_of_layer : values_of_layer) ? 1 : heads; }
 
   CodecState of_head(Index head) const {
-    const float* at = memory.data() + head * (key_floats + value_floats);
-    return {key_floats > 0 ? at : nullptr, value_floats > 0 ? at + key_floats : nullptr};
+    return {key_floats > 0 ? memory.data() + offset(Side::keys, head) : nullptr,
+            value_floats > 0 ? memory.data() + offset(Side::values, head) : nullptr};
   }
 };
 

@@ -144,6 +144,11 @@ struct SoftmaxState {
   }
 };
 
+/// The loops of one side for a stretch of so many tokens; null: raw rows.
+inline const TileOps* loops_of(const void* codec, Index tokens, Index rows) {
+  return codec == nullptr ? nullptr : static_cast<const TileOps*>(codec)->loops(tokens, rows);
+}
+
 struct AttendTask {
   Index sequence, head, first_entry, end_entry, stretch;  // stretch: index among the head's
 };
@@ -181,21 +186,46 @@ class FoldedRun {
   bool is_of(const TileOps* ops, const float* codec_state) const { return ops_ == ops && codec_state_ == codec_state; }
   SoftmaxState state() const { return *state_; }
 
-  void start(const TileOps& ops, const float* codec_state, Scratch& scratch, Index rows, Index value_dim) {
+  /// Rows are accumulated `group` at a time where values add up in an arrangement of their own.
+  void start(const TileOps& ops, const float* codec_state, Scratch& scratch, Index rows, Index group, Index value_dim) {
     if (!state_) state_.emplace(scratch.floats(SoftmaxState::floats(rows, value_dim)), rows, value_dim);
-    ops_ = &ops, codec_state_ = codec_state;
+    ops_ = &ops, codec_state_ = codec_state, group_ = group;
     state_->clear(rows, value_dim);
+    sums_ = nullptr;
+    if (ops.sums_bytes == nullptr) return;
+    sum_bytes_ = round_up(ops.sums_bytes(group, value_dim), 64);
+    if (const Index bytes = sum_bytes_ * (rows / group); memory_bytes_ < bytes)
+      memory_ = scratch.bytes(bytes), memory_bytes_ = bytes;
+    sums_ = memory_;
+    for (Index i = 0; i < rows; i += group) ops.start_sums(group, value_dim, sums_of(i));
+  }
+  void add(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index first_row, Index rows,
+           const TileRows& values, AheadBytes ahead) {
+    const Index stride = SoftmaxState::stride(values.shape.width);
+    if (sums_ == nullptr)
+      return ops_->accumulate(k, p, p_stride, alpha, rows, values, ahead, state_->acc + first_row * stride, stride);
+    for (Index i = 0; i < rows; i += group_)
+      ops_->add_to_sums(k, p + i * p_stride, p_stride, alpha + i, group_, values, i == 0 ? ahead : AheadBytes{},
+                        sums_of(first_row + i));
   }
   void close(const Kernels& k, SoftmaxState& to, Index rows, Index value_dim) {
+    const Index stride = SoftmaxState::stride(value_dim);
+    for (Index i = 0; i < rows && sums_ != nullptr; i += group_)
+      ops_->finish_sums(k, group_, value_dim, codec_state_, sums_of(i), state_->acc + i * stride, stride);
     ops_->finish_output(rows, value_dim, codec_state_, state_->sum, state_->acc, SoftmaxState::stride(value_dim));
     merge(k, to, *state_, rows, value_dim);
     ops_ = nullptr;
   }
 
  private:
+  std::byte* sums_of(Index row) const { return sums_ + row / group_ * sum_bytes_; }
+
   const TileOps* ops_ = nullptr;
   const float* codec_state_ = nullptr;
   std::optional<SoftmaxState> state_;
+  std::byte* sums_ = nullptr;  // null: rows are accumulated
+  std::byte* memory_ = nullptr;
+  Index memory_bytes_ = 0, sum_bytes_ = 0, group_ = 1;
 };
 
 /// Runs the rows of one head over entries [first, end). With `logits` given, every logit is also written there at
@@ -229,6 +259,7 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
     return e;
   };
 
+  const Index tokens = (task.end_entry - task.first_entry) * list.page_tokens;
   Index at = seek(task.first_entry, now);
   while (at < task.end_entry) {
     const Index following = seek(at + 1, next);
@@ -237,8 +268,8 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
     const PageGeometry& g = list.formats[e.format];
     const PageGeometry& ahead_g = list.formats[ahead.format];
     const CodecState codec_state = list.state_of(e);
-    const auto* key_ops = static_cast<const TileOps*>(g.key_codec);
-    const auto* value_ops = static_cast<const TileOps*>(g.value_codec);
+    const auto* key_ops = loops_of(g.key_codec, tokens, rows);
+    const auto* value_ops = loops_of(g.value_codec, tokens, rows);
     const auto ahead_tile = [&](const std::byte* tile, Index bytes) {
       return following < task.end_entry ? AheadBytes{tile, bytes} : AheadBytes{};
     };
@@ -255,7 +286,7 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
 
     if (folded.open() && !folded.is_of(value_ops, codec_state.values)) folded.close(k, state, rows, shape.value_dim);
     if (value_ops != nullptr && value_ops->folds && !folded.open())
-      folded.start(*value_ops, codec_state.values, scratch, rows, shape.value_dim);
+      folded.start(*value_ops, codec_state.values, scratch, rows, group, shape.value_dim);
     const SoftmaxState sums = folded.open() ? folded.state() : state;
 
     const auto absorb = [&](Index first_row, Index row_count, int from, int to) {  // listed slots [from, to)
@@ -274,8 +305,11 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
             coded_rows(list, e, *value_ops, g.value_row(e.page, 0), shape.value_dim, codec_state.values, now);
         if (values.positions != nullptr) values.positions += from;
         values.slots += from, values.count = to - from, values.gapless = values.gapless && from == 0;
-        value_ops->accumulate(k, x, 64, alpha, row_count, values,
-                              ahead_tile(ahead_g.value_row(ahead.page, 0), ahead_g.value_tile_bytes), acc, acc_stride);
+        const AheadBytes after = ahead_tile(ahead_g.value_row(ahead.page, 0), ahead_g.value_tile_bytes);
+        if (folded.open())
+          folded.add(k, x, 64, alpha, first_row, row_count, values, after);
+        else
+          value_ops->accumulate(k, x, 64, alpha, row_count, values, after, acc, acc_stride);
       } else {
         RowSet values = value_rows(g, e, now);
         values.slots += from;
@@ -358,6 +392,22 @@ inline void finish(const Kernels& k, const LayerShape& shape, const AttendSequen
 
 }  // namespace detail
 
+namespace detail {
+
+/// Tokens of a stretch: more of them where a form asks for it.
+inline Index stretch_of(const HeadPages& list) {
+  Index tokens = stretch_tokens;
+  for (std::size_t e = 0; e < list.entries.size(); ++e) {
+    if (e > 0 && list.entries[e].format == list.entries[e - 1].format) continue;
+    const PageGeometry& g = list.formats[list.entries[e].format];
+    for (const void* codec : {g.key_codec, g.value_codec})
+      if (codec != nullptr) tokens = std::max(tokens, static_cast<const TileOps*>(codec)->long_stretch);
+  }
+  return tokens;
+}
+
+}  // namespace detail
+
 /// See AttendSequence. Arguments are valid: the pipeline checks them.
 inline void attend(const Team& team, const LayerShape& shape, std::span<const AttendSequence> batch, MassKind kind) {
   using namespace detail;
@@ -372,7 +422,7 @@ inline void attend(const Team& team, const LayerShape& shape, std::span<const At
     for (Index h = 0; h < heads; ++h) {
       const HeadPages& list = s.heads[static_cast<std::size_t>(h)];
       const Index entries = static_cast<Index>(list.entries.size());
-      const Index step = std::max<Index>(1, stretch_tokens / list.page_tokens);
+      const Index step = std::max<Index>(1, stretch_of(list) / list.page_tokens);
       const Index n = std::max<Index>(1, ceil_div(entries, step));
       for (Index i = 0; i < n; ++i)
         tasks.push_back({static_cast<Index>(b), h, i * step, std::min(entries, (i + 1) * step), i});

@@ -206,7 +206,7 @@ inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, 
     const Entry& e = keys.entry(part);
     const bool more = i + 1 < keys.parts.size();
     now.list(part.word);
-    if (const auto* ops = static_cast<const TileOps*>(g.key_codec); ops != nullptr) {
+    if (const TileOps* ops = loops_of(g.key_codec, keys.size, count); ops != nullptr) {
       AheadBytes ahead;
       if (more) {
         const PageGeometry& g_ahead = geometry(keys.parts[i + 1]);

@@ -51,9 +51,44 @@ struct TileOps {
   /// What is stored becomes what it stands for; `sum` [rows] are the sums of all p that went into the accumulators.
   void (*finish_output)(Index rows, Index width, const float* state, const float* sum, float* acc,
                         Index acc_stride) = nullptr;
+
+  // Values that add up in an arrangement of the codec's own, null for most. Rows that are accumulated together have one such
+  // memory, at a 64-byte boundary: started, added to page by page, and turned into accumulators once, before finish_output.
+
+  Index (*sums_bytes)(Index rows, Index width) = nullptr;
+  void (*start_sums)(Index rows, Index width, std::byte* sums) = nullptr;
+  /// As accumulate.
+  void (*add_to_sums)(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
+                      const TileRows& values, AheadBytes ahead, std::byte* sums) = nullptr;
+  void (*finish_sums)(const Kernels& k, Index rows, Index width, const float* state, std::byte* sums, float* acc,
+                      Index acc_stride) = nullptr;
+
+  // Where a stretch of a list costs much once, whatever its length.
+
+  Index long_stretch = 0;            // stretches should have so many tokens; 0: as any
+  const TileOps* of_short = nullptr;  // other loops over the same bytes, for short stretches and for many rows; or null
+  Index short_tokens = 0, most_rows = 0;
+
+  /// The loops for a stretch.
+  const TileOps* loops(Index tokens, Index rows) const {
+    return of_short != nullptr && (tokens < short_tokens || rows > most_rows) ? of_short : this;
+  }
 };
 
 namespace detail {
+
+/// Whether values add up in an arrangement of the codec's own: Tiles::has_sums, false where that is not said.
+template <class Tiles>
+inline constexpr bool has_sums = false;
+template <class Tiles>
+  requires requires { Tiles::has_sums; }
+inline constexpr bool has_sums<Tiles> = Tiles::has_sums;
+
+template <class C, class Tiles>
+constexpr TileOps ops_of(Support support, bool folds);
+
+template <class C, class Tiles, Support support>
+inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
 
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds) {
@@ -64,6 +99,15 @@ constexpr TileOps ops_of(Support support, bool folds) {
   ops.to_canonical = Tiles::to_canonical, ops.from_canonical = Tiles::from_canonical;
   ops.query_bytes = Tiles::query_bytes, ops.prepare_query = Tiles::prepare_query, ops.score = Tiles::score;
   ops.accumulate = Tiles::accumulate, ops.finish_output = Tiles::finish_output;
+  if constexpr (has_sums<Tiles>) {
+    ops.folds = true;
+    ops.sums_bytes = Tiles::sums_bytes, ops.start_sums = Tiles::start_sums;
+    ops.add_to_sums = Tiles::add_to_sums, ops.finish_sums = Tiles::finish_sums;
+  }
+  if constexpr (requires { typename Tiles::Short; }) {
+    ops.of_short = &table_of<C, typename Tiles::Short, Support::fused>, ops.short_tokens = Tiles::short_tokens, ops.most_rows = Tiles::most_rows;
+    ops.long_stretch = Tiles::long_stretch;
+  }
   return ops;
 }
 

@@ -13,9 +13,13 @@
 #include "../arguments.hpp"
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
+#include "fused/outlier_tiles.hpp"
+#include "fused/qaq_tiles.hpp"
 #include "fused/raw_tiles.hpp"
 #include "fused/small_float_tiles.hpp"
+#include "fused/sparse_tiles.hpp"
 #include "fused/split_tiles.hpp"
+#include "fused/unrotated_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
 
@@ -89,18 +93,6 @@ struct GenericTiles {
 
 namespace detail {
 
-/// Whether accumulators are in a space of their own.
-template <Codec C>
-constexpr bool folds() {
-  if constexpr (SplitCodec<C>)
-    return folds<typename C::First>() || folds<typename C::Second>();
-  else
-    return FoldedCodec<C>;
-}
-
-template <class C, class Tiles, Support support>
-inline constexpr TileOps table_of = ops_of<C, Tiles>(support, folds<C>());
-
 /// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
 template <Codec C, Side side, class Set, bool wide, class F>
 const TileOps* with_tiles(TileShape shape, const F& f) {
@@ -126,17 +118,38 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     }
     return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else if constexpr (fused::is_qaq<C>) {
+    using Tiles = fused::QaqTiles<C, side, Set, wide>;
+    if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
+    return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else if constexpr (fused::is_outliers<C>) {
+    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+      if constexpr (support == Support::fused && requires { Tiles::decode_channel(shape, nullptr, 0, 0, nullptr); })
+        return f.template operator()<fused::OutlierTiles<C, Tiles, side, Set>, support>();
+      else
+        return f.template operator()<GenericTiles<C>, Support::generic>();
+    });
+  } else if constexpr (fused::is_unrotated<C> && side == Side::keys) {
+    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+      if constexpr (support == Support::fused && fused::DecodesBlocks<Tiles>)
+        return f.template operator()<fused::UnrotatedTiles<C, Tiles, Set>, support>();
+      else
+        return f.template operator()<GenericTiles<C>, Support::generic>();
+    });
+  } else if constexpr (SparseCodec<C>) {
+    return f.template operator()<fused::SparseTiles<C>, Support::fused>();
   } else {
     return f.template operator()<GenericTiles<C>, Support::generic>();
   }
 }
 
-template <Codec C, class Set>
-const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
+template <Codec C, Side side, class Set>
+const TileOps* ops_for(TileShape shape, int probability_bits) {
   const auto table = []<class Tiles, Support support>() -> const TileOps* { return &table_of<C, Tiles, support>; };
-  if (side == Side::keys) return with_tiles<C, Side::keys, Set, true>(shape, table);
-  return probability_bits == 8 ? with_tiles<C, Side::values, Set, false>(shape, table)
-                               : with_tiles<C, Side::values, Set, true>(shape, table);
+  if constexpr (side == Side::values) {
+    if (probability_bits == 8) return with_tiles<C, side, Set, false>(shape, table);
+  }
+  return with_tiles<C, side, Set, true>(shape, table);
 }
 
 }  // namespace detail
@@ -144,14 +157,16 @@ const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
 /// The loops for a codec on one side, on an instruction set, or null when there is no such tile.
 ///
 /// `probability_bits` 16 or 8: how finely fused loops over values hold the probabilities, see Options.
+template <Codec C, Side side>
+const TileOps* tile_ops(TileShape shape, Isa isa, int probability_bits) {
+  if (!C::fits(shape)) return nullptr;
+  return fused::with_set(
+      isa, [&](auto set) { return detail::ops_for<C, side, decltype(set)>(shape, probability_bits); });
+}
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
-  if (!C::fits(shape)) return nullptr;
-  if constexpr (GroupCodec<C> || FoldedCodec<C> || SplitCodec<C>)
-    return fused::with_set(isa,
-                           [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
-  static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);
-  return &ops;
+  return side == Side::keys ? tile_ops<C, Side::keys>(shape, isa, probability_bits)
+                            : tile_ops<C, Side::values>(shape, isa, probability_bits);
 }
 
 }  // namespace kvpare::cpu

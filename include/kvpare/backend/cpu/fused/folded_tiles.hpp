@@ -8,9 +8,25 @@
 
 namespace kvpare::cpu::fused {
 
+template <FoldedCodec C, class Tiles>
+struct FoldedTiles;
+
+/// The loops for short stretches, where Inner has such.
+template <FoldedCodec C, class Tiles>
+struct FoldedShort {};
+template <FoldedCodec C, class Tiles>
+  requires requires { typename Tiles::Short; }
+struct FoldedShort<C, Tiles> {
+  using Short = FoldedTiles<C, typename Tiles::Short>;
+  static constexpr Index short_tokens = Tiles::short_tokens, most_rows = Tiles::most_rows;
+  static constexpr Index long_stretch = Tiles::long_stretch;
+};
+
 /// `Tiles` are those of C::Inner.
 template <FoldedCodec C, class Tiles>
-struct FoldedTiles {
+struct FoldedTiles : FoldedShort<C, Tiles> {
+  static constexpr bool has_sums = cpu::detail::has_sums<Tiles>;
+
   static const float* inner(Index width, const float* state) {
     return state == nullptr ? nullptr : state + C::own_state_floats(width);
   }
@@ -80,6 +96,21 @@ struct FoldedTiles {
                             Index acc_stride) {
     Tiles::finish_output(rows, inner_width<C>(width), inner(width, state), sum, acc, acc_stride);
     for (Index i = 0; i < rows; ++i) C::fold_output(width, state, sum[i], acc + i * acc_stride);
+  }
+
+  static Index sums_bytes(Index rows, Index width) requires(has_sums) {
+    return Tiles::sums_bytes(rows, inner_width<C>(width));
+  }
+  static void start_sums(Index rows, Index width, std::byte* sums) requires(has_sums) {
+    Tiles::start_sums(rows, inner_width<C>(width), sums);
+  }
+  static void add_to_sums(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
+                          const TileRows& values, AheadBytes ahead, std::byte* sums) requires(has_sums) {
+    Tiles::add_to_sums(k, p, p_stride, alpha, rows, inner(values), ahead, sums);
+  }
+  static void finish_sums(const Kernels& k, Index rows, Index width, const float* state, std::byte* sums, float* acc,
+                          Index acc_stride) requires(has_sums) {
+    Tiles::finish_sums(k, rows, inner_width<C>(width), inner(width, state), sums, acc, acc_stride);
   }
 
  private:

@@ -1,0 +1,213 @@
+#include "dictionary.hpp"
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstring>
+#include <kvpare/core/dtype.hpp>
+#include <kvpare/core/error.hpp>
+#include <kvpare/core/random.hpp>
+#include <limits>
+#include <numeric>
+
+namespace tune {
+
+namespace {
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// Divides by its length; false where it has none.
+bool normalise(Eigen::Ref<Eigen::RowVectorXf> x) {
+  const float length = x.stableNorm();
+  if (!(length > 0) || !(length < std::numeric_limits<float>::infinity())) return false;
+  x /= length;
+  return true;
+}
+
+class Learner {
+ public:
+  Learner(const std::vector<float>& vectors, Index width, const DictionaryRules& rules)
+      : rules_(rules), x_(Eigen::Map<const Matrix>(vectors.data(), static_cast<Index>(vectors.size()) / width, width)),
+        atoms_(Matrix::Zero(rules.atoms, width)) {
+    std::vector<Index> order(static_cast<std::size_t>(x_.rows()));
+    std::iota(order.begin(), order.end(), Index{0});
+    for (std::size_t i = order.size(); i-- > 1;)
+      std::swap(order[i], order[static_cast<std::size_t>(kvpare::random_bits(rules.seed, i) % (i + 1))]);
+    Index made = 0;
+    for (const Index v : order) {
+      if (made == rules.atoms) break;
+      atoms_.row(made) = x_.row(v);
+      made += normalise(atoms_.row(made));
+    }
+  }
+
+  Dictionary learn() {
+    Dictionary best;
+    double least = std::numeric_limits<double>::infinity();
+    for (Index round = 0; round < rules_.rounds; ++round) {
+      pursue(round < rules_.rounds / 3 ? 1 : rules_.nonzeros);
+      update();
+      start_again();
+      round_to_halves();
+      pursue(rules_.nonzeros);
+      const double power = x_.cast<double>().squaredNorm(),
+                   error = power > 0 ? rest_.cast<double>().squaredNorm() / power : 0;
+      best.errors.push_back(error);
+      if (error < least) least = error, best.atoms.assign(atoms_.data(), atoms_.data() + atoms_.size());
+    }
+    return best;
+  }
+
+ private:
+  struct Use {
+    Index vector;
+    float coefficient;
+  };
+
+  /// Codes all vectors: `uses_` by atom, and what is left.
+  void pursue(Index nonzeros) {
+    constexpr Index block = 256;
+    rest_ = x_;
+    uses_.assign(static_cast<std::size_t>(rules_.atoms), {});
+    Matrix products;
+    for (Index first = 0; first < x_.rows(); first += block) {
+      const Index n = std::min(block, x_.rows() - first);
+      for (Index g = 0; g < nonzeros; ++g) {
+        products.noalias() = rest_.middleRows(first, n) * atoms_.transpose();
+        for (Index v = 0; v < n; ++v) {
+          Index atom = 0;
+          products.row(v).cwiseAbs().maxCoeff(&atom);
+          const float c = products(v, atom);
+          rest_.row(first + v) -= c * atoms_.row(atom);
+          uses_[static_cast<std::size_t>(atom)].push_back({first + v, c});
+        }
+      }
+    }
+  }
+
+  /// d = Σ c (rest + c d), to length 1, atom by atom; what is left follows.
+  void update() {
+    for (Index n = 0; n < rules_.atoms; ++n) {
+      const auto& uses = uses_[static_cast<std::size_t>(n)];
+      Eigen::RowVectorXf sum = Eigen::RowVectorXf::Zero(x_.cols());
+      for (const Use& u : uses) sum += u.coefficient * (rest_.row(u.vector) + u.coefficient * atoms_.row(n));
+      if (!normalise(sum)) continue;
+      for (const Use& u : uses) rest_.row(u.vector) += u.coefficient * (atoms_.row(n) - sum);
+      atoms_.row(n) = sum;
+    }
+  }
+
+  void start_again() {
+    std::vector<Index> again;
+    constexpr Index block = 256;
+    Matrix cosines;
+    for (Index first = 0; first < rules_.atoms; first += block) {
+      const Index n = std::min(block, rules_.atoms - first);
+      cosines.noalias() = atoms_.middleRows(first, n) * atoms_.topRows(first + n).transpose();
+      for (Index i = 0; i < n; ++i) {
+        const bool twin = first + i > 0 && cosines.row(i).head(first + i).cwiseAbs().maxCoeff() > 0.99f;
+        if (twin || uses_[static_cast<std::size_t>(first + i)].empty()) again.push_back(first + i);
+      }
+    }
+    if (again.empty()) return;
+    const Eigen::VectorXf left = rest_.rowwise().squaredNorm();
+    std::vector<Index> worst(static_cast<std::size_t>(x_.rows()));
+    std::iota(worst.begin(), worst.end(), Index{0});
+    std::stable_sort(worst.begin(), worst.end(), [&](Index a, Index b) { return left(a) > left(b); });
+    std::size_t at = 0;
+    for (const Index n : again)
+      while (at < worst.size()) {
+        Eigen::RowVectorXf fresh = x_.row(worst[at++]);
+        if (!normalise(fresh)) continue;
+        atoms_.row(n) = fresh;
+        break;
+      }
+  }
+
+  void round_to_halves() {
+    for (Index i = 0; i < atoms_.size(); ++i) atoms_.data()[i] = static_cast<float>(kvpare::half(atoms_.data()[i]));
+  }
+
+  DictionaryRules rules_;
+  Matrix x_, atoms_, rest_;
+  std::vector<std::vector<Use>> uses_;
+};
+
+std::vector<float> rows_of(const kvpare::ConstTensor& all) {
+  std::vector<float> rows(static_cast<std::size_t>(all.rows * all.heads * all.width));
+  std::size_t at = 0;
+  for (Index r = 0; r < all.rows; ++r)
+    for (Index h = 0; h < all.heads; ++h)
+      for (Index c = 0; c < all.width; ++c, ++at) {
+        const void* row = all.at(r, h);
+        switch (all.dtype) {
+          case kvpare::DType::f16:
+            rows[at] = static_cast<float>(static_cast<const kvpare::half*>(row)[c]);
+            break;
+          case kvpare::DType::bf16:
+            rows[at] = static_cast<float>(static_cast<const kvpare::bfloat16*>(row)[c]);
+            break;
+          default:
+            rows[at] = static_cast<const float*>(row)[c];
+        }
+      }
+  return rows;
+}
+
+std::string name_of(Index layer, const std::string& side) { return "layers." + std::to_string(layer) + "." + side; }
+
+}  // namespace
+
+Dictionary learn_dictionary(const std::vector<float>& vectors, Index width, const DictionaryRules& rules) {
+  kvpare::require(width >= 1 && !vectors.empty() && static_cast<Index>(vectors.size()) % width == 0,
+                  "dictionary: ", vectors.size(), " numbers, must be vectors of ", width, " channels, at least one");
+  kvpare::require(rules.atoms >= 1 && rules.atoms <= 65536 && rules.nonzeros >= 1 && rules.rounds >= 1,
+                  "dictionary: atoms = ", rules.atoms, ", nonzeros = ", rules.nonzeros, ", rounds = ", rules.rounds,
+                  ", must be positive, atoms at most 65536");
+  return Learner(vectors, width, rules).learn();
+}
+
+std::vector<float> key_vectors(const example::Trace& trace, Index layer, bool before_rope) {
+  const kvpare::Model model = trace.model();
+  const kvpare::LayerShape& shape = model.layers[static_cast<std::size_t>(layer)];
+  std::vector<float> rows = rows_of(trace.layers[static_cast<std::size_t>(layer)].keys.tensor());
+  if (!before_rope) return rows;
+  const kvpare::Rope& rope = kvpare::plain_rope_of(shape, layer, "dictionary before RoPE");
+  const kvpare::RopeView view = rope.view();
+  for (Index t = 0; t < trace.tokens(); ++t)
+    for (Index h = 0; h < shape.kv_heads; ++h)
+      view.unrotate(rows.data() + (t * shape.kv_heads + h) * shape.key_dim,
+                    trace.positions[static_cast<std::size_t>(t)]);
+  return rows;
+}
+
+std::vector<float> value_vectors(const example::Trace& trace, Index layer) {
+  return rows_of(trace.layers[static_cast<std::size_t>(layer)].values.tensor());
+}
+
+void write_dictionaries(const std::string& path, const std::vector<LayerDictionaries>& layers) {
+  example::SafetensorsWriter file;
+  file.metadata["format"] = "kvpare dictionaries";
+  std::vector<std::vector<kvpare::half>> memory;
+  memory.reserve(2 * layers.size());
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto add = [&](const std::string& side, const Dictionary& d, Index width) {
+      auto& halves = memory.emplace_back();
+      for (const float x : d.atoms) halves.emplace_back(x);
+      file.add(
+          name_of(static_cast<Index>(l), side), "F16",
+          {static_cast<std::uint64_t>(static_cast<Index>(halves.size()) / width), static_cast<std::uint64_t>(width)},
+          std::as_bytes(std::span(halves)));
+    };
+    add("keys", layers[l].keys, layers[l].key_width), add("values", layers[l].values, layers[l].value_width);
+  }
+  file.write(path);
+}
+
+std::vector<float> read_dictionary(const example::Safetensors& file, Index layer, const std::string& side) {
+  const std::span<const std::byte> halves = file.raw(name_of(layer, side));
+  std::vector<float> state((halves.size() + 3) / 4);
+  std::memcpy(state.data(), halves.data(), halves.size());
+  return state;
+}
+
+}  // namespace tune

@@ -103,7 +103,8 @@ struct Qaq {
 
  public:
   static constexpr std::string_view name = text.view();
-  static constexpr bool rows_move = false, host_only = true, reads_facts = true, ranges_of_all = true;
+  static constexpr bool rows_move = false, host_only = true, reads_facts = true, ranges_of_all = true,
+                        needs_query_window = side == QaqSide::keys;
   static constexpr Index listed = 2 * outliers;  // outliers of a token
   static constexpr QaqSide coded_side = side;
 
@@ -182,6 +183,11 @@ struct Qaq {
           std::byte* row = tile + first[place / block] + place % block * t.width * bits / 8;
           detail::with_qaq_bits(bits, [&]<int b>() { detail::pack_codes<b>(codes, t.width, row); });
         });
+  }
+
+  /// The same where no facts are known.
+  static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
+    encode(t, rows, first, count, TokenFacts{}, state, tile);
   }
 
   static void decode(TileShape t, const std::byte* tile, Index slot, const float*, float* row) {
@@ -316,7 +322,7 @@ struct Qaq {
       for (int k = 0; k < outliers; ++k) {
         const std::int32_t most = extreme();
         Index c = 0;
-        while (words[c] != most) ++c;
+        while (c + 1 < width && words[c] != most) ++c;
         token.channels[first + k] = static_cast<std::uint8_t>(c), words[c] = none;
       }
     };

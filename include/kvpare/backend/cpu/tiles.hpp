@@ -13,6 +13,7 @@
 #include "../arguments.hpp"
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
+#include "fused/qaq_tiles.hpp"
 #include "fused/small_float_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
@@ -107,6 +108,10 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     }
     return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else if constexpr (fused::is_qaq<C>) {
+    using Tiles = fused::QaqTiles<C, side, Set, wide>;
+    if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
+    return f.template operator()<GenericTiles<C>, Support::generic>();
   } else {
     return f.template operator()<GenericTiles<C>, Support::generic>();
   }
@@ -128,7 +133,7 @@ const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  if constexpr (GroupCodec<C> || FoldedCodec<C>)
+  if constexpr (GroupCodec<C> || FoldedCodec<C> || fused::is_qaq<C>)
     return fused::with_set(isa,
                            [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);

@@ -171,37 +171,23 @@ struct Qaq {
 
   static void encode(TileShape t, const float* rows, Index, Index count, const TokenFacts& facts, const float* state,
                      std::byte* tile) {
-    const Parts at(t);
-    std::fill_n(tile, at.end, std::byte{0});
+    std::fill_n(tile, Parts(t).end, std::byte{0});
     Index first[detail::qaq_most_blocks] = {};
     encode_with(
-        t, rows, count, facts, state, tile,
-        [&](const detail::QaqPlan& plan) { starts(t, plan.bits, first); },
-        [&](Index place, int bits, const std::uint8_t* codes, std::uint16_t scale, std::uint16_t zero) {
-          detail::put_bytes(tile + at.scales + 2 * place, scale, 2);
-          detail::put_bytes(tile + at.zeros + 2 * place, zero, 2);
-          std::byte* row = tile + first[place / block] + place % block * t.width * bits / 8;
-          detail::with_qaq_bits(bits, [&]<int b>() { detail::pack_codes<b>(codes, t.width, row); });
+        t, rows, count, facts, state, tile, [&](const std::uint8_t* bits) { starts(t, bits, first); },
+        [&](Index place, int bits, const std::uint8_t* codes) {
+          put_row(t, tile + first[place / block], place, bits, codes);
         });
   }
-
   /// The same where no facts are known.
   static void encode(TileShape t, const float* rows, Index first, Index count, const float* state, std::byte* tile) {
     encode(t, rows, first, count, TokenFacts{}, state, tile);
   }
 
   static void decode(TileShape t, const std::byte* tile, Index slot, const float*, float* row) {
-    const Parts at(t);
-    std::uint8_t bits[detail::qaq_most_blocks] = {}, codes[256] = {};
-    Index first[detail::qaq_most_blocks] = {};
-    read_bits(t, tile, bits);
-    starts(t, bits, first);
-    const Index place = place_of(t, tile, slot), here = bits[place / block];
-    const std::byte* coded = tile + first[place / block] + place % block * t.width * here / 8;
-    detail::with_qaq_bits(static_cast<int>(here), [&]<int b>() { detail::unpack_codes<b>(coded, t.width, codes); });
-    const float scale = half_at(tile + at.scales + 2 * place), zero = half_at(tile + at.zeros + 2 * place);
-    for (Index c = 0; c < t.width; ++c) row[c] = here == 0 ? zero : value(scale, codes[c], zero);
-    add_outliers(t, tile, slot, row);
+    decode_with(t, tile, slot, row, [&](Index place, Index first, int bits, std::uint8_t* codes) {
+      get_row(t, tile + first, place, bits, codes);
+    });
   }
 
   /// Average bits of the `count` tokens' numbers: what their targets ask for, and what the page gives.
@@ -220,9 +206,9 @@ struct Qaq {
     return d;
   }
 
-  // For backends that keep the codes in an order of their own. Everything behind the zeros is as it is here.
+  // For backends that keep the codes in an order of their own: block by block in as many bytes, and all else as it is here.
 
-  /// `begin(plan)`, then `row(place, bits, codes, scale, zero)` for every token; writes what is behind the zeros.
+  /// `begin(bits of the blocks)`, then `row(place, bits, codes)` for every place; all that is not codes is written here.
   template <class Begin, class Row>
   static void encode_with(TileShape t, const float* rows, Index count, const TokenFacts& facts, const float* state,
                           std::byte* tile, const Begin& begin, const Row& row) {
@@ -230,7 +216,7 @@ struct Qaq {
     Token tokens[most_tokens];
     for (Index s = 0; s < count; ++s) tokens[s] = look_at(t.width, rows + s * t.width);
     const detail::QaqPlan plan = arrange(t, tokens, count, facts, state);
-    begin(plan);
+    begin(plan.bits);
     for (Index b = 0; b < t.tokens / block; ++b) tile[at.bits + b] = std::byte{plan.bits[b]};
     std::uint8_t codes[256];
     for (Index place = 0; place < t.tokens; ++place) {
@@ -240,12 +226,13 @@ struct Qaq {
         detail::put_bytes(tile + at.deltas + 2 * (k * t.tokens + slot), 0, 2);
         tile[at.channels + k * t.tokens + slot] = std::byte{0};
       }
+      const int bits = plan.bits[place / block];
       if (slot >= count) {
+        detail::put_bytes(tile + at.scales + 2 * place, 0, 2), detail::put_bytes(tile + at.zeros + 2 * place, 0, 2);
         std::fill_n(codes, t.width, std::uint8_t{0});
-        row(place, int{plan.bits[place / block]}, codes, std::uint16_t{0}, std::uint16_t{0});
+        row(place, bits, codes);
         continue;
       }
-      const int bits = plan.bits[place / block];
       const float* x = rows + slot * t.width;
       const Token& token = tokens[slot];
       const float range = token.high - token.low;
@@ -253,6 +240,7 @@ struct Qaq {
       if (step < detail::least_scale) step = 0;
       const std::uint16_t scale = detail::saturated_half(step);
       const std::uint16_t zero = detail::saturated_half(token.low + range / static_cast<float>(2 << bits));
+      detail::put_bytes(tile + at.scales + 2 * place, scale, 2), detail::put_bytes(tile + at.zeros + 2 * place, zero, 2);
       quantize(x, t.width, bits, detail::half_to_float(scale), detail::half_to_float(zero), codes);
       for (Index k = 0; k < listed; ++k) {
         const Index c = token.channels[k];
@@ -261,10 +249,45 @@ struct Qaq {
                           detail::saturated_half(detail::as_coded(x[c]) - dense), 2);
         tile[at.channels + k * t.tokens + slot] = static_cast<std::byte>(c);
       }
-      row(place, bits, codes, scale, zero);
+      row(place, bits, codes);
     }
   }
 
+  /// One row; `get(place, where the codes of its block begin, bits, codes)` where there are any.
+  template <class Get>
+  static void decode_with(TileShape t, const std::byte* tile, Index slot, float* row, const Get& get) {
+    const Parts at(t);
+    std::uint8_t bits[detail::qaq_most_blocks] = {}, codes[256] = {};
+    Index first[detail::qaq_most_blocks] = {};
+    read_bits(t, tile, bits);
+    starts(t, bits, first);
+    const Index place = place_of(t, tile, slot);
+    const int here = bits[place / block];
+    if (here > 0) get(place, first[place / block], here, codes);
+    const float scale = half_at(tile + at.scales + 2 * place), zero = half_at(tile + at.zeros + 2 * place);
+    for (Index c = 0; c < t.width; ++c) row[c] = here == 0 ? zero : value(scale, codes[c], zero);
+    for (Index k = 0; k < listed; ++k) {
+      const Index i = k * t.tokens + slot, c = std::to_integer<Index>(tile[at.channels + i]);
+      row[std::min(c, t.width - 1)] += half_at(tile + at.deltas + 2 * i);
+    }
+  }
+  /// One row of codes in its block.
+  static void put_row(TileShape t, std::byte* codes_of_block, Index place, int bits, const std::uint8_t* codes) {
+    std::byte* row = codes_of_block + place % block * t.width * bits / 8;
+    detail::with_qaq_bits(bits, [&]<int b>() { detail::pack_codes<b>(codes, t.width, row); });
+  }
+  static void get_row(TileShape t, const std::byte* codes_of_block, Index place, int bits, std::uint8_t* codes) {
+    const std::byte* row = codes_of_block + place % block * t.width * bits / 8;
+    detail::with_qaq_bits(bits, [&]<int b>() { detail::unpack_codes<b>(row, t.width, codes); });
+  }
+  /// Where the codes end.
+  static Index code_end(TileShape t, const std::byte* tile) {
+    std::uint8_t bits[detail::qaq_most_blocks] = {};
+    read_bits(t, tile, bits);
+    Index all = 0;
+    for (const std::uint8_t b : bits) all += block * t.width * b / 8;
+    return all;
+  }
   /// The bits of a tile's blocks. Of bytes that nobody encoded: what could be.
   static void read_bits(TileShape t, const std::byte* tile, std::uint8_t* bits) {
     const std::byte* stored = tile + Parts(t).bits;
@@ -284,14 +307,6 @@ struct Qaq {
   }
   static Index place_of(TileShape t, const std::byte* tile, Index slot) {
     return std::min<Index>(std::to_integer<Index>(tile[Parts(t).places + slot]), t.tokens - 1);
-  }
-  static Index channel_of(TileShape t, const std::byte* tile, Index k, Index slot) {
-    return std::min<Index>(std::to_integer<Index>(tile[Parts(t).channels + k * t.tokens + slot]), t.width - 1);
-  }
-  static void add_outliers(TileShape t, const std::byte* tile, Index slot, float* row) {
-    const Index deltas = Parts(t).deltas;
-    for (Index k = 0; k < listed; ++k)
-      row[channel_of(t, tile, k, slot)] += half_at(tile + deltas + 2 * (k * t.tokens + slot));
   }
   static float value(float scale, std::uint8_t code, float zero) {
     return detail::product(scale, static_cast<float>(code)) + zero;

@@ -86,7 +86,7 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
               size += v * v + range * range / 4;
             }
             ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
-                        2.0 / 127 * std::sqrt(size) + 1e-5)
+                        4.0 / 127 * std::sqrt(size) + 1e-5)
                 << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
           }
         }

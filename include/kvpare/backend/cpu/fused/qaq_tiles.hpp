@@ -156,10 +156,15 @@ struct QaqTiles {
     tile.scales = rows.tile + at.scales, tile.zeros = rows.tile + at.zeros;
     tile.deltas = rows.tile + at.deltas, tile.channels = rows.tile + at.channels;
     tile.slots = rows.slots, tile.count = rows.count, tile.gapless = rows.gapless;
-    for (int t = 0; t < rows.count; ++t) {
-      tile.places[t] = static_cast<std::uint8_t>(C::place_of(rows.shape, rows.tile, rows.slots[t]));
-      tile.used[tile.places[t] / block] = true;
-    }
+    const auto* places = reinterpret_cast<const std::uint8_t*>(rows.tile + at.places);
+    const auto last = static_cast<std::uint8_t>(rows.shape.tokens - 1);
+    const bool all = rows.gapless && rows.count == rows.shape.tokens;
+    if (all)
+      for (Index t = 0; t < rows.shape.tokens; ++t) tile.places[t] = places[t] < last ? places[t] : last;
+    else
+      for (int t = 0; t < rows.count; ++t) tile.places[t] = std::min(places[rows.slots[t]], last);
+    std::fill_n(tile.used, MixedTile::most_blocks, all);
+    for (int t = 0; t < rows.count && !all; ++t) tile.used[tile.places[t] / block] = true;
     return tile;
   }
 };

@@ -137,12 +137,19 @@ def check_version():
 
 
 def describe(config, metadata):
-    """What is known of the model's rotation; kvpare_inspect passes it on without reading it."""
+    """What is known of the model's rotation; which channels turn together is not, see --metadata."""
     text = text_config(config)
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     theta = rope.get("rope_theta", getattr(text, "rope_theta", None))
     if theta is not None:
         metadata["rope_theta"] = str(theta)
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind not in (None, "default"):
+        metadata["rope_type"] = str(kind)
+    partial = rope.get("partial_rotary_factor", getattr(text, "partial_rotary_factor", None))
+    if partial not in (None, 1, 1.0):
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        metadata["rope_dim"] = str(int(head_dim * partial))
     if rope.get("mrope_section") is not None:
         metadata["rope_sections"] = ",".join(str(n) for n in rope["mrope_section"])
     if getattr(config, "_name_or_path", ""):

@@ -45,7 +45,10 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
   const auto* in_form = std::get_if<kvpare::InForm>(&precision.held);
   if (!kvpare::evicts(method.compressor))
     method.acts = precision.held_name() == kvpare::AsAppended::name  ? Acts::never
-                  : in_form != nullptr && in_form->guard > 0 ? Acts::each_block  // looks at the keys there are
+                  : (in_form != nullptr && in_form->guard > 0) ||  // looks at the keys there are
+                          precision.held_name() == kvpare::Think::name ||  // and these at queries
+                          precision.held_name() == kvpare::QualityAdaptive::name
+                      ? Acts::each_block
                                                              : Acts::by_age;
   else
     method.acts = at_decode == AtDecode::each_token && kvpare::acts_at_decode(method.compressor) ? Acts::each_token

@@ -52,6 +52,32 @@ float read_scale(const std::string& file, const std::string& text) {
   return scale;
 }
 
+/// How the texts say that queries and keys were rotated. Throws BadFile.
+std::optional<kvpare::Rope> read_rope(const std::string& file, const std::map<std::string, std::string>& texts,
+                                      Index key_dim) {
+  const auto text = [&](const char* name) {
+    const auto found = texts.find(name);
+    return found == texts.end() ? std::string() : found->second;
+  };
+  const std::string theta = text("rope_theta"), pairing = text("rope_pairing"), type = text("rope_type");
+  if (theta.empty() || pairing.empty() || !text("rope_sections").empty() || (!type.empty() && type != "default")) return {};
+  const auto number = [&](const char* name, const std::string& words) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(words.data(), words.data() + words.size(), value);
+    expect(error == std::errc{} && end == words.data() + words.size() && value > 1 && std::isfinite(value), file, name,
+           " is '", words, "', must be a number above 1");
+    return value;
+  };
+  const double base = number("rope_theta", theta);
+  const double dim = text("rope_dim").empty() ? static_cast<double>(key_dim) : number("rope_dim", text("rope_dim"));
+  expect(pairing == "halves" || pairing == "interleaved", file, "rope_pairing is '", pairing,
+         "', must be halves or interleaved");
+  expect(dim <= static_cast<double>(key_dim) && dim == 2 * std::floor(dim / 2), file, "rope_dim is ", dim,
+         ", must be even and at most the width of the keys, ", key_dim);
+  return kvpare::rope_of_base(static_cast<Index>(dim), base,
+                              pairing == "halves" ? kvpare::RopePairing::halves : kvpare::RopePairing::interleaved);
+}
+
 std::string print_scale(float scale) {
   char text[32];
   return {text, std::to_chars(text, text + sizeof text, scale).ptr};
@@ -126,6 +152,7 @@ void check(const std::string& file, const Trace& trace) {
            ", must be the same");
     expect(q.width == k.width, file, "layer ", l, ": queries are ", q.width, " wide, keys ", k.width,
            ", must be the same");
+    read_rope(file, trace.metadata, k.width);
   }
 }
 
@@ -173,8 +200,8 @@ kvpare::Model Trace::model() const {
   kvpare::Model model;
   for (const auto& [q, k, v] : layers) {
     const float scale = softmax_scale.value_or(1 / std::sqrt(static_cast<float>(k.width)));
-    model.layers.push_back(
-        {.q_heads = q.heads, .kv_heads = k.heads, .key_dim = k.width, .value_dim = v.width, .scale = scale});
+    model.layers.push_back({.q_heads = q.heads, .kv_heads = k.heads, .key_dim = k.width, .value_dim = v.width,
+                            .scale = scale, .rope = read_rope("trace", metadata, k.width)});
   }
   return model;
 }

@@ -14,8 +14,11 @@
 // h / (q_heads / kv_heads). Among the file's texts
 //
 //   softmax_scale  is what logits are multiplied with; without it 1 / sqrt(key_dim) of the layer
-//   others         (rope_theta, rope_pairing, rope_sections, the model's name, ...) are kept and passed on, nothing reads
-//                  them: keys and queries come rotated
+//   rope_theta, rope_pairing   say how keys and queries came to be rotated: the base, and halves or interleaved; for methods
+//                  that turn them back. rope_dim is how many channels turn, without it all. A model with rope_sections or a
+//                  rope_type other than default turned them in a way that these do not say, and one that names no pairing
+//                  may have
+//   others         (the model's name, ...) are kept and passed on
 //
 // `positions` order the tokens and say who sees whom (a query sees keys up to its own position); where a model rotates by
 // several positions per token (M-RoPE), number the tokens of the prompt instead.
@@ -68,7 +71,7 @@ struct Trace {
   /// The same for all queries, keys and values, or none when they differ.
   std::optional<kvpare::DType> common_dtype() const;
 
-  /// What a cache needs to know.
+  /// What a cache needs to know; with a rope where the texts say it.
   kvpare::Model model() const;
 
   /// For recording: the next rows of a layer, layer after layer, chunk after chunk. Call once per layer and chunk; the

@@ -36,13 +36,19 @@ void observe_picture(Cache<B, F>& cache, kvpare::SequenceId sequence, const kvpa
         cache.backend(), {rows.row(image_begin).data(), static_cast<std::size_t>(visual_tokens * model_width)});
   };
   const auto sources = of_picture(states.entering), targets = of_picture(states.mlp_input);
+  std::vector<float> text;
+  for (Index r = 0; r < states.entering.rows(); ++r)
+    if (r < image_begin || r >= image_end)
+      text.insert(text.end(), states.entering.row(r).data(), states.entering.row(r).data() + model_width);
+  const kvpare::Buffer<B, const float> texts(cache.backend(), text);
   cache.observe_features(sequence, compressor,
                          {.sources = {sources.data(), visual_tokens, 1, model_width},
                           .targets = {targets.data(), visual_tokens, 1, model_width},
                           .positions = positions,
                           .x = x,
                           .y = y,
-                          .image = image});
+                          .image = image,
+                          .texts = {texts.data(), std::ssize(text) / model_width, 1, model_width}});
 }
 
 }  // namespace detail

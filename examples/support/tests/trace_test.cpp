@@ -77,6 +77,15 @@ TEST(TraceTest, TellsShapesAndTypes) {
   plain.softmax_scale.reset();
   EXPECT_EQ(plain.model().layers[1].scale, 0.5f);
   EXPECT_FALSE(plain.common_dtype());
+  Trace turned = sample();
+  turned.metadata["rope_pairing"] = "interleaved";
+  EXPECT_FALSE(turned.model().layers[0].rope) << "by sections: three numbers a token";
+  turned.metadata.erase("rope_sections");
+  EXPECT_EQ(turned.model().layers[1].rope, kvpare::rope_of_base(4, 10000, kvpare::RopePairing::interleaved));
+  turned.metadata["rope_dim"] = "2", turned.metadata["rope_pairing"] = "halves";
+  EXPECT_EQ(turned.model().layers[0].rope, kvpare::rope_of_base(2, 10000));
+  turned.metadata["rope_type"] = "yarn";
+  EXPECT_FALSE(turned.model().layers[0].rope);
   plain.layers.erase(plain.layers.begin());
   EXPECT_EQ(plain.common_dtype(), kvpare::DType::f16);
 }
@@ -241,7 +250,11 @@ TEST_F(TraceFileTest, OnlyWhatATraceHasIsAccepted) {
   EXPECT_EQ(after([&] { metadata_["softmax_scale"] = "1/8"; }), "file: softmax_scale is '1/8', must be a number");
   EXPECT_EQ(after([&] { metadata_["softmax_scale"] = "inf"; }),
             "file: softmax_scale is inf, must be positive and finite");
-  EXPECT_EQ(after([&] { metadata_["rope_theta"] = "whatever"; }), "no error");
+  EXPECT_EQ(after([&] { metadata_["rope_theta"] = "whatever"; }), "no error") << "without a pairing nothing reads it";
+  EXPECT_EQ(after([&] { metadata_["rope_theta"] = "whatever", metadata_["rope_pairing"] = "halves"; }),
+            "file: rope_theta is 'whatever', must be a number above 1");
+  EXPECT_EQ(after([&] { metadata_["rope_theta"] = "10000", metadata_["rope_pairing"] = "thirds"; }),
+            "file: rope_pairing is 'thirds', must be halves or interleaved");
 }
 
 }  // namespace

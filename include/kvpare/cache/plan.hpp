@@ -27,6 +27,8 @@ struct Aging {
   Index keep_raw_values = 0, flush_values = 1;
   ClassSet classes = all_tokens;  // only tokens of these classes change
   Index sinks = 0;                // the first positions never change
+  bool recode = false;  // at every commit, forms that go by what is known of tokens (TokenFacts) are coded anew
+  bool park = false;    // rows that take such a form are kept in host memory as well, to be coded anew from
   std::vector<float> numbers = {};  // what codecs' states are made of beside the tokens, see Measured::numbers
   friend bool operator==(const Aging&, const Aging&) = default;
 };

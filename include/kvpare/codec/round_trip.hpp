@@ -3,39 +3,62 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "codec.hpp"
 
 namespace kvpare {
 
+/// What else is known of the rows of a round trip; what is left empty is unknown, positions count from 0.
+struct RoundTripFacts {
+  std::vector<float> query_peak = {};      // [width] the largest |q| per channel
+  std::vector<float> query_squares = {};   // [width] sum of q^2 per channel, of so many vectors:
+  Index query_vectors = 0;
+  std::vector<float> attention = {};       // [tokens] see TokenFacts
+  std::vector<Position> positions = {};    // [tokens]
+  std::vector<float> numbers = {};         // see Measured::numbers
+  RopeView rope = {};                      // of keys, in host memory
+};
+
 /// Rows [tokens, width] coded page by page, as canonical bytes, and decoded. State, where the codec makes any, is made of
-/// these rows and of `query_peak` [width], the largest |q| per channel (or empty); else it is neutral.
+/// these rows (as if the layer had one head) and of `facts`; else it is neutral.
 ///
-/// Needs  C::fits({page_tokens, width})   Cost: one tile of memory
+/// Needs  C::fits({page_tokens, width}); tokens that fill pages where the codec measures whole ones   Cost: one tile of memory
 template <Codec C>
 std::vector<float> round_trip(const std::vector<float>& rows, Index width, Index page_tokens,
-                              const std::vector<float>& query_peak = {}) {
+                              const RoundTripFacts& facts = {}) {
+  const Index tokens = static_cast<Index>(rows.size()) / width;
+  std::vector<Position> positions = facts.positions;
+  if (positions.empty()) positions.resize(static_cast<std::size_t>(tokens)), std::iota(positions.begin(), positions.end(), 0);
+  const auto or_null = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
   std::vector<float> state;
   if constexpr (MakesState<C>) {
     std::vector<float> min(static_cast<std::size_t>(width), std::numeric_limits<float>::infinity());
-    std::vector<float> max(min.size(), -std::numeric_limits<float>::infinity());
+    std::vector<float> max(min.size(), -std::numeric_limits<float>::infinity()), squares(min.size(), 0.0f);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const std::size_t c = i % min.size();
-      min[c] = std::min(min[c], rows[i]), max[c] = std::max(max[c], rows[i]);
+      min[c] = std::min(min[c], rows[i]), max[c] = std::max(max[c], rows[i]), squares[c] += rows[i] * rows[i];
     }
     state.resize(static_cast<std::size_t>(state_floats<C>(width)));
-    C::make_state(width, {min.data(), max.data(), query_peak.empty() ? nullptr : query_peak.data()}, state.data());
+    Measured m{.min = min.data(), .max = max.data(), .query_peak = or_null(facts.query_peak),
+               .sum_squares = squares.data(), .tokens = tokens, .query_squares = or_null(facts.query_squares),
+               .query_vectors = facts.query_vectors, .layer_min = min.data(), .layer_max = max.data(), .rope = facts.rope};
+    if constexpr (state_reads_rows<C>()) m.rows = rows.data(), m.positions = positions.data();
+    m.numbers = or_null(facts.numbers), m.number_count = std::ssize(facts.numbers);
+    C::make_state(width, m, state.data());
   }
   const float* made = state.empty() ? nullptr : state.data();
   const TileShape shape{page_tokens, width};
-  const Index tokens = static_cast<Index>(rows.size()) / width;
   std::vector<std::byte> tile(static_cast<std::size_t>(C::tile_bytes(shape)));
   std::vector<float> decoded(rows.size());
   for (Index t = 0; t < tokens; t += page_tokens) {
     const Index count = std::min(page_tokens, tokens - t);
-    C::encode(shape, rows.data() + t * width, 0, count, made, tile.data());
-    for (Index r = 0; r < count; ++r) C::decode(shape, tile.data(), r, made, decoded.data() + (t + r) * width);
+    encode_rows<C>(shape, rows.data() + t * width, 0, count,
+                   TokenFacts{positions.data(), or_null(facts.attention)}.from(t), made, tile.data());
+    for (Index r = 0; r < count; ++r)
+      decode_row<C>(shape, tile.data(), r, positions[static_cast<std::size_t>(t + r)], made,
+                    decoded.data() + (t + r) * width);
   }
   return decoded;
 }

@@ -27,8 +27,8 @@ struct SpreadScores {
   }
 };
 
-/// Throws unless features agree with one another.
-inline void check_features(const Features& f) {
+/// Throws unless features agree with one another and are what a scorer reads.
+inline void check_features(const Features& f, const Reads& reads) {
   constexpr const char* verb = "observe_features";
   const Index tokens = f.tokens();
   const auto has_count = [&](std::size_t count, const char* what) {
@@ -44,7 +44,11 @@ inline void check_features(const Features& f) {
     require(t.data != nullptr || tokens == 0, verb, ": ", what, ": no memory");
   };
   has_shape(f.sources, "sources");
-  has_shape(f.targets, "targets");
+  if (!reads.texts) has_shape(f.targets, "targets");
+  if (reads.texts && tokens > 0)
+    require(f.texts.rows > 0 && f.texts.heads == 1 && f.texts.width == f.sources.width && f.texts.data != nullptr, verb,
+            ": texts are [", f.texts.rows, ", ", f.texts.heads, ", ", f.texts.width, "], must be [text tokens, 1, ",
+            f.sources.width, "]");
   require(tokens == 0 || f.sources.width > 0, verb, ": features of width ", f.sources.width, ", must be positive");
   for (Index t = 0; t < tokens; ++t) {
     const Position at = f.positions[static_cast<std::size_t>(t)];
@@ -62,10 +66,11 @@ class FeatureScores {
   FeatureScores(B& be, const C& compressor, const Features& features) : positions_(features.positions) {
     require(compressor.scorer.reads().features, "observe_features: scorer ", policy_name(compressor.scorer),
             " reads no features; call observe");
-    check_features(features);
+    check_features(features, compressor.scorer.reads());
     importance_ = Buffer<B, float>(be, features.tokens());
     Observation<B> seen;
     seen.among = compressor.selector.classes(), seen.features = &features;
+    if (features.tokens() == 0) return;
     score(be, compressor.scorer, seen, Scores{importance_.data(), 1, features.tokens()});
   }
 

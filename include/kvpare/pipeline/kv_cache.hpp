@@ -64,8 +64,11 @@ struct SequenceStats {
   Index observation_bytes = 0;           // scores and query rows kept for `compress`
   Index running_bytes = 0;               // scores that go on from step to step, such as accumulated attention
   Index state_bytes = 0;                 // of codecs: balancers, channel factors, …; forks that share it count it too
+  Index parked_bytes = 0;                // host memory: originals of coded rows (Aging::park); forks that share them count them
   Index slack_bytes() const { return page_bytes - live_bytes; }
-  Index total_bytes() const { return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes + state_bytes; }
+  Index total_bytes() const {
+    return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes + state_bytes + parked_bytes;
+  }
 };
 
 /// What `commit` and `compress` did.
@@ -82,6 +85,7 @@ struct CompressReport {
   Index tokens_not_merged = 0;  // that should have, but, all or in part, found coded rows, or no page to copy a shared one to
   std::vector<std::string> notes = {};  // what a guard found, for people
   Index tokens_changed = 0;   // that took another form, over all layers and kv heads
+  Index tokens_recoded = 0;   // that were coded anew in the form they have (Aging::recode)
   Index tokens_waiting = 0;   // that should have, but fill no page of their own yet or found no room in the pool
   Index nan_scores = 0;
 };
@@ -456,6 +460,7 @@ class KvCache {
     }
     reform(s, moved, report);
     for (const auto& [layer, changes] : moved) pack(s, layer, report, plan.dense);  // tokens that moved have left holes
+    recode(s, report);
     age(s, report);
     count(s, report.tokens_after, report.pages_after, report.page_bytes_after);
     for (Index l = 0; l < layers() && !plan.in_place; ++l)
@@ -600,6 +605,7 @@ class KvCache {
           pool_->release(head.entries.back().page);
           head.drop_last(page_tokens_);
         }
+        std::erase_if(head.parked, [&](const auto& lot) { return lot->positions.front() >= n; });
         layer.running.truncate(static_cast<Index>(h), list_of(head, l), n);
       }
     }
@@ -660,6 +666,8 @@ class KvCache {
       for (const Head& head : layer.heads) {
         SequenceStats::Head h;
         h.pages = static_cast<Index>(head.entries.size());
+        for (const auto& lot : head.parked)
+          out.parked_bytes += static_cast<Index>((lot->keys.size() + lot->values.size() + lot->positions.size()) * 4);
         for (const Entry& e : head.entries) {
           h.live_tokens += std::popcount(e.live);
           out.page_bytes += pool_->page_bytes(size_class(l, e.format));
@@ -896,6 +904,14 @@ class KvCache {
   double form_error(int format, Index layer, const FormSample& sample) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
+
+  // What is coded by attention, see kv_cache_recode.hpp.
+  struct RowsOut;
+  Buffer<B, float> attention_of(const Layer& at, std::size_t head, std::vector<std::int32_t> source) const;
+  std::vector<std::int32_t> written_from(const ReformedList& list) const;
+  void park(Layer& at, Index layer, const std::vector<ReformedList>& lists);
+  void recode(Sequence& s, CompressReport& report);
+  void recode_some(Layer& at, Index layer, std::size_t h, std::span<const std::size_t> due, CompressReport& report);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
   void check_aging(const Aging& aging, Index layer, const char* verb) const;
@@ -1080,6 +1096,7 @@ class KvCache {
 
 #include "kv_cache_decode.hpp"
 #include "kv_cache_forms.hpp"
+#include "kv_cache_recode.hpp"
 #include "kv_cache_precision.hpp"
 #include "kv_cache_image.hpp"
 #include "kv_cache_joint.hpp"

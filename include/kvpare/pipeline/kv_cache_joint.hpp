@@ -48,7 +48,9 @@ double KvCache<B, Listed>::form_error(int wanted, Index layer, const FormSample&
     if (format != wanted) return;
     using P = decltype(pair);
     const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
-    const auto keys = round_trip<typename P::Key>(sample.keys, key_dim, page_tokens_, sample.query_peak);
+    RoundTripFacts facts{.query_peak = sample.query_peak, .query_squares = sample.query_square, .query_vectors = 1};
+    if (shape(layer).rope && shape(layer).rope->axes.empty()) facts.rope = shape(layer).rope->view();
+    const auto keys = round_trip<typename P::Key>(sample.keys, key_dim, page_tokens_, facts);
     const auto values = round_trip<typename P::Value>(sample.values, value_dim, page_tokens_);
     // Of a side: what its channels are off by, and how far they lie from their mean, both weighed by `weight` of the channel.
     const auto compare = [&](const std::vector<float>& exact, const std::vector<float>& coded, Index width, const auto& weight) {

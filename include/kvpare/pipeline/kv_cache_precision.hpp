@@ -147,6 +147,7 @@ void KvCache<B, Listed>::plan_forms(const Sequence& s, const Precision& p, const
                                      p.guarded.as_appended() ? std::string("no other form") : print_setting(p.guarded)));
       }
     }
+    lp.aging->numbers = p.numbers, lp.aging->recode = p.recode, lp.aging->park = p.park;
     if (of.rest < 0 || !lp.touched) continue;
     Tier tier{.format = of.rest, .fresh_state = p.fresh_state};
     const LayerLists lists(*this, s, l);

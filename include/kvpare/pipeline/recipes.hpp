@@ -9,6 +9,7 @@
 #include "../policy/budget/strength_skewness.hpp"
 #include "../policy/budget/uniform.hpp"
 #include "../policy/score/accumulated_attention.hpp"
+#include "../policy/score/cross_modal.hpp"
 #include "../policy/score/cross_self.hpp"
 #include "../policy/score/dynamic_share.hpp"
 #include "../policy/score/elite_window.hpp"
@@ -20,6 +21,7 @@
 #include "../policy/score/last_row.hpp"
 #include "../policy/score/observation_window.hpp"
 #include "../policy/score/post_vision.hpp"
+#include "../policy/score/recent_maximum.hpp"
 #include "../policy/score/recent_message.hpp"
 #include "../policy/score/transport.hpp"
 #include "../policy/score/unobserved.hpp"
@@ -39,6 +41,14 @@ inline auto streaming_llm() { return Compressor{SinksAndRecent{}, Uniform{}, Top
 /// H2O (arXiv 2306.14048), at the end of prefill and at every decode step: half of the budget for the newest, half for the
 /// most attended.
 inline auto h2o() { return Compressor{AccumulatedAttention{}, Uniform{}, TopK{.recent_share = 0.5}, Keep::ratio(0.2)}; }
+
+/// What QAQ (arXiv 2403.04643) foretells attention by: its precision `qaq` reads these scores; nothing goes unless told.
+inline auto recent_maximum() { return Compressor{RecentMaximum{}, Uniform{}, TopK{}, Keep::ratio(1)}; }
+
+/// VidKV's salient visual tokens (arXiv 2503.16257): those that the text's embeddings point to; made for its precision.
+inline auto cross_modal() {
+  return Compressor{CrossModal{}, Uniform{}, TopK{.among = visual}, Keep::ratio(0.2)};
+}
 
 /// SnapKV (arXiv 2404.14469): window 32, average pooling over 5, per kv head.
 inline auto snap_kv() { return Compressor{ObservationWindow{}, Uniform{}, TopK{}, Keep::ratio(0.2)}; }

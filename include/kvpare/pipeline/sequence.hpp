@@ -44,10 +44,27 @@ class EntryList {
   ListVersion version_;
 };
 
+/// Rows as they were appended, of tokens that were coded since; forks share them. No part of a snapshot.
+struct ParkedRows {
+  std::vector<Position> positions;  // ascending
+  std::vector<float> keys, values;  // [tokens, width]
+};
+
 struct SequenceHead {
   EntryList entries;
   std::vector<std::uint16_t> offsets;
   std::vector<CodecState> states;  // by Entry::state - 1; the memory is the layer's
+  std::vector<std::shared_ptr<const ParkedRows>> parked = {};
+
+  /// The lot that has a token's row, and where; null where none was parked. Positions may have been given anew: the newest.
+  std::pair<const ParkedRows*, Index> parked_row(Position p) const {
+    for (std::size_t i = parked.size(); i-- > 0;) {
+      const auto& at = parked[i]->positions;
+      const auto found = std::lower_bound(at.begin(), at.end(), p);
+      if (found != at.end() && *found == p) return {parked[i].get(), found - at.begin()};
+    }
+    return {nullptr, 0};
+  }
 
   /// The tokens of a run, into a new page when it starts at slot 0, else into the last.
   void add(const WriteRun& run, std::span<const Position> positions, Index page_tokens) {

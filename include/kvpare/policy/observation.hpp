@@ -19,19 +19,31 @@ struct Reads {
   bool attention = false;    // the scores are the rows' attention itself, mean over a kv head's queries: what `attend`
                              // reports of a decode step is then all a scorer needs
   bool features = false;     // no rows, but Features of the prompt's visual tokens
+  bool texts = false;        // and, in place of the targets, its text
   /// Can scores be made of what the cache holds, whenever they are wanted?
   constexpr bool cache_only() const { return rows == Rows::none && !features; }
   friend bool operator==(const Reads&, const Reads&) = default;
 };
 
+namespace detail {
+/// One number of a tensor of one head, as a float.
+KVPARE_HD inline float element(const ConstTensor& t, Index row, Index channel) {
+  const void* at = t.at(row, 0);
+  if (t.dtype == DType::f16) return static_cast<float>(static_cast<const half*>(at)[channel]);
+  if (t.dtype == DType::bf16) return static_cast<float>(static_cast<const bfloat16*>(at)[channel]);
+  return static_cast<const float*>(at)[channel];
+}
+}  // namespace detail
+
 /// What an engine hands over of a prompt's visual tokens, for scorers that read features. Everything but the two tensors'
 /// payload is host memory.
 struct Features {
   ConstTensor sources;                    // [backend] [tokens, 1, width] hidden states that enter a layer
-  ConstTensor targets;                    // [backend] [tokens, 1, width] what that layer makes of them
+  ConstTensor targets;                    // [backend] [tokens, 1, width] what that layer makes of them; not for `texts`
   std::span<const Position> positions;    // of the tokens, ascending
   std::span<const std::int32_t> x, y;     // place on the grid of the token's image
   std::span<const std::int32_t> image;    // which image, or frame, or tile: any number
+  ConstTensor texts = {};                 // [backend] [text tokens, 1, width] of the prompt's text, for scorers that read it
   Index tokens() const { return static_cast<Index>(positions.size()); }
 };
 

@@ -14,6 +14,7 @@
 
 #include "../pipeline/recipes.hpp"
 #include "../policy/precision/kv_tuner.hpp"
+#include "../policy/precision/odd_forms.hpp"
 #include "../policy/precision/recipes.hpp"
 #include "any.hpp"
 
@@ -22,9 +23,10 @@ namespace kvpare {
 using AnyScorer =
     AnyOf<Random, SinksAndRecent, AccumulatedAttention, LastRow, KeyNorm, KeyDiff, ObservationWindow, PostVision,
           DynamicShare, RecentMessage, FixedPoint, EliteWindow, CrossSelf, LagKv, ExpectedAttention,
-          Transport>;
+          Transport, RecentMaximum, CrossModal>;
 using AnyBudget = AnyOf<Uniform, Pyramid, StrengthSkewness, Density, Prefix, LayerRatios, AsCompressed>;
-using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint>;
+using AnyPrecision = AnyOf<AsAppended, InForm, Kivi, Mikv, ZipCache, KvTuner, Joint, Think, VidKv, QualityAdaptive,
+                           Csr, KvQuant>;
 using AnyCompressor = Compressor<AnyScorer, AnyBudget, TopK, AnyPrecision>;
 
 /// A method that can be had by name.
@@ -55,6 +57,8 @@ inline std::span<const Recipe> known_recipes() {
              "PrefixKV, arXiv 2412.03409", any(prefix_kv())},
       Recipe{"elastic_cache", "the most attended; what goes is averaged into the nearest that stays",
              "Elastic Cache, arXiv 2407.18121", any(elastic_cache())},
+      Recipe{"recent_maximum", "the most attended by one of the newest rows; keeps everything unless told, for qaq",
+             "QAQ, arXiv 2403.04643", any(recent_maximum())},
       Recipe{"cam", "as h2o; values of what goes are added to those of the next that stay", "CaM, ICML 2024", any(cam())},
       Recipe{"fixed_point", "after prefix_kv or elastic_cache: each layer's ratio, by dropping at one place of the list",
              "Elastic Cache, PrefixKV", any(fixed_point())},
@@ -74,6 +78,8 @@ inline std::span<const Recipe> known_recipes() {
              "Expected Attention, arXiv 2510.00636", any(expected_attention())},
       Recipe{"top_v", "visual tokens that supply most of an early layer's visual output; reads features, not queries",
              "TopV, arXiv 2503.18278", any(top_v())},
+      Recipe{"cross_modal", "visual tokens that the text's embeddings point to; reads features, not queries",
+             "VidKV, arXiv 2503.16257", any(cross_modal())},
       Recipe{"pare",
              "what the newest text attends to, the longer its values the more; layers and heads get what they need", "",
              any(pare())},
@@ -98,6 +104,15 @@ inline std::span<const PrecisionRecipe> known_precisions() {
                       "ZipCache, arXiv 2405.14256; ZipVL, arXiv 2410.08584v1", ZipCache::base, ZipCache{}},
       PrecisionRecipe{KvTuner::name, "bits layer by layer, from a search", "KVTuner, arXiv 2502.04420", KvTuner::base,
                       KvTuner{}},
+      PrecisionRecipe{Think::name, "keys without the channels that recent queries hardly look at", "ThinK, arXiv 2407.21018",
+                      Think::base, Think{}},
+      PrecisionRecipe{VidKv::name, "keys of 2 bits and of a spectrum's 1, values of three levels", "VidKV, arXiv 2503.16257",
+                      VidKv::base, VidKv{}},
+      PrecisionRecipe{QualityAdaptive::name, "bits for every token by the noise that attention bears",
+                      "QAQ, arXiv 2403.04643", QualityAdaptive::base, QualityAdaptive{}},
+      PrecisionRecipe{Csr::name, "rows as a few atoms of a dictionary", "CSR, arXiv 2412.11741", Csr::base, Csr{}},
+      PrecisionRecipe{KvQuant::name, "learned codebooks, outliers beside them, keys before RoPE", "KVQuant, arXiv 2401.18079",
+                      KvQuant::base, KvQuant{}},
       PrecisionRecipe{Joint::name, "eviction and forms as one byte budget makes best", "", Joint::base, Joint{}},
   };
   return recipes;

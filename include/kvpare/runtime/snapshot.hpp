@@ -9,7 +9,7 @@
 //   "TAGS"  spans u32, each begin, end i32 · class u8 · protected u8 · image, grid_rows, grid_cols i64
 //   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32 · compressed to, of: i64
 //           aging: format, keys_first i32 · keep_raw_keys, flush_keys, keep_raw_values, flush_values i64 · classes u32 · sinks
-//             i64 · numbers u32, f32 …
+//             i64 · recode, park u8 · numbers u32, f32 …
 //           codec states u32, each format u16 · floats u32, f32 …
 //           heads u32, each:
 //             pages u32, each format u16 · slots u16 · state u32 · first position i32 · live mask u64 · offset from the first
@@ -262,6 +262,7 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
     c.put(static_cast<std::int32_t>(aging.format)), c.put(static_cast<std::int32_t>(aging.keys_first));
     for (const Index n : {aging.keep_raw_keys, aging.flush_keys, aging.keep_raw_values, aging.flush_values}) c.put(n);
     c.put(aging.classes.bits), c.put(aging.sinks);
+    c.put(static_cast<std::uint8_t>(aging.recode)), c.put(static_cast<std::uint8_t>(aging.park));
     c.put(static_cast<std::uint32_t>(aging.numbers.size()));
     c.put_bytes(aging.numbers.data(), aging.numbers.size() * 4);
     c.put(static_cast<std::uint32_t>(layer.states.size()));
@@ -332,6 +333,7 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
     for (Index* n : {&aging.keep_raw_keys, &aging.flush_keys, &aging.keep_raw_values, &aging.flush_values})
       *n = c.get<Index>();
     aging.classes = ClassSet(c.get<std::uint32_t>()), aging.sinks = c.get<Index>();
+    aging.recode = c.get<std::uint8_t>() != 0, aging.park = c.get<std::uint8_t>() != 0;
     aging.numbers = c.get_many<float>(c.get<std::uint32_t>());
     layer.states.resize(c.get_count(6));
     for (SequenceImage::State& state : layer.states) {

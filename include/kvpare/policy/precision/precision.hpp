@@ -29,6 +29,25 @@ inline std::string print_setting(const Form& form) {
   return form.keys == form.values ? form.keys : message(form.keys, '/', form.values);
 }
 
+/// Letters, digits, _, - and dots.
+inline bool is_codec_name(std::string_view name) {
+  return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+  });
+}
+
+/// The name of a codec, or a part of one.
+struct CodecName {
+  std::string text;
+  friend bool operator==(const CodecName&, const CodecName&) = default;
+};
+inline std::string print_setting(const CodecName& name) { return name.text; }
+inline bool parse_setting(std::string_view word, CodecName& out) {
+  if (!is_codec_name(word)) return false;
+  out.text = word;
+  return true;
+}
+
 /// False when the text is no form, its names being letters, digits, _, - and dots; whether a cache lists it is found out when a plan is made.
 inline bool parse_setting(std::string_view words, Form& out) {
   if (words == "as_appended") {
@@ -38,12 +57,7 @@ inline bool parse_setting(std::string_view words, Form& out) {
   const auto slash = words.find('/');
   const std::string_view keys = words.substr(0, slash),
                          values = slash == std::string_view::npos ? keys : words.substr(slash + 1);
-  const auto is_name = [](std::string_view name) {
-    return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
-      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
-    });
-  };
-  if (!is_name(keys) || !is_name(values)) return false;
+  if (!is_codec_name(keys) || !is_codec_name(values)) return false;
   out = Form(keys, values);
   return true;
 }
@@ -56,6 +70,7 @@ inline bool parse_setting(std::string_view words, Form& out) {
 /// choice   tokens take the form, as appended, one of these or none at all (evicted), that a byte budget makes best: the method's
 ///          `keep` must be in bytes; see kv_cache_joint.hpp. In place of all of the above
 /// layers   forms layer by layer, in place of `kept`
+/// numbers  go to the codecs of these forms, as part of the layer's Aging
 /// guard    a layer whose keys have a channel that reaches more than `guard` times its median channel (largest |k| each, over
 ///          all heads and tokens) takes `guarded` in place of its form; 0 = no guard. The report says which and why
 struct Precision {
@@ -74,6 +89,8 @@ struct Precision {
   Index first_layers = 0, last_layers = 0;      // layers at either end that stay as appended, evictions aside
   double guard = 0;
   Form guarded;
+  std::vector<float> numbers;  // what codecs make their state of, see Measured::numbers; empty = nothing is said
+  bool recode = false, park = false;  // see Aging
   bool fresh_state = false;  // codec state is made anew of every lot of tokens that take the form `rest`
   Index block = 16;          // between decode steps tokens go over into `rest` so many at a time
 

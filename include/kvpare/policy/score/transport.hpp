@@ -68,13 +68,6 @@ struct Transport {
 
 namespace detail {
 
-KVPARE_HD inline float element(const ConstTensor& t, Index row, Index channel) {
-  const void* at = t.at(row, 0);
-  if (t.dtype == DType::f16) return static_cast<float>(static_cast<const half*>(at)[channel]);
-  if (t.dtype == DType::bf16) return static_cast<float>(static_cast<const bfloat16*>(at)[channel]);
-  return static_cast<const float*>(at)[channel];
-}
-
 /// Mean of a channel over what is finite: distances do not depend on it, but products of what is left lose less.
 struct FeatureCentre {
   ConstTensor sources, targets;

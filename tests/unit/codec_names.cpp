@@ -5,6 +5,7 @@
 
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
+#include "kvpare/codec/qaq.hpp"
 #include "kvpare/codec/raw.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
@@ -40,7 +41,9 @@ TEST(CodecNames, AreUniqueAndPlain) {
             Rotated<Int4, 12>, Rotated<Rotated<Int4>>, Ternary<>, Ternary<TernaryFit::mean>, Ternary<TernaryFit::amax>,
             Ternary<TernaryFit::nonzero, Along::tokens>, Ternary<TernaryFit::nonzero, Along::channels, 32>,
             Ternary<TernaryFit::nonzero, Along::channels, 0, 50>, Lloyd<4>, Lloyd<4, true>, Lloyd<3>, LloydSketch<4>,
-            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>>();
+            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>, Qaq<3, QaqSide::keys>,
+            Qaq<3, QaqSide::values>, Qaq<2, QaqSide::keys>, Qaq<3, QaqSide::keys, 0>, Qaq<3, QaqSide::keys, 2>,
+            Qaq<3, QaqSide::keys, 1, QaqRule::reference_code>>();
   all.insert(all.end(), rest.begin(), rest.end());
   std::set<std::string_view> seen;
   for (const std::string_view name : all) {

@@ -10,6 +10,7 @@
 #include "fuzz/target.hpp"
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
+#include "kvpare/codec/qaq.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
 
@@ -39,7 +40,8 @@ void run(TileShape shape, Index count, bool with_state, ByteChoices& choices, co
   for (Index t = 0; t < shape.tokens; ++t) C::decode(shape, tile.data(), t, given, row.data());
 
   const std::vector<float> rows = fill<float>(choices, count * shape.width, data, size);
-  C::encode(shape, rows.data(), 0, count, given, tile.data());
+  const std::vector<float> attention = fill<float>(choices, reads_facts<C>() ? count : 0, data, size);
+  encode_rows<C>(shape, rows.data(), 0, count, {nullptr, with_state ? attention.data() : nullptr}, given, tile.data());
   for (Index t = 0; t < count; ++t) {
     C::decode(shape, tile.data(), t, given, row.data());
     if (given == nullptr)
@@ -73,7 +75,7 @@ void run_one(Index which, TileShape shape, Index count, bool with_state, ByteCho
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   ByteChoices choices(data, size);
-  const Index which = choices.below(30), tokens = Index{16} << choices.below(3);
+  const Index which = choices.below(34), tokens = Index{16} << choices.below(3);
   constexpr Index widths[] = {8, 64, 80, 96, 128, 256, 7, 24};
   const TileShape shape{tokens, widths[choices.below(8)]};
   const Index count = 1 + choices.below(tokens);
@@ -84,7 +86,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
           Group<GroupSpec{.bits = 4, .fit = Fit::integer, .along = Along::tokens, .scale = ScaleType::f32}>,
           Group<GroupSpec{.bits = 2, .fit = Fit::min_max, .scale = ScaleType::f32, .packing = Packing::halves}>,
           Fp8E4M3, Fp8E5M2, MxFp4<Ties::down>, NvFp4<>, Q8_0, Q5_0, Q5_1, Iq4Nl, Q2_0, Ternary<>,
-          Ternary<TernaryFit::amax, Along::tokens, 16>, Rotated<KiviKeys<4>, 5>, TurboQuant<3, true>, TurboProduct<4>>(
+          Ternary<TernaryFit::amax, Along::tokens, 16>, Rotated<KiviKeys<4>, 5>, TurboQuant<3, true>, TurboProduct<4>,
+          Qaq<3, QaqSide::keys>, Qaq<2, QaqSide::values, 2>, Qaq<1, QaqSide::keys, 0, QaqRule::reference_code>,
+          Qaq<8, QaqSide::values, 8>>(
       which, shape, count, with_state, choices, data + head, size - head);
   return 0;
 }

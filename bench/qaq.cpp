@@ -148,9 +148,9 @@ void add_qaq(std::string_view name) {
           alone[p].push_back(seconds_of([&] { rig.parts[p]->step(i); }));
       };
       const double bytes = static_cast<double>(rig.pages->bytes());
-      const double seconds =
-          run(state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = {of_read_bw(bytes, 1)}},
-              [&](Index i) { rig.pages->step(i); }, prepare);
+      const double seconds = run(
+          state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = {of_read_bw(bytes, 1)}},
+          [&](Index i) { rig.pages->step(i); }, prepare);
       double sum = 0;
       for (std::size_t p = 0; p < rig.parts.size(); ++p) sum += rig.shares[p] * median(alone[p]);
       state.counters["of_parts"] = seconds / sum;

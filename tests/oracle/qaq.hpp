@@ -77,8 +77,8 @@ struct Page {
   std::vector<std::vector<double>> rows;         // decoded
   std::vector<std::vector<double>> from_border;  // how far a number is from the border of a cell, in cells
 
-  Page(const std::vector<std::vector<double>>& x, Index page_tokens, const std::vector<std::optional<double>>& attention,
-       const Settings& s) {
+  Page(const std::vector<std::vector<double>>& x, Index page_tokens,
+       const std::vector<std::optional<double>>& attention, const Settings& s) {
     const Index tokens = count_of(x), width = count_of(x.front());
     std::vector<double> low, high, noise;
     std::vector<std::vector<Index>> out;

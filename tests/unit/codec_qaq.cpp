@@ -27,7 +27,8 @@ static_assert(CodeKeys::name == "qaq3_keys_code");
 static_assert(Keys<3>::tile_bytes({64, 128}) == 64 * 48 + 64 * 11 + 4);
 static_assert(Values<2, 0>::tile_bytes({16, 80}) == 16 * 20 + 16 * 5 + 1);
 static_assert(Keys<4, 2>::tile_bytes({32, 64}) == 32 * 32 + 32 * 17 + 2);
-static_assert(Keys<3>::fits({64, 256}) && Keys<3>::fits({48, 80}) && !Keys<3>::fits({64, 272}) && !Keys<3>::fits({64, 24}));
+static_assert(Keys<3>::fits({64, 256}) && Keys<3>::fits({48, 80}) && !Keys<3>::fits({64, 272}) &&
+              !Keys<3>::fits({64, 24}));
 static_assert(!Keys<3>::fits({24, 64}) && !Keys<3>::fits({80, 64}) && !Keys<3, 8>::fits({16, 16}));
 static_assert(MakesState<Keys<3>> && MakesState<Values<3>> && Keys<3>::host_only && !Keys<3>::rows_move);
 static_assert(reads_facts<Values<3>>() && !reads_positions<Values<3>>() && needs_query_window<Keys<3>>() &&
@@ -67,8 +68,8 @@ TEST(Qaq, BitsOfTheWorkedExamples) {
 TEST(Qaq, StateOfObservedQueriesAndOfWhatIsMissing) {
   std::vector<float> squares(64, 3.0f);
   const float errors[] = {0.01f, 0.02f};
-  Measured measured{.tokens = 101, .query_squares = squares.data(), .query_vectors = 3, .numbers = errors,
-                    .number_count = 2};
+  Measured measured{
+      .tokens = 101, .query_squares = squares.data(), .query_vectors = 3, .numbers = errors, .number_count = 2};
   float state[3] = {};
   Keys<2>::make_state(64, measured, state);  // 64 * 3 / 3 = 64
   EXPECT_NEAR(state[0], 0.105192f, 1e-6f);
@@ -113,8 +114,7 @@ TEST(Qaq, WithoutBitsATokenIsTheMiddleOfItsRange) {
   GuardedTile<Keys<3>> tile({16, 64});
   tile.encode(rows, 0, state);
   const auto row = tile.decode(0, state);
-  for (std::size_t c = 0; c < 64; ++c)
-    EXPECT_EQ(row[c], c == 7 ? 100.0f : c == 10 ? -100.0f : 1.0f);
+  for (std::size_t c = 0; c < 64; ++c) EXPECT_EQ(row[c], c == 7 ? 100.0f : c == 10 ? -100.0f : 1.0f);
 }
 
 /// Against the oracle: order, bits and decoded numbers of one page.
@@ -176,8 +176,7 @@ std::vector<float> uneven(std::uint64_t seed, Index tokens, Index width) {
 }
 std::vector<float> shares(std::uint64_t seed, Index tokens) {
   std::vector<float> all;
-  for (Index t = 0; t < tokens; ++t)
-    all.push_back(t > tokens - 5 ? nan : std::exp2(-1 - 8 * random_unit(seed, t)));
+  for (Index t = 0; t < tokens; ++t) all.push_back(t > tokens - 5 ? nan : std::exp2(-1 - 8 * random_unit(seed, t)));
   return all;
 }
 
@@ -189,7 +188,9 @@ void expect_pages() {
       for (const Index count : {tokens, tokens - 5, Index{1}}) {
         if (width != 128 && tokens != 64) continue;
         const auto rows = uneven(++seed, count, width);
-        oracle::qaq::Settings s{.keys = true, .reference_code = rule == QaqRule::reference_code, .capacity = capacity,
+        oracle::qaq::Settings s{.keys = true,
+                                .reference_code = rule == QaqRule::reference_code,
+                                .capacity = capacity,
                                 .outliers = outliers};
         expect_page<Keys<capacity, outliers, rule>>({tokens, width}, count, rows, {}, s, {});
         s.sigma = static_cast<double>(0.3f), s.b_max = 5;
@@ -271,8 +272,8 @@ TEST(Qaq, AnyNumbersAnyBytesAnyState) {
   for (std::size_t c = 0; c < 80; ++c) rows[c] = nan, rows[80 + c] = 1e-42f, rows[160 + c] = -infinity;
   std::vector<float> attention(64, nan);
   attention[3] = infinity, attention[4] = -1e38f, attention[5] = 0;
-  const std::vector<std::vector<float>> states = {{0, 0, 8},   {nan, nan, nan}, {infinity, -1, 1e30f}, {-1, 3, 2},
-                                                  {1e-45f, 8, 0}, {1e38f, 2, 4}};
+  const std::vector<std::vector<float>> states = {{0, 0, 8},  {nan, nan, nan}, {infinity, -1, 1e30f},
+                                                  {-1, 3, 2}, {1e-45f, 8, 0},  {1e38f, 2, 4}};
   for (const auto& state : states) {
     GuardedTile<Keys<3>> keys({64, 80});
     GuardedTile<Values<2, 8>> values({64, 80});

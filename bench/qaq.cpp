@@ -20,8 +20,8 @@ namespace cpu = kvpare::cpu;
 
 constexpr Index page_tokens = 64;
 
-/// Pages of all heads of one layer, K and V by turns, in as many layers as the rotation takes. Half of the tokens of a page
-/// have a range four times that of the others.
+/// Pages of all heads of one layer, K and V by turns, in as many layers as the rotation takes. Half of the tokens of
+/// a page have a range four times that of the others.
 class Pages {
  public:
   template <class K, class V>

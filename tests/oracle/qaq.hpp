@@ -1,4 +1,5 @@
-// QAQ as its paper tells it, token by token, in doubles; and what one page makes of it: blocks of 16 tokens, a capacity.
+// QAQ as its paper tells it, token by token, in doubles; and what one page makes of it: blocks of 16 tokens, a
+// capacity.
 //
 // Decided here where the paper is silent: see `Page`. Numbers are those of one token of one head.
 #pragma once
@@ -67,9 +68,9 @@ struct Settings {
 
 /// One page: what every token asks for, what it is given, and what becomes of its numbers.
 ///
-/// Tokens lie by bits asked for, then by noise (range times attention; unknown attention counts as 1), then by slot. A block of 16 wants what
-/// its first token asks for, and is given bits step by step: always to the block with the largest noise / 2^bits among those
-/// whose next step fits.
+/// Tokens lie by bits asked for, then by noise (range times attention; unknown attention counts as 1), then by slot.
+/// A block of 16 wants what its first token asks for, and is given bits step by step: always to the block with the
+/// largest noise / 2^bits among those whose next step fits.
 struct Page {
   std::vector<int> asked, given;                 // [token]
   std::vector<int> blocks;                       // bits

@@ -55,44 +55,45 @@ void with_qaq_bits(int bits, const F& f) {
 
 }  // namespace detail
 
-/// Tokens of one page in different numbers of bits, `capacity_bits` on average at most, and the most extreme numbers of every
-/// token beside them.
+/// Tokens of one page in different numbers of bits, `capacity_bits` on average at most, and the most extreme numbers
+/// of every token beside them.
 ///
 /// Value    x' = scale * code + zero, code 0 … 2^b - 1, per token; outliers: plus their delta. With 0 bits x' = zero.
 ///          [low, high], the range of a token without its outliers, is cut into 2^b cells and x' is the middle of one:
 ///          scale = half((high - low) / 2^b), zero = half(low + (high - low) / 2^(b + 1)); 0 bits: scale 0.
 ///          Codes are made with these two as they are stored; a number midway between two codes takes the upper one.
-/// Outliers the `outliers` lowest and highest numbers of every token (of equal ones the first channels): not in the range.
-///          delta = half(x - what its code stands for)
+/// Outliers the `outliers` lowest and highest numbers of every token (of equal ones the first channels): not in the
+///          range. delta = half(x - what its code stands for)
 /// Bits     What a token asks for, by its target σ: see QaqRule, then clamped to [b_min, b_max].
 ///            keys    σ of the state, the same for all tokens
-///            values  σ of the state / |S|, S = facts.attention: the largest share of attention of late. Unknown (NaN, null):
-///                    b_max
+///            values  σ of the state / |S|, S = facts.attention: the largest share of attention of late. Unknown
+///            (NaN, null): b_max
 ///          Without a target: b_max, and b_min where low = high or S = 0.
-/// Blocks   Tokens are sorted by the bits they ask for (most first; then by high - low times |S|, unknown S = 1; then by
-///          slot) and cut into blocks of 16. A block has as many bits as its first token asks for, rounded up to
+/// Blocks   Tokens are sorted by the bits they ask for (most first; then by high - low times |S|, unknown S = 1; then
+///          by slot) and cut into blocks of 16. A block has as many bits as its first token asks for, rounded up to
 ///            keys    0, 1, 2, 3, 4, 5, 8 (width % 32 == 0), else 0, 2, 4, 8
 ///            values  0, 2, 4, 8
-/// Capacity All blocks together have at most capacity_bits * tokens / 16. While they do not have what they want, the one with
-///          the largest (high - low) |S| / 2^bits of those whose next step still fits is given it (of equal ones the first):
-///          the noise over its target is as small as the page allows, for all blocks alike. `demand` tells what was asked.
+/// Capacity All blocks together have at most capacity_bits * tokens / 16. While they do not have what they want, the
+///          one with the largest (high - low) |S| / 2^bits of those whose next step still fits is given it (of equal
+///          ones the first): the noise over its target is as small as the page allows, for all blocks alike. `demand`
+///          tells what was asked.
 /// Layout   codes, place by place, rows of width * b / 8 bytes, least significant bit first; then zeros up to
 ///          tokens * width * capacity_bits / 8 | scales [tokens], by place | zeros [tokens], by place |
-///          deltas [2 outliers][tokens], by slot, the lowest numbers first | channels [2 outliers][tokens], bytes, by slot |
-///          places [tokens], bytes, by slot | bits of the blocks [tokens / 16], bytes
+///          deltas [2 outliers][tokens], by slot, the lowest numbers first | channels [2 outliers][tokens], bytes, by
+///          slot | places [tokens], bytes, by slot | bits of the blocks [tokens / 16], bytes
 /// Bytes    tile_bytes({T, W}) = T * W * capacity_bits / 8 + T * (5 + 6 outliers) + T / 16
 ///          bits per number: capacity_bits + (40.5 + 48 outliers) / W; W = 128, one outlier per side: + 0.69
 /// Fits     16, 32, 48 or 64 tokens, width a multiple of 16 up to 256, 2 outliers < width
-/// Error    |x - x'| <= scale / 2 + 2^-10 max(|low|, |high|); outliers 2^-11 |delta|. scale / (2√3) <= σ for a token whose block
-///          has what it asked for.
+/// Error    |x - x'| <= scale / 2 + 2^-10 max(|low|, |high|); outliers 2^-11 |delta|. scale / (2√3) <= σ for a token
+///          whose block has what it asked for.
 /// NaN      counts as 0; infinities, and all above 2^126, as ±2^126. Scales, zeros and deltas above 65504 are 65504.
 /// State    {σ, b_min, b_max}, see make_state; σ 0 or NaN, or null: no targets, the page is filled, bits 0 … 8
 /// Empty    slots decode to 0 and ask for nothing
-/// Again    A tile with other facts is encode of its decoded rows (fewer bits: the second rounding is one of whole cells), or
-///          of the rows themselves where they are kept.
-/// Source   Dong et al. 2024, "QAQ: Quality Adaptive Quantization for LLM KV Cache", arXiv 2403.04643. Ours: a page has a
-///          size, so targets are met as far as it goes; neighbours in noise share bits; a list of outliers per token, as deltas,
-///          in place of one per tensor; query heads of a group count by their maximum.
+/// Again    A tile with other facts is encode of its decoded rows (fewer bits: the second rounding is one of whole
+///          cells), or of the rows themselves where they are kept.
+/// Source   Dong et al. 2024, "QAQ: Quality Adaptive Quantization for LLM KV Cache", arXiv 2403.04643. Ours: a page
+///          has a size, so targets are met as far as it goes; neighbours in noise share bits; a list of outliers per
+///          token, as deltas, in place of one per tensor; query heads of a group count by their maximum.
 template <int capacity_bits, QaqSide side, int outliers = 1, QaqRule rule = QaqRule::paper>
 struct Qaq {
   static_assert(capacity_bits >= 1 && capacity_bits <= 8, "1 to 8 bits on average");
@@ -147,8 +148,8 @@ struct Qaq {
   }
 
   static constexpr Index state_floats(Index) { return 3; }
-  /// numbers = {σ_S (error of a share of attention), σ_X (error of an attention output), |q|^2, b_min, b_max}; those that are
-  /// missing: 0, 0, 0, 0, 8. |q|^2 of 0 is the mean of the queries observed. T: the tokens measured.
+  /// numbers = {σ_S (error of a share of attention), σ_X (error of an attention output), |q|^2, b_min, b_max}; those
+  /// that are missing: 0, 0, 0, 0, 8. |q|^2 of 0 is the mean of the queries observed. T: the tokens measured.
   ///
   /// Formula  keys    σ = √(ln(T³ / (T - 1) σ_S² + 1) / |q|²)
   ///          values  σ = σ_X / √T
@@ -213,9 +214,11 @@ struct Qaq {
     return d;
   }
 
-  // For backends that keep the codes in an order of their own: block by block in as many bytes, and all else as it is here.
+  // For backends that keep the codes in an order of their own: block by block in as many bytes, and all else as it is
+  // here.
 
-  /// `begin(bits of the blocks)`, then `row(place, bits, codes)` for every place; all that is not codes is written here.
+  /// `begin(bits of the blocks)`, then `row(place, bits, codes)` for every place; all that is not codes is written
+  /// here.
   template <class Begin, class Row>
   static void encode_with(TileShape t, const float* rows, Index count, const TokenFacts& facts, const float* state,
                           std::byte* tile, const Begin& begin, const Row& row) {

@@ -5,8 +5,8 @@
 
 namespace kvpare::cpu::fused {
 
-/// A tile whose tokens lie in blocks of 16 places, each of its own bits, one scale and zero per token; and the slots of it
-/// that are looked at.
+/// A tile whose tokens lie in blocks of 16 places, each of its own bits, one scale and zero per token; and the slots
+/// of it that are looked at.
 ///
 /// Layout  of the codes of a block: that of layout.hpp for 16 tokens with one group per token
 struct MixedTile {

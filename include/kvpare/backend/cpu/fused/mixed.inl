@@ -1,9 +1,11 @@
-// Attention on tiles of mixed bits, once for every instruction set; on what loops.inl and the set's ints_*.inl supply, and
+// Attention on tiles of mixed bits, once for every instruction set; on what loops.inl and the set's ints_*.inl
+// supply, and
 //
 //   pick(table, at)      table[at[l]] in lane l; 64 floats
 //
-// Scores are made by place and picked from there; probabilities are picked into places first. Then the blocks of a tile share
-// the probabilities' integers and the sums: a block's bits are but a power of two in the scales of its tokens.
+// Scores are made by place and picked from there; probabilities are picked into places first. Then the blocks of a
+// tile share the probabilities' integers and the sums: a block's bits are but a power of two in the scales of its
+// tokens.
 
 using Four = float __attribute__((vector_size(16)));
 

@@ -69,8 +69,8 @@ struct QaqTiles {
     std::copy(canonical + end, canonical + Parts(shape).end, tile + end);
   }
 
-  // Prepared queries: [rows] for blocks of 8 bits | [rows] each for 1 to 5 bits, which differ in what sums begin with only |
-  // for outliers: [rows / 4][width] of four queries.
+  // Prepared queries: [rows] for blocks of 8 bits | [rows] each for 1 to 5 bits, which differ in what sums begin with
+  // only | for outliers: [rows / 4][width] of four queries.
 
   static Index query_bytes(Index rows, Index width) {
     return rows * 6 * Index{sizeof(QueryRow)} + round_up(rows, 4) * width * 4;

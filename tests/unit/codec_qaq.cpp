@@ -265,6 +265,17 @@ TEST(Qaq, NumbersLieWithinTheStatedBound) {
   }
 }
 
+TEST(Qaq, NanCountsAsZeroAndInfinityAsALargeNumber) {
+  auto rows = test::gaussians(9, 16 * 64), plain = rows;
+  for (const std::size_t i : {3u, 70u, 71u, 500u}) rows[i] = nan, plain[i] = 0;
+  rows[130] = infinity, plain[130] = 0x1p126f;
+  rows[131] = -infinity, plain[131] = -0x1p126f;
+  rows[200] = -3e38f, plain[200] = -0x1p126f;
+  GuardedTile<Keys<3>> odd({16, 64}), usual({16, 64});
+  odd.encode(rows), usual.encode(plain);
+  EXPECT_EQ(odd.bytes(), usual.bytes());
+}
+
 TEST(Qaq, AnyNumbersAnyBytesAnyState) {
   auto rows = test::gaussians(9, 64 * 80);
   for (std::size_t i = 0; i < rows.size(); i += 3)

@@ -82,6 +82,9 @@ KVPARE_INLINE Vec load_listed(const float* from, std::uint64_t bits) {
   for (bits &= 255; bits != 0; bits &= bits - 1) all[__builtin_ctzll(bits)] = *from++;
   return load(all);
 }
+KVPARE_INLINE Vec pick(const float* table, const std::uint8_t* at) {
+  return _mm256_i32gather_ps(table, widen_bytes(at), 4);
+}
 KVPARE_INLINE Vec divide_or_zero(Vec a, Vec b) {
   return _mm256_and_ps(_mm256_cmp_ps(b, zero(), _CMP_NEQ_UQ), _mm256_div_ps(a, b));
 }

@@ -66,6 +66,12 @@ inline constexpr float e4m3_unit = 256;
 KVPARE_INLINE Vec only(std::uint64_t bits, Vec x) {
   return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x);
 }
+KVPARE_INLINE Vec pick(const float* table, const std::uint8_t* at) {
+  const Ints where = widen_bytes(at);
+  const Vec low = _mm512_permutex2var_ps(load(table), where, load(table + 16));
+  const Vec high = _mm512_permutex2var_ps(load(table + 32), where, load(table + 48));
+  return _mm512_mask_blend_ps(_mm512_test_epi32_mask(where, _mm512_set1_epi32(32)), low, high);
+}
 // The lanes of x whose bit is 1, one behind the other.
 KVPARE_INLINE void store_listed(float* to, Vec x, std::uint64_t bits) {
   const __mmask16 listed = static_cast<__mmask16>(bits);

@@ -98,6 +98,9 @@ KVPARE_INLINE Vec load_listed(const float* from, std::uint64_t bits) {
     if ((bits >> l & 1) != 0) all[l] = *from++;
   return load(all);
 }
+KVPARE_INLINE Vec pick(const float* table, const std::uint8_t* at) {
+  return Vec{table[at[0]], table[at[1]], table[at[2]], table[at[3]]};
+}
 KVPARE_INLINE Vec divide_or_zero(Vec a, Vec b) { return (Vec)((Ints)(a / b) & (Ints)(b != 0)); }
 
 inline constexpr bool has_dots = false;

@@ -15,6 +15,7 @@
 //   divide_or_zero(a, b)                   0 where b is 0
 //   only(bits, v), store_listed, load_listed   lanes by a mask
 //   load_small<e5m2>(p, step, a, b)        floats of 8 bits, up to a factor: e4m3_unit
+//   pick(table, at)                        table[at[l]] in lane l; a table of 64 floats, at below 64
 //   has_dots                               whether bytes are multiplied and added by one instruction:
 //     dot_key(sum, codes, q)               sum + four unsigned codes times four signed bytes, in each 32-bit lane
 //     dot_value(sum, codes, p)             sum + four signed codes times four unsigned bytes
@@ -1128,6 +1129,8 @@ inline void place_row(const Layout& layout, std::byte* tile, Index slot, const s
   }
 }
 
+#include "mixed.inl"
+
 // What tile_ops takes from here.
 struct Set {
   template <int bits, bool table, bool wide>
@@ -1142,6 +1145,11 @@ struct Set {
   template <int bits, Levels levels, bool wide>
   static void accumulate_values(const ValueCall& call) {
     accumulate_codes<bits, levels, wide || !has_dots>(call);
+  }
+  static void score_mixed_keys(const MixedKeyCall& call) { score_mixed(call); }
+  template <bool wide>
+  static void accumulate_mixed_values(const MixedValueCall& call) {
+    accumulate_mixed<wide || !has_dots>(call);
   }
   template <bool e5m2>
   static constexpr float small_unit = e5m2 ? 1.0f : e4m3_unit;  // of what the loops over keys multiply

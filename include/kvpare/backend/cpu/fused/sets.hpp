@@ -8,6 +8,7 @@
 
 #include "../kernels.hpp"
 #include "layout.hpp"
+#include "mixed.hpp"
 
 namespace kvpare::cpu::fused::plain {
 using namespace kvpare::cpu::plain;

@@ -39,8 +39,8 @@ class CodedPages {
         std::copy_n(memory_.data(), page_bytes_, at);
         continue;
       }
-      keys_->encode(kernels_, shape_, rows.data(), 0, page_tokens, nullptr, at);
-      values_->encode(kernels_, shape_, rows.data(), 0, page_tokens, nullptr, at + key_bytes_);
+      keys_->encode(kernels_, shape_, rows.data(), 0, page_tokens, {}, nullptr, at);
+      values_->encode(kernels_, shape_, rows.data(), 0, page_tokens, {}, nullptr, at + key_bytes_);
     }
     for (Index t = 0; t < page_tokens; ++t) slots_[t] = static_cast<std::uint8_t>(t);
   }
@@ -79,8 +79,8 @@ class CodedPages {
     for (Index h = 0; h < heads_; ++h) {
       std::byte* at = memory_.data() + h * pages_ * page_bytes_;
       const float* row = queries_.data() + h * group_ * shape_.width;
-      keys_->encode(kernels_, shape_, row, slot, 1, nullptr, at);
-      values_->encode(kernels_, shape_, row, slot, 1, nullptr, at + key_bytes_);
+      keys_->encode(kernels_, shape_, row, slot, 1, {}, nullptr, at);
+      values_->encode(kernels_, shape_, row, slot, 1, {}, nullptr, at + key_bytes_);
     }
   }
 

@@ -18,7 +18,7 @@ namespace kvpare::test {
 
 struct Tile {
   float *rows, *state;
-  ChannelRanges ranges;
+  Measured ranges;
   std::byte* bytes;
   std::uint8_t* codes;
   GroupBits* bits;

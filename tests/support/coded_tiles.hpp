@@ -103,12 +103,12 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
     ASSERT_EQ(ops->tile_bytes(shape), bytes);
     if (C::rows_move) {
       for (const std::uint8_t s : slots.list) {
-        ops->encode(k, shape, rows_of.data() + s * shape.width, s, 1, state, tile.data());
+        ops->encode(k, shape, rows_of.data() + s * shape.width, s, 1, {}, state, tile.data());
         C::encode(shape, rows_of.data() + s * shape.width, s, 1, state, canonical.data());
       }
     } else {
       const Index count = slots.list.back() + 1;
-      ops->encode(k, shape, rows_of.data(), 0, count, state, tile.data());
+      ops->encode(k, shape, rows_of.data(), 0, count, {}, state, tile.data());
       C::encode(shape, rows_of.data(), 0, count, state, canonical.data());
     }
     ASSERT_TRUE(tile.intact());
@@ -122,7 +122,7 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
       C::decode(shape, canonical.data(), s, state, want.data());
       C::decode(shape, back.data(), s, state, got.data());
       ASSERT_EQ(want, got);
-      ops->decode(k, shape, tile.data(), s, state, got.data());
+      ops->decode(k, shape, tile.data(), s, 0, state, got.data());
       for (std::size_t c = 0; c < want.size(); ++c) ASSERT_FLOAT_EQ(want[c], got[c]);
       decoded.push_back(want);
     }

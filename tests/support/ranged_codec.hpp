@@ -14,7 +14,7 @@ struct Ranged {
   static constexpr bool fits(TileShape) { return true; }
   static constexpr Index tile_bytes(TileShape s) { return s.tokens * s.width; }
   static constexpr Index state_floats(Index width) { return width; }
-  KVPARE_HD static void make_state(Index width, const ChannelRanges& r, float* state) {
+  KVPARE_HD static void make_state(Index width, const Measured& r, float* state) {
     for (Index c = 0; c < width; ++c) state[c] = -r.min[c] > r.max[c] ? -r.min[c] : r.max[c];
   }
   KVPARE_HD static void encode(TileShape s, const float* rows, Index first, Index count, const float* state, std::byte* tile) {

@@ -34,12 +34,12 @@ ScoreErrors score_errors(Isa isa) {
       keys[static_cast<std::size_t>(i)] = normal(100 + seed, i) * (i % 128 % 37 == 5 ? 20.0f : 1.0f);
     for (Index i = 0; i < 4 * 128; ++i) q[static_cast<std::size_t>(i)] = normal(200 + seed, i);
     TileMemory tile(C::tile_bytes(shape)), prepared(ops->query_bytes(4, 128));
-    ops->encode(k, shape, keys.data(), 0, 64, nullptr, tile.data());
+    ops->encode(k, shape, keys.data(), 0, 64, {}, nullptr, tile.data());
     ops->prepare_query(k, q.data(), 128, 4, 128, nullptr, prepared.data());
     const Slots all = slot_lists(64, 1)[0];
     ops->score(k, prepared.data(), 4, {tile.data(), shape, nullptr, all.list.data(), 64, true}, {}, out.data(), 64);
     for (Index t = 0; t < 64; ++t) {
-      ops->decode(k, shape, tile.data(), t, nullptr, row.data());
+      ops->decode(k, shape, tile.data(), t, 0, nullptr, row.data());
       for (Index i = 0; i < 4; ++i) {
         double exact = 0, decoded = 0;
         for (Index c = 0; c < 128; ++c) {

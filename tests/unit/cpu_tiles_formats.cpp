@@ -40,8 +40,8 @@ void check_folded(Isa isa, const float* state) {
   ASSERT_EQ(keys->support, Support::fused);
   ASSERT_TRUE(keys->folds);
   TileMemory key(keys->tile_bytes(shape)), value(values->tile_bytes(shape)), prepared(keys->query_bytes(rows, 128));
-  keys->encode(k, shape, x.data(), 0, 64, state, key.data());
-  values->encode(k, shape, x.data(), 0, 64, state, value.data());
+  keys->encode(k, shape, x.data(), 0, 64, {}, state, key.data());
+  values->encode(k, shape, x.data(), 0, 64, {}, state, value.data());
   keys->prepare_query(k, q.data(), 128, rows, 128, state, prepared.data());
   keys->score(k, prepared.data(), rows, {key.data(), shape, state, all.list.data(), 64, true}, {}, out.data(), 64);
   values->accumulate(k, p.data(), 64, alpha.data(), rows, {value.data(), shape, state, all.list.data(), 64, true}, {},
@@ -50,7 +50,7 @@ void check_folded(Isa isa, const float* state) {
   ASSERT_TRUE(key.intact() && value.intact() && prepared.intact());
   std::vector<double> want(5 * 128, 0.0);
   for (Index t = 0; t < 64; ++t) {
-    keys->decode(k, shape, key.data(), t, state, row.data());
+    keys->decode(k, shape, key.data(), t, 0, state, row.data());
     for (Index i = 0; i < rows; ++i) {
       double sum = 0;
       for (Index c = 0; c < 128; ++c) {
@@ -105,14 +105,14 @@ TEST(CpuTernaryTiles, RowsMove) {
       for (const Index from : {3, 9}) {
         const Index to = 12 - from, count = 15;
         TileMemory tile(ops->tile_bytes(shape)), moved(ops->tile_bytes(shape));
-        ops->encode(k, shape, x.data(), 0, 32, nullptr, tile.data());
+        ops->encode(k, shape, x.data(), 0, 32, {}, nullptr, tile.data());
         std::copy_n(tile.data(), ops->tile_bytes(shape), moved.data());
         ops->move_rows(shape, moved.data(), from, moved.data(), to, count);
         ASSERT_TRUE(moved.intact());
         for (Index t = 0; t < 32; ++t) {
           const bool is_moved = t >= to && t < to + count;
-          ops->decode(k, shape, tile.data(), is_moved ? t - to + from : t, nullptr, want.data());
-          ops->decode(k, shape, moved.data(), t, nullptr, got.data());
+          ops->decode(k, shape, tile.data(), is_moved ? t - to + from : t, 0, nullptr, want.data());
+          ops->decode(k, shape, moved.data(), t, 0, nullptr, got.data());
           ASSERT_EQ(want, got) << name_of(isa) << " slot " << t;
         }
       }

@@ -131,7 +131,7 @@ TEST(SnapshotRefusal, ForeignBytes) {
   const auto sections = sections_of(s.bytes);
   for (const std::uint32_t version : {0u, 1u, 2u, 4u, 0xffffffffu})
     EXPECT_EQ(refusal_of(s, snapshot_bytes(sections, version)),
-              message("snapshot: version ", version, ", this library reads 3"));
+              message("snapshot: version ", version, ", this library reads 4"));
 }
 
 TEST(SnapshotRefusal, EveryTruncation) {

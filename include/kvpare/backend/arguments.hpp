@@ -124,6 +124,8 @@ struct EncodeList {
   std::span<const EncodePiece> pieces;
   Index key_dim = 0, value_dim = 0;
   Index page_tokens = 64;
+  std::span<const Position> positions = {};  // [pages, page_tokens] of the slots written; for codecs that read them
+  const float* attention = nullptr;          // [backend] [pages, page_tokens] see TokenFacts; or null
 };
 
 /// One tile of a page as its codec's canonical bytes, or back.

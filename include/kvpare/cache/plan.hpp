@@ -27,6 +27,7 @@ struct Aging {
   Index keep_raw_values = 0, flush_values = 1;
   ClassSet classes = all_tokens;  // only tokens of these classes change
   Index sinks = 0;                // the first positions never change
+  std::vector<float> numbers = {};  // what codecs' states are made of beside the tokens, see Measured::numbers
   friend bool operator==(const Aging&, const Aging&) = default;
 };
 

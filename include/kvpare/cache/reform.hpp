@@ -27,6 +27,7 @@ struct EncodePage {
   std::uint16_t format = 0;
   std::uint32_t state = 0;
   Index first_piece = 0, pieces = 0;
+  Index entry = 0;  // of the list as it will be
 };
 
 /// Tokens of one list that are to change their form.
@@ -46,6 +47,7 @@ struct ReformedList {
   std::vector<std::size_t> fresh;     // entries that need a page, by index; filled in by `place`
   std::vector<EncodePage> pages;      // what is written; those of `fresh` first, in its order
   std::vector<EncodePiece> pieces;
+  std::vector<Position> positions;    // [pages, page_tokens] of the slots of `pages`; behind the last token, its own
   std::vector<Entry> released;        // as they were: the list no longer needs their pages
   std::vector<std::int32_t> source;   // slot -> slot of the list before, -1 = none
   Index changed = 0;                  // tokens that have the new form
@@ -135,6 +137,13 @@ class Reformer {
         keep(p.old, old, extended);
     }
     out_.pages.insert(out_.pages.end(), extended.begin(), extended.end());
+    const HeadPages changed{.entries = out_.entries, .offsets = out_.offsets.data(), .formats = list_.formats,
+                            .page_tokens = list_.page_tokens};
+    for (const EncodePage& page : out_.pages) {
+      const Entry& e = out_.entries[static_cast<std::size_t>(page.entry)];
+      for (Index slot = 0; slot < list_.page_tokens; ++slot)
+        out_.positions.push_back(slot < e.used ? changed.position(e, slot) : e.last);
+    }
     return std::move(out_);
   }
 
@@ -247,7 +256,7 @@ class Reformer {
   }
 
   EncodePage begin_page(const Entry& e) const {
-    return {e.page, e.format, e.state, static_cast<Index>(out_.pieces.size()), 0};
+    return {e.page, e.format, e.state, std::ssize(out_.pieces), 0, std::ssize(out_.entries)};
   }
 
   void keep(Index at, const Old& old, std::vector<EncodePage>& extended) {

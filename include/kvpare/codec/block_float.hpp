@@ -122,7 +122,7 @@ struct NvFp4
   static constexpr const auto& levels = detail::E2M1::values;
   static constexpr KVPARE_HD Index state_floats(Index) { return 1; }
   /// The standard convention; ggml's codec has none, FlashInfer's is the caller's to set.
-  static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
+  static KVPARE_HD void make_state(Index width, const Measured& r, float* state) {
     *state = nvfp4_global(ties == Ties::even ? NvFp4Global::standard : NvFp4Global::none, r.peak(width));
   }
   static KVPARE_HD float scale_of(GroupBits bits, const float* state) {

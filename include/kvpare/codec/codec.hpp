@@ -12,6 +12,10 @@
 // |                                                        |          | call writes the whole tile, empty slots included    |
 // | `C::decode(shape, tile, slot, state, row)`             | –        | one row back; any bytes at all give some floats     |
 // | `C::state_floats(width)`                               | `Index`  | optional, 0 without: floats of state, see below      |
+// | `C::reads_facts`                                       | `bool`   | optional: `encode(shape, rows, first, count, facts, state, tile)`, |
+// |                                                        |          | see TokenFacts                                       |
+// | `C::reads_positions`                                   | `bool`   | optional, with reads_facts: `decode(shape, tile, slot, position, state, row)` |
+// | `C::host_only`                                         | `bool`   | optional: no kernel can call it; a device refuses the format       |
 //
 // Neither throws, allocates, or touches a byte outside of the tile and the rows. NaN and infinities: said at each codec.
 // Device  KVPARE_HD, or constexpr, lets kernels call them, as those of kvpare's codecs; a backend on the host does not ask.
@@ -19,10 +23,13 @@
 // State    What tokens of one (sequence, layer, kv head) share and no page holds: a channel balancer, channel ranges, a
 //          calibrated scale. Null stands for the neutral state (factors 1, shifts 0). Made before the first page that uses
 //          it, then constant.
-//          | `C::make_state(width, ranges, state)` | KVPARE_HD, optional: state from what was measured, see ChannelRanges |
-//          | `C::needs_query_peak`                 | optional `bool`: make_state reads ranges.query_peak                  |
-//          | `C::ranges_of_all`                    | optional `bool`: ranges are over all tokens of the head, also those |
-//          |                                       | that are not about to be coded (NaN and the evicted left out)      |
+//          | `C::make_state(width, measured, state)` | KVPARE_HD unless host_only, optional: see Measured                 |
+//          | `C::needs_query_peak`                 | optional `bool`: make_state reads query_peak                       |
+//          | `C::needs_query_window`               | optional `bool`: make_state reads query_squares                    |
+//          | `C::needs_rope`                       | optional `bool`: make_state reads rope                             |
+//          | `C::ranges_of_all`                    | optional `bool`: what is measured are all tokens of the head, also |
+//          |                                       | those that are not about to be coded (the evicted left out)        |
+//          | `C::state_reads_rows`                 | optional `bool`: make_state reads rows and positions               |
 //          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.
@@ -62,6 +69,7 @@
 #include <string_view>
 
 #include "../core/config.hpp"
+#include "../core/rope.hpp"
 
 namespace kvpare {
 
@@ -71,10 +79,34 @@ struct TileShape {
   friend bool operator==(const TileShape&, const TileShape&) = default;
 };
 
-/// What a codec's state is made of: ranges of each channel over the tokens about to be coded, of one head.
-struct ChannelRanges {
-  const float *min = nullptr, *max = nullptr;  // [width] of keys or values; NaN are left out
+/// What is known of tokens beside their rows.
+struct TokenFacts {
+  const Position* positions = nullptr;  // [count], or null where nobody knows them
+  const float* attention = nullptr;     // [count] the largest share of attention of late, NaN = unknown; or null
+
+  /// The same of tokens [first, …).
+  constexpr KVPARE_HD TokenFacts from(Index first) const {
+    return {positions != nullptr ? positions + first : nullptr, attention != nullptr ? attention + first : nullptr};
+  }
+};
+
+/// How many of the newest observed query rows count towards Measured::query_squares.
+inline constexpr Index query_window = 32;
+
+/// What a codec's state is made of: the keys or values of one head's tokens that are about to be coded, or of all of them.
+struct Measured {
+  const float *min = nullptr, *max = nullptr;  // [width] of each channel; NaN are left out
   const float* query_peak = nullptr;           // [width] largest |q| of the observed query rows of the head's group; or null
+  const float* sum_squares = nullptr;          // [width]; or null
+  Index tokens = 0;                            // that were measured
+  const float* query_squares = nullptr;        // [width] sum of q^2 over the newest observed rows and the group; or null
+  Index query_vectors = 0;                     // rows times query heads in these sums
+  const float *layer_min = nullptr, *layer_max = nullptr;  // [width] over all kv heads of the layer; or null
+  RopeView rope = {};                                      // no pairs: none, or this is the side of the values
+  const float* rows = nullptr;          // [tokens, width] with state_reads_rows; [width] each, ascending in position
+  const Position* positions = nullptr;  // [tokens] with state_reads_rows
+  const float* numbers = nullptr;       // what the method says to its codecs, see Precision::numbers
+  Index number_count = 0;
 
   /// The largest magnitude of all channels; 0 where there is no number.
   constexpr KVPARE_HD float peak(Index width) const {
@@ -90,14 +122,60 @@ struct ChannelRanges {
 
 template <class C>
 concept Codec = requires(TileShape shape, const float* rows, Index n, const float* state, std::byte* tile,
-                         const std::byte* coded, float* row) {
+                         const std::byte* coded, float* row, TokenFacts facts, Position position) {
   { C::name } -> std::convertible_to<std::string_view>;
   { C::rows_move } -> std::convertible_to<bool>;
   { C::fits(shape) } -> std::same_as<bool>;
   { C::tile_bytes(shape) } -> std::same_as<Index>;
-  { C::encode(shape, rows, n, n, state, tile) } -> std::same_as<void>;
-  { C::decode(shape, coded, n, state, row) } -> std::same_as<void>;
+  requires requires { C::encode(shape, rows, n, n, state, tile); } ||
+               (C::reads_facts && requires { C::encode(shape, rows, n, n, facts, state, tile); });
+  requires requires { C::decode(shape, coded, n, state, row); } ||
+               (C::reads_positions && requires { C::decode(shape, coded, n, position, state, row); });
 };
+
+/// Does its encode take TokenFacts?
+template <Codec C>
+constexpr KVPARE_HD bool reads_facts() {
+  if constexpr (requires { C::reads_facts; })
+    return C::reads_facts;
+  else
+    return false;
+}
+/// Does its decode take the position of the token?
+template <Codec C>
+constexpr KVPARE_HD bool reads_positions() {
+  if constexpr (requires { C::reads_positions; })
+    return C::reads_positions;
+  else
+    return false;
+}
+/// Is it out of reach of kernels?
+template <Codec C>
+constexpr KVPARE_HD bool host_only() {
+  if constexpr (requires { C::host_only; })
+    return C::host_only;
+  else
+    return false;
+}
+
+/// C::encode, whichever it has.
+template <Codec C>
+KVPARE_HD void encode_rows(TileShape shape, const float* rows, Index first, Index count, const TokenFacts& facts,
+                           const float* state, std::byte* tile) {
+  if constexpr (reads_facts<C>())
+    C::encode(shape, rows, first, count, facts, state, tile);
+  else
+    C::encode(shape, rows, first, count, state, tile);
+}
+/// C::decode, whichever it has.
+template <Codec C>
+KVPARE_HD void decode_row(TileShape shape, const std::byte* tile, Index slot, Position position, const float* state,
+                          float* row) {
+  if constexpr (reads_positions<C>())
+    C::decode(shape, tile, slot, position, state, row);
+  else
+    C::decode(shape, tile, slot, state, row);
+}
 
 /// Floats of state that a codec takes; 0 for most.
 template <Codec C>
@@ -110,8 +188,8 @@ constexpr KVPARE_HD Index state_floats(Index width) {
 
 /// Can a codec make its state itself?
 template <class C>
-concept MakesState = requires(Index width, const ChannelRanges& ranges, float* state) {
-  { C::make_state(width, ranges, state) } -> std::same_as<void>;
+concept MakesState = requires(Index width, const Measured& measured, float* state) {
+  { C::make_state(width, measured, state) } -> std::same_as<void>;
 };
 
 /// Does it need to have seen the queries for that?
@@ -119,6 +197,33 @@ template <Codec C>
 constexpr KVPARE_HD bool needs_query_peak() {
   if constexpr (requires { C::needs_query_peak; })
     return C::needs_query_peak;
+  else
+    return false;
+}
+
+/// Does it need the newest of them?
+template <class C>
+constexpr KVPARE_HD bool needs_query_window() {
+  if constexpr (requires { C::needs_query_window; })
+    return C::needs_query_window;
+  else
+    return false;
+}
+
+/// Does it need to know how the layer's keys were turned?
+template <class C>
+constexpr KVPARE_HD bool needs_rope() {
+  if constexpr (requires { C::needs_rope; })
+    return C::needs_rope;
+  else
+    return false;
+}
+
+/// Does making the state take the rows themselves?
+template <class C>
+constexpr KVPARE_HD bool state_reads_rows() {
+  if constexpr (requires { C::state_reads_rows; })
+    return C::state_reads_rows;
   else
     return false;
 }
@@ -207,6 +312,8 @@ concept GroupCodec = Codec<C> && requires(const float* x, Index n, const float* 
 /// |-------------------------------------------|---------------------------------------------------------------------|
 /// | `C::Inner`                                | a codec, which may be folded itself; its state follows C's own      |
 /// | `C::own_state_floats(width)`              | the first floats of the state are C's, the rest is Inner's          |
+/// | `C::inner_width(width)`                   | optional: channels that Inner stores, at most `width`; the first so many floats of |
+/// |                                           | what forward and fold_query leave, and backward and fold_output begin with  |
 /// | `C::forward(width, state, x)`             | one row, in place, before Inner codes it                            |
 /// | `C::backward(width, state, x)`            | one row, in place, after Inner has decoded it                       |
 /// | `C::fold_query(width, state, q)`          | one query, in place; gives the bias (0 without shift)               |
@@ -221,6 +328,15 @@ concept FoldedCodec = Codec<C> && Codec<typename C::Inner> &&
   { C::fold_query(width, state, x) } -> std::same_as<float>;
   { C::fold_output(width, state, sum, x) } -> std::same_as<void>;
 };
+
+/// Channels that the codec inside stores.
+template <FoldedCodec C>
+constexpr KVPARE_HD Index inner_width(Index width) {
+  if constexpr (requires { C::inner_width(width); })
+    return C::inner_width(width);
+  else
+    return width;
+}
 
 /// How well a backend runs a codec for one side (keys or values) of a shape.
 enum class Support : std::uint8_t {

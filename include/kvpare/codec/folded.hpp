@@ -15,14 +15,21 @@ struct Around {
   using Inner = InnerCodec;
   static constexpr bool rows_move = Inner::rows_move;
   static constexpr KVPARE_HD bool fits(TileShape t) {
-    return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(t);
+    return t.width >= 1 && t.width <= max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(inner(t));
   }
-  static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return Inner::tile_bytes(t); }
+  static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return Inner::tile_bytes(inner(t)); }
   static constexpr KVPARE_HD Index state_floats(Index width) {
-    return C::own_state_floats(width) + kvpare::state_floats<Inner>(width);
+    return C::own_state_floats(width) + kvpare::state_floats<Inner>(inner({1, width}).width);
   }
   static KVPARE_HD const float* inner_state(Index width, const float* state) {
-    return state && kvpare::state_floats<Inner>(width) > 0 ? state + C::own_state_floats(width) : nullptr;
+    return state && state_floats(width) > C::own_state_floats(width) ? state + C::own_state_floats(width) : nullptr;
+  }
+  /// The tile that Inner sees.
+  static constexpr KVPARE_HD TileShape inner(TileShape t) {
+    if constexpr (requires { C::inner_width(t.width); })
+      return {t.tokens, C::inner_width(t.width)};
+    else
+      return t;
   }
 
   static KVPARE_HD void encode(TileShape t, const float* rows, Index first, Index count, const float* state,
@@ -31,7 +38,7 @@ struct Around {
     for (Index r = 0; r < count; ++r) {
       for (Index c = 0; c < t.width; ++c) row[c] = rows[r * t.width + c];
       C::forward(t.width, state, row);
-      Inner::encode(t, row, first + r, 1, inner_state(t.width, state), tile);
+      Inner::encode(inner(t), row, first + r, 1, inner_state(t.width, state), tile);
     }
   }
   /// A whole tile at once needs all its rows transformed: up to 64 rows on the stack, 256 KiB at the widest. No device has
@@ -45,14 +52,19 @@ struct Around {
   /// The same bytes; `rows` are written over.
   static KVPARE_HD void encode_over(TileShape t, float* rows, Index first, Index count, const float* state,
                                     std::byte* tile) {
-    for (Index r = 0; r < count; ++r) C::forward(t.width, state, rows + r * t.width);
+    const Index stored = inner(t).width;
+    for (Index r = 0; r < count; ++r) {
+      float* row = rows + r * t.width;
+      C::forward(t.width, state, row);
+      for (Index c = 0; c < stored && stored < t.width; ++c) rows[r * stored + c] = row[c];
+    }
     if constexpr (requires { Inner::encode_over(t, rows, first, count, state, tile); })
-      Inner::encode_over(t, rows, first, count, inner_state(t.width, state), tile);
+      Inner::encode_over(inner(t), rows, first, count, inner_state(t.width, state), tile);
     else
-      Inner::encode(t, rows, first, count, inner_state(t.width, state), tile);
+      Inner::encode(inner(t), rows, first, count, inner_state(t.width, state), tile);
   }
   static KVPARE_HD void decode(TileShape t, const std::byte* tile, Index slot, const float* state, float* row) {
-    Inner::decode(t, tile, slot, inner_state(t.width, state), row);
+    Inner::decode(inner(t), tile, slot, inner_state(t.width, state), row);
     C::backward(t.width, state, row);
   }
 };
@@ -113,7 +125,7 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
   static constexpr bool needs_query_peak = rule == ChannelRule::balanced;
   /// MiKV's and ZipVL's maxima are the prompt's; ranges of codes are those of the tokens that get them.
   static constexpr bool ranges_of_all = rule != ChannelRule::affine;
-  static KVPARE_HD void make_state(Index width, const ChannelRanges& r,
+  static KVPARE_HD void make_state(Index width, const Measured& r,
                                    float* state) requires(kvpare::state_floats<InnerCodec>(1) == 0 &&
                                                           (rule != ChannelRule::affine || GroupCodec<InnerCodec>)) {
     for (Index c = 0; c < width; ++c) {

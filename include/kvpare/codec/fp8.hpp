@@ -30,7 +30,7 @@ struct Fp8 : detail::GroupTiles<Fp8<Float>, GroupForm{.bits = 8, .table = true, 
   static constexpr const auto& levels = Float::values;
 
   static constexpr KVPARE_HD Index state_floats(Index) { return 1; }
-  static KVPARE_HD void make_state(Index width, const ChannelRanges& r, float* state) {
+  static KVPARE_HD void make_state(Index width, const Measured& r, float* state) {
     *state = fp8_scale<Fp8>(r.peak(width));
   }
   static KVPARE_HD float scale_of(GroupBits, const float* state) { return state ? *state : 1.0f; }

@@ -115,7 +115,7 @@ class KvCache {
       auto& sizes_of_layer = size_class_.emplace_back();
       FormatList::for_each([&](int format, auto pair) {
         using P = decltype(pair);
-        const bool fits = P::fits(page_tokens_, shape(l).key_dim, shape(l).value_dim);
+        const bool fits = takes<P>(be, shape(l));
         require(fits || format != append_format, "cache: format ", format, " (", P::Key::name, " keys, ",
                 P::Value::name, " values), which append writes, has no tiles of ", page_tokens_, " tokens with ",
                 shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
@@ -155,7 +155,7 @@ class KvCache {
         using P = decltype(pair);
         PageGeometry g;
         geometry.push_back(g);
-        if (!P::fits(page_tokens_, shape.key_dim, shape.value_dim)) return;
+        if (!takes<P>(be, shape)) return;
         g.keys = memory;
         g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
         g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
@@ -496,7 +496,8 @@ class KvCache {
   }
 
   /// How well this cache's backend attends to a format in one layer. A format that has no tiles of the
-  /// layer's shape is unsupported there; whoever asks for it gets an error.
+  /// layer's shape, or whose codecs no kernel of the backend can call, is unsupported there; whoever asks for it gets an
+  /// error.
   Support support(Index layer, int format) const {
     check_layer(layer, "support");
     require(format >= 0 && format < FormatList::count, "support: format = ", format, ", must be within [0, ",
@@ -651,7 +652,8 @@ class KvCache {
       auto& row = out.heads.emplace_back();
       out.observation_bytes += layer.observed.bytes();
       out.running_bytes += layer.running.bytes();
-      out.observation_bytes += layer.query_peaks.bytes() + layer.query_squares.bytes();
+      out.observation_bytes +=
+          layer.query_peaks.bytes() + layer.query_squares.bytes() + layer.query_newest.bytes();
       for (const auto& block : layer.states) out.state_bytes += block->memory.bytes();
       out.bookkeeping_bytes +=
           static_cast<Index>(sizeof(Layer) + layer.given_spans.capacity() * sizeof(layer.given_spans[0]));
@@ -883,6 +885,7 @@ class KvCache {
   using FormChanges = std::vector<std::vector<FormChange>>;  // [kv head]
   struct LayerForms;  // what a Precision means in one layer of this cache
   class KeyRanges;    // of all layers, for a guard
+  class StateSources;  // what codecs make their state of
   LayerForms forms_of(const Precision& precision, Index layer) const;
   void plan_forms(const Sequence& s, const Precision& precision, const std::vector<LayerForms>& forms,
                   const KeyRanges& key_ranges, Plan& plan) const;
@@ -1012,6 +1015,17 @@ class KvCache {
     return model;
   }
   const LayerShape& shape(Index layer) const { return model_.layers[static_cast<std::size_t>(layer)]; }
+  /// Has a format tiles for this shape, and the backend kernels for them?
+  template <class P>
+  bool takes(B& be, const LayerShape& shape) const {
+    const auto side = [&]<class C>(C*, Side which, Index width) {
+      return is_raw<C> || be.template codec<C>(which, {page_tokens_, width}) != nullptr;
+    };
+    return P::fits(page_tokens_, shape.key_dim, shape.value_dim) &&
+           side(static_cast<typename P::Key*>(nullptr), Side::keys, shape.key_dim) &&
+           side(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim);
+  }
+
   int size_class(Index layer, int format) const {
     return size_class_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)];
   }

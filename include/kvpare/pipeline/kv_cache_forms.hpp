@@ -2,6 +2,7 @@
 // are taken and the state that codecs need is made, then rows are coded, then lists change and old pages go back.
 #pragma once
 
+#include "../backend/derived/rope.hpp"
 #include "../codec/rounding.hpp"
 #include "kv_cache.hpp"
 
@@ -9,21 +10,29 @@ namespace kvpare {
 
 namespace detail {
 
-/// One query head group's channel per call: the largest |q| and the sum of q^2, so far and in these rows.
+/// One query head group's channel per call: the largest |q| and the sum of q^2, so far and in these rows; and that sum row by
+/// row, of the newest query_window rows by turns.
 struct WatchQueries {
   ConstTensor queries;
   Index group;
   float *peaks, *squares;  // [kv_heads, width]
+  float* newest;           // [query_window, kv_heads, width]: row r of all that were seen is at r % query_window
+  Index seen;              // rows before these
   KVPARE_HD void operator()(Index i) const {
-    const Index head = i / queries.width, channel = i % queries.width;
+    const Index head = i / queries.width, channel = i % queries.width, channels = queries.width * (queries.heads / group);
     float peak = peaks[i], sum = 0;
-    for (Index r = 0; r < queries.rows; ++r)
+    for (Index r = 0; r < queries.rows; ++r) {
+      float of_row = 0;
       for (Index g = 0; g < group; ++g) {
         const float x = element(queries.at(r, head * group + g), channel);
         const float size = x < 0 ? -x : x;
         if (size > peak) peak = size;
-        sum += product(x, x);
+        of_row += product(x, x);
       }
+      sum += of_row;
+      if (newest != nullptr && r + query_window >= queries.rows)
+        newest[(seen + r) % query_window * channels + i] = of_row;
+    }
     peaks[i] = peak;
     squares[i] += sum;
   }
@@ -39,18 +48,48 @@ struct WatchQueries {
   }
 };
 
-/// One head per call.
+/// Sums of the newest query rows, and ranges over all heads of a layer: one channel of one head per call, one channel.
+struct SumNewest {
+  const float* newest;  // [query_window, channels]
+  Index rows, channels;
+  float* sums;  // [channels]
+  KVPARE_HD void operator()(Index i) const {
+    float sum = 0;
+    for (Index r = 0; r < rows; ++r) sum += newest[r * channels + i];
+    sums[i] = sum;
+  }
+};
+struct LayerRanges {
+  const float *min, *max;  // [heads, width]
+  Index heads, width;
+  float *least, *most;  // [width]
+  KVPARE_HD void operator()(Index c) const {
+    float low = min[c], high = max[c];
+    for (Index h = 1; h < heads; ++h) {
+      if (min[h * width + c] < low) low = min[h * width + c];
+      if (max[h * width + c] > high) high = max[h * width + c];
+    }
+    least[c] = low, most[c] = high;
+  }
+};
+
+/// One head per call. Pointers of `first` are those of head 0.
 template <class C>
 struct MakeState {
-  const float *min, *max;     // [heads, width]
-  const float* query_peaks;   // [heads, width] or null
-  Index width, stride;        // stride: floats of a head's block
-  float* state;               // of head 0
+  Measured first;
+  const Index* row_starts;  // [heads + 1] in `first.rows`
+  Index width, stride;      // stride: floats of a head's block
+  float* state;             // of head 0
   KVPARE_HD void operator()(Index head) const {
-    C::make_state(width,
-                  ChannelRanges{min + head * width, max + head * width,
-                                query_peaks != nullptr ? query_peaks + head * width : nullptr},
-                  state + head * stride);
+    Measured m = first;
+    const auto move = [&](const float*& p) {
+      if (p != nullptr) p += head * width;
+    };
+    move(m.min), move(m.max), move(m.sum_squares), move(m.query_peak), move(m.query_squares);
+    const Index start = row_starts[head];
+    m.tokens = row_starts[head + 1] - start;
+    if (m.rows != nullptr) m.rows += start * width, m.positions += start;
+    C::make_state(width, m, state + head * stride);
   }
 };
 
@@ -62,7 +101,7 @@ void KvCache<B, Listed>::check_format(int format, Index layer, const char* what)
           ", must be within [0, ", FormatList::count, "), this cache's formats being ",
           detail::format_names<FormatList>());
   require(size_class(layer, format) >= 0, what, ": layer ", layer, ": format ", format,
-          " has no tiles for its shape: ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
+          " has no tiles for its shape, or no kernels on ", B::name, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
           shape(layer).value_dim, " channels; the formats are ", detail::format_names<FormatList>());
 }
 
@@ -121,9 +160,11 @@ void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index
     using K = typename decltype(pair)::Key;
     const bool wanted = (lp.aging && (lp.aging->format == format || lp.aging->keys_first == format)) ||
                         std::any_of(lp.tiers.begin(), lp.tiers.end(), [&](const Tier& t) { return t.format == format; });
-    if constexpr (needs_query_peak<K>())
+    if constexpr (needs_query_peak<K>() || needs_query_window<K>())
       require(!wanted || at.query_peaks.size() > 0 || at.state_of(format) != 0, "commit: layer ", layer, ": ", K::name,
-              " keys are balanced by the queries' ranges, but no queries were observed; observe the prompt first");
+              " keys depend on the queries, but no queries were observed; observe the prompt first");
+    if constexpr (needs_rope<K>())
+      if (wanted) plain_rope_of(shape(layer), layer, message("commit: ", K::name));
     (void)wanted;
   });
 }
@@ -292,7 +333,7 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
   for (std::size_t h = 0; h < lists.size(); ++h)
     if (!lists[h].pages.empty())
       encodes.push_back({formats, at.heads[h].states, lists[h].pages, lists[h].pieces, shape(layer).key_dim,
-                         shape(layer).value_dim, page_tokens_});
+                         shape(layer).value_dim, page_tokens_, lists[h].positions});
 
   be_->encode(encodes);  // from here on nothing can fail
   for (FreshPages& pages : taken) pages.keep();
@@ -412,46 +453,109 @@ auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shar
   return block;
 }
 
+/// What codecs make their state of: measured of some tokens of a layer, `words` per head and entry, or of all of them.
+template <Backend B, class Listed>
+class KvCache<B, Listed>::StateSources {
+ public:
+  StateSources(const KvCache& cache, const Layer& at, Index layer, const std::vector<std::vector<std::uint64_t>>& words)
+      : cache_(cache), at_(at), layer_(layer), words_(words) {
+    for (const auto& of_head : words) masks_.emplace_back(*cache.be_, std::span<const std::uint64_t>(of_head));
+  }
+
+  /// State of one side, head h's at state + h * stride.
+  template <class C>
+  void make(Side side, float* state, Index stride) const {
+    B& be = *cache_.be_;
+    const LayerShape& shape = cache_.shape(layer_);
+    const Index width = side == Side::keys ? shape.key_dim : shape.value_dim, heads = shape.kv_heads;
+    const Buffer<B, float> least(be, heads * width), most(be, heads * width), squares(be, heads * width),
+        layer_least(be, width), layer_most(be, width), newest(be, heads * width);
+    std::vector<StatisticsRow> rows;
+    std::vector<Index> starts = {0};
+    std::vector<Position> positions;
+    for (Index h = 0; h < heads; ++h) {
+      StatisticsRow row;
+      row.pages = cache_.list_of(at_.heads[static_cast<std::size_t>(h)], layer_);
+      row.side = side, row.width = width;
+      row.mask = ranges_of_all<C>() ? nullptr : masks_[static_cast<std::size_t>(h)].data();
+      row.min = least.data() + h * width, row.max = most.data() + h * width, row.sum_squares = squares.data() + h * width;
+      Index tokens = 0;
+      for (std::size_t e = 0; e < row.pages.entries.size(); ++e) {
+        const Entry& entry = row.pages.entries[e];
+        const std::uint64_t word = ranges_of_all<C>() ? entry.live : entry.live & words_[static_cast<std::size_t>(h)][e];
+        tokens += std::popcount(word);
+        if constexpr (state_reads_rows<C>())
+          for_each_bit(word, [&](Index slot) { positions.push_back(row.pages.position(entry, slot)); });
+      }
+      starts.push_back(starts.back() + tokens);
+      rows.push_back(row);
+    }
+    be.statistics(rows);
+    be.each(width, detail::LayerRanges{least.data(), most.data(), heads, width, layer_least.data(), layer_most.data()});
+
+    Measured m{.min = least.data(), .max = most.data(), .sum_squares = squares.data(), .layer_min = layer_least.data(),
+               .layer_max = layer_most.data()};
+    BackendRope<B> rope;
+    if (side == Side::keys) {
+      if (at_.query_peaks.size() > 0) m.query_peak = at_.query_peaks.data();
+      if (at_.query_newest.size() > 0) {
+        const Index seen = std::min(query_window, at_.query_vectors / shape.group());
+        be.each(heads * width, detail::SumNewest{at_.query_newest.data(), seen, heads * width, newest.data()});
+        m.query_squares = newest.data(), m.query_vectors = seen * shape.group();
+      }
+      if constexpr (needs_rope<C>()) {
+        rope = BackendRope<B>(be, plain_rope_of(shape, layer_, C::name));
+        m.rope = rope.view();
+      }
+    }
+    const Buffer<B, float> numbers(be, std::span<const float>(at_.aging.numbers)),
+        gathered(be, state_reads_rows<C>() ? starts.back() * width : 0);
+    const Buffer<B, Position> places(be, std::span<const Position>(positions));
+    const Buffer<B, Index> row_starts(be, std::span<const Index>(starts));
+    if (!at_.aging.numbers.empty()) m.numbers = numbers.data(), m.number_count = numbers.size();
+    if (gathered.size() > 0) {
+      std::vector<GatherRow> from;
+      for (Index h = 0; h < heads; ++h) {
+        const StatisticsRow& row = rows[static_cast<std::size_t>(h)];
+        from.push_back({row.pages, side, row.mask, width, gathered.data() + starts[static_cast<std::size_t>(h)] * width});
+      }
+      be.gather(from);
+      m.rows = gathered.data(), m.positions = places.data();
+    }
+    be.each(heads, detail::MakeState<C>{m, row_starts.data(), width, stride, state});
+  }
+
+ private:
+  const KvCache& cache_;
+  const Layer& at_;
+  Index layer_;
+  const std::vector<std::vector<std::uint64_t>>& words_;
+  std::vector<Buffer<B, std::uint64_t>> masks_;
+};
+
 /// The state that tokens about to take a form are coded with: the layer's own, or one made of these tokens.
 template <Backend B, class Listed>
 std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
                                             const std::vector<std::vector<std::uint64_t>>& words, bool fresh) {
   if (const std::uint32_t known = at.state_of(wanted); known != 0 && !fresh) return known;
   std::uint32_t made = 0;
-  const Index heads = static_cast<Index>(at.heads.size());
   FormatList::for_each([&](int format, auto pair) {
     using K = typename decltype(pair)::Key;
     using V = typename decltype(pair)::Value;
     if constexpr (MakesState<K> || MakesState<V>) {
       if (format != wanted) return;
       const auto block = empty_state(layer, format);
-      std::vector<Buffer<B, std::uint64_t>> masks;
-      for (const auto& of_head : words) masks.emplace_back(*be_, std::span<const std::uint64_t>(of_head));
-      const auto make = [&]<class C>(C*, Side side, Index width, Index floats, Index offset, const float* peaks) {
-        if constexpr (MakesState<C>) {
-          const Buffer<B, float> least(*be_, heads * width), most(*be_, heads * width);
-          std::vector<StatisticsRow> rows;
-          for (Index h = 0; h < heads; ++h) {
-            StatisticsRow row;
-            row.pages = list_of(at.heads[static_cast<std::size_t>(h)], layer);
-            row.side = side, row.width = width;
-            row.mask = ranges_of_all<C>() ? nullptr : masks[static_cast<std::size_t>(h)].data();
-            row.min = least.data() + h * width, row.max = most.data() + h * width;
-            rows.push_back(row);
-          }
-          be_->statistics(rows);
-          be_->each(heads, detail::MakeState<C>{least.data(), most.data(), peaks, width,
-                                                block->key_floats + block->value_floats,
-                                                block->memory.data() + offset});
-        } else if (floats > 0) {
-          // Neutral: as null would be, which a block cannot say for one side only.
-          require(false, "layer ", layer, ": ", C::name, " takes a state that it cannot make; give one by set_state");
-        }
+      const StateSources sources(*this, at, layer, words);
+      const Index stride = block->key_floats + block->value_floats;
+      const auto make = [&]<class C>(C*, Side side, Index floats, Index offset) {
+        if constexpr (MakesState<C>)
+          sources.template make<C>(side, block->memory.data() + offset, stride);
+        else  // Neutral: as null would be, which a block cannot say for one side only.
+          require(floats == 0, "layer ", layer, ": ", C::name,
+                  " takes a state that it cannot make; give one by set_state");
       };
-      make(static_cast<K*>(nullptr), Side::keys, shape(layer).key_dim, block->key_floats, 0,
-           at.query_peaks.size() > 0 ? at.query_peaks.data() : nullptr);
-      make(static_cast<V*>(nullptr), Side::values, shape(layer).value_dim, block->value_floats, block->key_floats,
-           nullptr);
+      make(static_cast<K*>(nullptr), Side::keys, block->key_floats, 0);
+      make(static_cast<V*>(nullptr), Side::values, block->value_floats, block->key_floats);
       at.add_state(block);
       made = static_cast<std::uint32_t>(at.states.size());
     }
@@ -488,9 +592,10 @@ void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::
 
 template <Backend B, class Listed>
 void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
-  bool coded = false;
+  bool coded = false, window = false;
   FormatList::for_each([&](int, auto pair) {
     coded = coded || !is_raw<typename decltype(pair)::Key> || !is_raw<typename decltype(pair)::Value>;
+    window = window || needs_query_window<typename decltype(pair)::Key>();
   });
   if (!coded || queries.rows == 0) return;
   const Index heads = shape(layer).kv_heads, width = shape(layer).key_dim;
@@ -498,10 +603,12 @@ void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor
     Buffer<B, float> peaks(*be_, heads * width), squares(*be_, heads * width);
     fill(*be_, peaks.data(), heads * width, 0.0f);
     fill(*be_, squares.data(), heads * width, 0.0f);
-    at.query_peaks = std::move(peaks), at.query_squares = std::move(squares);
+    Buffer<B, float> newest(*be_, window ? query_window * heads * width : 0);
+    at.query_peaks = std::move(peaks), at.query_squares = std::move(squares), at.query_newest = std::move(newest);
   }
-  be_->each(heads * width,
-            detail::WatchQueries{queries, shape(layer).group(), at.query_peaks.data(), at.query_squares.data()});
+  const Index group = shape(layer).group();
+  be_->each(heads * width, detail::WatchQueries{queries, group, at.query_peaks.data(), at.query_squares.data(),
+                                                window ? at.query_newest.data() : nullptr, at.query_vectors / group});
   at.query_vectors += queries.rows * shape(layer).group();
 }
 

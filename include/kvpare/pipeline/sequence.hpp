@@ -102,6 +102,7 @@ struct SequenceLayer {
   Buffer<B, float> query_peaks;    // [kv_heads, key_dim] largest |q| observed; empty where there are only raw formats
   Buffer<B, float> query_squares;  // [kv_heads, key_dim] sum of q^2 over rows and query heads
   Index query_vectors = 0;         // how many vectors per kv head those are of
+  Buffer<B, float> query_newest;   // [query_window, kv_heads, key_dim] of the newest rows; where a codec asks for it
   std::vector<std::pair<Position, Position>>
       given_spans;            // [begin, end) of all positions ever appended, minus truncated
   Index compressed_to = 0, compressed_from = 0;  // at the last compress: tokens a head kept (the longest), of so many given

@@ -38,6 +38,7 @@ struct VisibleSlots {
   int count = 0;
   bool same_for_all = true;  // every row sees all of them
   bool gapless = true;       // slots 0, 1, 2, …
+  Position positions[64];    // where a codec reads them
 
   void list(std::uint64_t word) {
     gapless = (word & (word + 1)) == 0;
@@ -87,9 +88,12 @@ inline RowSet value_rows(const PageGeometry& g, const Entry& e, const VisibleSlo
 }
 
 /// The same of a coded side.
-inline TileRows coded_rows(const HeadPages& list, const std::byte* tile, Index width, const float* state,
-                           const VisibleSlots& seen) {
-  return {tile, {list.page_tokens, width}, state, seen.slots, seen.count, seen.gapless};
+inline TileRows coded_rows(const HeadPages& list, const Entry& e, const TileOps& ops, const std::byte* tile,
+                           Index width, const float* state, VisibleSlots& seen) {
+  if (ops.reads_positions)
+    for (int t = 0; t < seen.count; ++t) seen.positions[t] = list.position(e, seen.slots[t]);
+  return {tile,       {list.page_tokens, width}, state, seen.slots, seen.count, seen.gapless,
+          ops.reads_positions ? seen.positions : nullptr};
 }
 
 /// Query rows in the form that coded keys want, made once per format and state.
@@ -241,7 +245,7 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
 
     if (key_ops != nullptr)
       key_ops->score(k, prepared.of(e.format, *key_ops, codec_state.keys, scratch), rows,
-                     coded_rows(list, g.key_row(e.page, 0), shape.key_dim, codec_state.keys, now),
+                     coded_rows(list, e, *key_ops, g.key_row(e.page, 0), shape.key_dim, codec_state.keys, now),
                      ahead_tile(ahead_g.key_row(ahead.page, 0), ahead_g.key_tile_bytes), scores, 64);
     else
       k.dot(q, q_stride, rows, shape.key_dim, key_rows(g, e, now),
@@ -267,7 +271,8 @@ inline void attend_stretch(const Kernels& k, const LayerShape& shape, const Atte
       float* acc = sums.acc + first_row * acc_stride;
       if (value_ops != nullptr) {
         TileRows values =
-            coded_rows(list, g.value_row(e.page, 0), shape.value_dim, codec_state.values, now);
+            coded_rows(list, e, *value_ops, g.value_row(e.page, 0), shape.value_dim, codec_state.values, now);
+        if (values.positions != nullptr) values.positions += from;
         values.slots += from, values.count = to - from, values.gapless = values.gapless && from == 0;
         value_ops->accumulate(k, x, 64, alpha, row_count, values,
                               ahead_tile(ahead_g.value_row(ahead.page, 0), ahead_g.value_tile_bytes), acc, acc_stride);

@@ -159,7 +159,8 @@ class PackedKeys {
         const Index slot = std::countr_zero(left);
         if (as_floats_) {
           SideOf(format(keys, *part), e.page, Side::keys)
-              .read(k, {keys.pages->page_tokens, width}, slot, keys.pages->state_of(e).keys, floats + i * width);
+              .read(k, {keys.pages->page_tokens, width}, slot, keys.pages->position(e, slot),
+                    keys.pages->state_of(e).keys, floats + i * width);
           rows[i] = reinterpret_cast<const std::byte*>(floats + i * width);
         } else {
           rows[i] = format(keys, *part).key_row(e.page, slot);
@@ -213,7 +214,7 @@ inline void dot_listed(const Kernels& k, const ListedKeys& keys, Index key_dim, 
       }
       const float* state = keys.pages->state_of(e).keys;
       ops->score(k, prepared.of(e.format, *ops, state, scratch), count,
-                 coded_rows(*keys.pages, g.key_row(e.page, 0), key_dim, state, now), ahead, logits + part.begin,
+                 coded_rows(*keys.pages, e, *ops, g.key_row(e.page, 0), key_dim, state, now), ahead, logits + part.begin,
                  stride);
       continue;
     }

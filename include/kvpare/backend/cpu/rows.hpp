@@ -45,9 +45,9 @@ struct SideOf {
         ops(static_cast<const TileOps*>(side == Side::keys ? g.key_codec : g.value_codec)),
         tile_bytes(side == Side::keys ? g.key_tile_bytes : g.value_tile_bytes) {}
 
-  void read(const Kernels& k, TileShape shape, Index slot, const float* state, float* to) const {
+  void read(const Kernels& k, TileShape shape, Index slot, Position position, const float* state, float* to) const {
     if (ops != nullptr)
-      ops->decode(k, shape, base, slot, state, to);
+      ops->decode(k, shape, base, slot, position, state, to);
     else
       k.to_float(base + slot * row_bytes, type, shape.width, to);
   }
@@ -69,7 +69,7 @@ inline void write_run(const Kernels& k, const ConstTensor& from, const WriteRun&
   for (Index r = 0; r < run.count; ++r)
     k.to_float(static_cast<const std::byte*>(from.at(run.row + r, run.head)), from.dtype, from.width,
                rows + r * from.width);
-  to.ops->encode(k, {page_tokens, from.width}, rows, run.slot, run.count, nullptr, to.base);
+  to.ops->encode(k, {page_tokens, from.width}, rows, run.slot, run.count, {}, nullptr, to.base);
 }
 
 inline constexpr int move_lookahead = 8;  // rows to fetch ahead of a copy whose sources are scattered
@@ -117,6 +117,9 @@ inline void encode_side(const Kernels& k, const EncodeList& list, const EncodePa
     return index == 0 ? nullptr : state_of(list.states[index - 1], side);
   };
   const SideOf to(list.formats[page.format], page.page, side);
+  const Index at_page = (&page - list.pages.data()) * list.page_tokens;
+  const TokenFacts facts{list.positions.empty() ? nullptr : list.positions.data() + at_page,
+                         list.attention == nullptr ? nullptr : list.attention + at_page};
   const auto pieces =
       list.pieces.subspan(static_cast<std::size_t>(page.first_piece), static_cast<std::size_t>(page.pieces));
   if (pieces.empty()) return;
@@ -135,12 +138,14 @@ inline void encode_side(const Kernels& k, const EncodeList& list, const EncodePa
     for (const EncodePiece& p : some) {
       const SideOf from(list.formats[p.format], p.page, side);
       float* to_row = rows + (p.to_slot - first) * shape.width;
-      for (Index r = 0; r < p.count; ++r) from.read(k, shape, p.slot + r, state(p.state), to_row + r * shape.width);
+      for (Index r = 0; r < p.count; ++r)
+        from.read(k, shape, p.slot + r, facts.positions == nullptr ? 0 : facts.positions[p.to_slot + r],
+                  state(p.state), to_row + r * shape.width);
       for (; filled < p.to_slot - first; ++filled) std::copy_n(to_row, shape.width, rows + filled * shape.width);
       filled += p.count;
     }
     if (to.ops != nullptr)
-      to.ops->encode(k, shape, rows, first, count, state(page.state), to.base);
+      to.ops->encode(k, shape, rows, first, count, facts.from(first), state(page.state), to.base);
     else
       for (Index r = 0; r < count; ++r)
         k.from_float(rows + r * shape.width, shape.width, to.type, to.base + (first + r) * to.row_bytes);
@@ -180,7 +185,7 @@ void for_each_row(const Kernels& k, const HeadPages& list, Side side, const std:
     const Entry& entry = list.entries[static_cast<std::size_t>(e)];
     const SideOf tile(list.formats[entry.format], entry.page, side);
     for_each_bit(mask != nullptr ? entry.live & mask[e] : entry.live, [&](Index s) {
-      tile.read(k, {list.page_tokens, width}, s, state_of(list.state_of(entry), side), memory);
+      tile.read(k, {list.page_tokens, width}, s, list.position(entry, s), state_of(list.state_of(entry), side), memory);
       f(e * list.page_tokens + s, memory);
     });
   }

@@ -13,15 +13,16 @@ struct TileOps {
   Support support = Support::generic;
   bool rows_move = true;
   bool folds = false;  // accumulators of values need `finish_output` before they mean anything
+  bool reads_positions = false;  // TileRows must bring them
 
   Index (*tile_bytes)(TileShape shape) = nullptr;
 
   /// As Codec::encode, in this backend's order.
-  void (*encode)(const Kernels& k, TileShape shape, const float* rows, Index first, Index count, const float* state,
-                 std::byte* tile) = nullptr;
+  void (*encode)(const Kernels& k, TileShape shape, const float* rows, Index first, Index count,
+                 const TokenFacts& facts, const float* state, std::byte* tile) = nullptr;
   /// As Codec::decode.
-  void (*decode)(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, const float* state,
-                 float* row) = nullptr;
+  void (*decode)(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, Position position,
+                 const float* state, float* row) = nullptr;
   /// Rows to other slots of the same or another tile, codes and scales as they are; overlapping stretches of one tile as
   /// memmove. Null where rows do not move.
   void (*move_rows)(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
@@ -57,7 +58,7 @@ namespace detail {
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds) {
   TileOps ops;
-  ops.support = support, ops.rows_move = C::rows_move, ops.folds = folds;
+  ops.support = support, ops.rows_move = C::rows_move, ops.folds = folds, ops.reads_positions = reads_positions<C>();
   ops.tile_bytes = Tiles::tile_bytes, ops.encode = Tiles::encode, ops.decode = Tiles::decode;
   if constexpr (C::rows_move) ops.move_rows = Tiles::move_rows;
   ops.to_canonical = Tiles::to_canonical, ops.from_canonical = Tiles::from_canonical;

@@ -25,13 +25,13 @@ namespace detail {
 template <class C>
 struct GenericTiles {
   static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
-  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count, const float* state,
-                     std::byte* tile) {
-    C::encode(shape, rows, first, count, state, tile);
+  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count,
+                     const TokenFacts& facts, const float* state, std::byte* tile) {
+    encode_rows<C>(shape, rows, first, count, facts, state, tile);
   }
-  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, const float* state,
-                     float* row) {
-    C::decode(shape, tile, slot, state, row);
+  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, Position position,
+                     const float* state, float* row) {
+    decode_row<C>(shape, tile, slot, position, state, row);
   }
   /// Rows of a codec that moves them are canonically one after the other.
   static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
@@ -60,7 +60,8 @@ struct GenericTiles {
       return slots;
     }();
     for (int t = 0; t < tile.count; ++t)
-      C::decode(tile.shape, tile.tile, tile.slots[t], tile.state, memory + t * tile.shape.width);
+      decode_row<C>(tile.shape, tile.tile, tile.slots[t], tile.positions != nullptr ? tile.positions[t] : Position{0},
+                    tile.state, memory + t * tile.shape.width);
     return {reinterpret_cast<const std::byte*>(memory), tile.shape.width * 4, in_order.data(), tile.count, DType::f32};
   }
   static float* memory_for(const TileRows& tile) {
@@ -93,7 +94,8 @@ inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
 template <Codec C, Side side, class Set, bool wide, class F>
 const TileOps* with_tiles(TileShape shape, const F& f) {
   if constexpr (FoldedCodec<C>) {
-    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+    const TileShape inner{shape.tokens, inner_width<C>(shape.width)};
+    return with_tiles<typename C::Inner, side, Set, wide>(inner, [&]<class Tiles, Support support>() {
       return f.template operator()<fused::FoldedTiles<C, Tiles>, support>();
     });
   } else if constexpr (GroupCodec<C>) {

@@ -290,7 +290,8 @@ class AttendCall {
 /// The handle of a page format; null for raw rows, which are known by their types.
 template <class Work, class P>
 const void* pair_ops(TileShape keys, TileShape values) {
-  if constexpr (is_raw<typename P::Key> && is_raw<typename P::Value>) {
+  if constexpr ((is_raw<typename P::Key> && is_raw<typename P::Value>) || host_only<typename P::Key>() ||
+                host_only<typename P::Value>()) {
     return nullptr;
   } else {
     if (!P::fits(keys.tokens, keys.width, values.width)) return nullptr;

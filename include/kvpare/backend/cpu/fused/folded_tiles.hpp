@@ -14,52 +14,59 @@ struct FoldedTiles {
   static const float* inner(Index width, const float* state) {
     return state == nullptr ? nullptr : state + C::own_state_floats(width);
   }
+  /// What Inner stores of a row may be narrower.
+  static TileShape inner(TileShape shape) { return {shape.tokens, inner_width<C>(shape.width)}; }
   static TileRows inner(TileRows rows) {
     rows.state = inner(rows.shape.width, rows.state);
+    rows.shape = inner(rows.shape);
     return rows;
   }
 
-  static Index tile_bytes(TileShape shape) { return Tiles::tile_bytes(shape); }
-  static void encode(const Kernels& k, TileShape shape, const float* rows, Index first, Index count, const float* state,
-                     std::byte* tile) {
+  static Index tile_bytes(TileShape shape) { return Tiles::tile_bytes(inner(shape)); }
+  static void encode(const Kernels& k, TileShape shape, const float* rows, Index first, Index count,
+                     const TokenFacts& facts, const float* state, std::byte* tile) {
+    const Index stored = inner(shape).width;
     float* turned = memory(count * shape.width);
-    std::copy_n(rows, count * shape.width, turned);
-    for (Index r = 0; r < count; ++r) C::forward(shape.width, state, turned + r * shape.width);
-    Tiles::encode(k, shape, turned, first, count, inner(shape.width, state), tile);
+    for (Index r = 0; r < count; ++r) {  // a narrower row leaves room for the next one to be turned in
+      float* row = turned + r * stored;
+      std::copy_n(rows + r * shape.width, shape.width, row);
+      C::forward(shape.width, state, row);
+    }
+    Tiles::encode(k, inner(shape), turned, first, count, facts, inner(shape.width, state), tile);
   }
-  static void decode(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, const float* state,
-                     float* row) {
-    Tiles::decode(k, shape, tile, slot, inner(shape.width, state), row);
+  static void decode(const Kernels& k, TileShape shape, const std::byte* tile, Index slot, Position position,
+                     const float* state, float* row) {
+    Tiles::decode(k, inner(shape), tile, slot, position, inner(shape.width, state), row);
     C::backward(shape.width, state, row);
   }
   static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
                         Index count) {
-    Tiles::move_rows(shape, from, from_slot, to, to_slot, count);
+    Tiles::move_rows(inner(shape), from, from_slot, to, to_slot, count);
   }
   static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    Tiles::to_canonical(shape, from, to);
+    Tiles::to_canonical(inner(shape), from, to);
   }
   static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    Tiles::from_canonical(shape, from, to);
+    Tiles::from_canonical(inner(shape), from, to);
   }
 
   /// Behind the prepared queries: what each row adds to all of its scores.
-  static Index query_bytes(Index rows, Index width) { return Tiles::query_bytes(rows, width) + round_up(rows * 4, 64); }
+  static Index query_bytes(Index rows, Index width) { return inner_bytes(rows, width) + round_up(rows * 4, 64); }
   static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
                             const float* state, std::byte* prepared) {
     const Index stride = round_up(width, 16);
     float* folded = memory(rows * stride);
-    float* bias = reinterpret_cast<float*>(prepared + Tiles::query_bytes(rows, width));
+    float* bias = reinterpret_cast<float*>(prepared + inner_bytes(rows, width));
     for (Index i = 0; i < rows; ++i) {
       std::copy_n(q + i * q_stride, width, folded + i * stride);
       bias[i] = C::fold_query(width, state, folded + i * stride);
     }
-    Tiles::prepare_query(k, folded, stride, rows, width, inner(width, state), prepared);
+    Tiles::prepare_query(k, folded, stride, rows, inner_width<C>(width), inner(width, state), prepared);
   }
   static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     Tiles::score(k, prepared, rows, inner(keys), ahead, out, out_stride);
-    const float* bias = reinterpret_cast<const float*>(prepared + Tiles::query_bytes(rows, keys.shape.width));
+    const float* bias = reinterpret_cast<const float*>(prepared + inner_bytes(rows, keys.shape.width));
     for (Index i = 0; i < rows; ++i)
       if (bias[i] != 0)
         for (int t = 0; t < keys.count; ++t) out[i * out_stride + t] += bias[i];
@@ -71,11 +78,12 @@ struct FoldedTiles {
   }
   static void finish_output(Index rows, Index width, const float* state, const float* sum, float* acc,
                             Index acc_stride) {
-    Tiles::finish_output(rows, width, inner(width, state), sum, acc, acc_stride);
+    Tiles::finish_output(rows, inner_width<C>(width), inner(width, state), sum, acc, acc_stride);
     for (Index i = 0; i < rows; ++i) C::fold_output(width, state, sum[i], acc + i * acc_stride);
   }
 
  private:
+  static Index inner_bytes(Index rows, Index width) { return Tiles::query_bytes(rows, inner_width<C>(width)); }
   /// One for each codec, so that a folded codec inside a folded one has its own.
   static float* memory(Index floats) {
     thread_local std::vector<float> scratch;

@@ -107,8 +107,8 @@ struct GroupTiles {
 
   static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
 
-  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count, const float* state,
-                     std::byte* tile) {
+  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count, const TokenFacts&,
+                     const float* state, std::byte* tile) {
     const Layout at = layout(shape);
     if constexpr (along_channels) {
       alignas(64) std::uint8_t codes[max_width];
@@ -137,7 +137,7 @@ struct GroupTiles {
     }
   }
 
-  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, const float* state,
+  static void decode(const Kernels&, TileShape shape, const std::byte* tile, Index slot, Position, const float* state,
                      float* row) {
     const Layout at = layout(shape);
     for (Index c = 0; c < shape.width; ++c) {

@@ -51,6 +51,7 @@ struct TileRows {
   const std::uint8_t* slots = nullptr;  // ascending
   int count = 0;                        // 0..64
   bool gapless = true;                  // slots 0, 1, 2, … count - 1
+  const Position* positions = nullptr;  // [count] where the codec reads them
 };
 
 /// Bytes that will be read after this: to be prefetched, spread over the loop.

@@ -34,15 +34,16 @@ struct SmallFloatTiles {
   }
   static Index tile_bytes(TileShape s) { return C::tile_bytes(s); }
 
-  static void encode(const Kernels&, TileShape s, const float* rows, Index first, Index count, const float* state,
-                     std::byte* tile) {
+  static void encode(const Kernels&, TileShape s, const float* rows, Index first, Index count, const TokenFacts&,
+                     const float* state, std::byte* tile) {
     std::uint8_t codes[max_width];
     for (Index r = 0; r < count; ++r) {
       C::quantize(rows + r * s.width, 1, s.width, state, codes, 1);
       for (Index c = 0; c < s.width; ++c) tile[at(s, first + r, c)] = std::byte{codes[c]};
     }
   }
-  static void decode(const Kernels&, TileShape s, const std::byte* tile, Index slot, const float* state, float* row) {
+  static void decode(const Kernels&, TileShape s, const std::byte* tile, Index slot, Position, const float* state,
+                     float* row) {
     const float scale = C::scale_of({}, state);
     for (Index c = 0; c < s.width; ++c) row[c] = scale * C::level(std::to_integer<std::uint8_t>(tile[at(s, slot, c)]));
   }

@@ -128,9 +128,9 @@ concept Codec = requires(TileShape shape, const float* rows, Index n, const floa
   { C::fits(shape) } -> std::same_as<bool>;
   { C::tile_bytes(shape) } -> std::same_as<Index>;
   requires requires { C::encode(shape, rows, n, n, state, tile); } ||
-               (C::reads_facts && requires { C::encode(shape, rows, n, n, facts, state, tile); });
+               requires { requires C::reads_facts; C::encode(shape, rows, n, n, facts, state, tile); };
   requires requires { C::decode(shape, coded, n, state, row); } ||
-               (C::reads_positions && requires { C::decode(shape, coded, n, position, state, row); });
+               requires { requires C::reads_positions; C::decode(shape, coded, n, position, state, row); };
 };
 
 /// Does its encode take TokenFacts?

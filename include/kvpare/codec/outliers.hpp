@@ -32,24 +32,19 @@ concept PicksOutliers = Codec<C> && requires(Index width, const float* state, co
 template <Codec InnerCodec, Index per_side>
 struct Outliers {
   static_assert(per_side >= 1 && per_side <= 32, "1 to 32 numbers per side");
+  static_assert(!reads_facts<InnerCodec>() && !reads_positions<InnerCodec>(), "a rotation goes around the list");
   static_assert(InnerCodec::rows_move, "a token's list goes where its codes go");
   static_assert(!FoldedCodec<InnerCodec>, "transforms go around the list: deltas are told in the space of the codes");
 
  private:
   static constexpr ShortText text = [] { return ShortText("outliers") << per_side << "_" << InnerCodec::name; }();
   static constexpr bool inner_picks = PicksOutliers<InnerCodec>;
-  static constexpr bool inner_on_host = [] {
-    if constexpr (requires { InnerCodec::host_only; })
-      return InnerCodec::host_only;
-    else
-      return false;
-  }();
 
  public:
   using Inner = InnerCodec;
   static constexpr std::string_view name = text.view();
   static constexpr bool rows_move = true;
-  static constexpr bool host_only = inner_on_host;
+  static constexpr bool host_only = kvpare::host_only<InnerCodec>();
   static constexpr Index slots = 2 * per_side;
 
   static constexpr KVPARE_HD Index channel_bytes(Index width) { return width <= 256 ? 1 : 2; }
@@ -127,7 +122,9 @@ struct Outliers {
     without.rows = rows.data(), without.min = low.data(), without.max = high.data();
     Inner::make_state(width, without, state);
   }
-  static constexpr bool state_reads_rows = MakesState<Inner>;
+  static constexpr bool state_reads_rows = MakesState<Inner>, ranges_of_all = kvpare::ranges_of_all<Inner>();
+  static constexpr bool needs_query_peak = kvpare::needs_query_peak<Inner>();
+  static constexpr bool needs_query_window = kvpare::needs_query_window<Inner>();
 
  private:
   /// The first and last per_side numbers, by size and then by channel, and what is left next to them.

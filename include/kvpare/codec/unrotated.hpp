@@ -63,7 +63,7 @@ struct RotationState {
 ///           Null, no rope or one with axes (M-RoPE: a position of three numbers): no rotation
 /// NaN       counts as 0, infinities as ±2^126: before the rotation, which would spread them over a pair
 /// Source    Hooper et al. 2024, "KVQuant", arXiv 2401.18079, section 3.2
-template <class InnerCodec>
+template <Codec InnerCodec>
 struct Unrotated {
  private:
   static constexpr ShortText text = [] { return ShortText("unrotated_") << InnerCodec::name; }();
@@ -74,7 +74,9 @@ struct Unrotated {
   static constexpr std::string_view name = text.view();
   static constexpr bool rows_move = Inner::rows_move, host_only = true;
   static constexpr bool reads_facts = true, reads_positions = true, state_reads_rows = true;
+  static constexpr bool needs_rope = true, ranges_of_all = kvpare::ranges_of_all<Inner>();
   static constexpr bool needs_query_peak = kvpare::needs_query_peak<Inner>();
+  static constexpr bool needs_query_window = kvpare::needs_query_window<Inner>();
 
   static constexpr bool fits(TileShape t) {
     return t.width >= 1 && t.width <= detail::max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(t);
@@ -88,8 +90,8 @@ struct Unrotated {
     return state != nullptr && kvpare::state_floats<Inner>(width) > 0 ? state + own_state_floats(width) : nullptr;
   }
 
-  static void encode(TileShape t, const float* rows, Index first, Index count, TokenFacts facts, const float* state,
-                     std::byte* tile) {
+  static void encode(TileShape t, const float* rows, Index first, Index count, const TokenFacts& facts,
+                     const float* state, std::byte* tile) {
     constexpr Index at_once = rows_move ? 1 : 64;
     float turned[at_once * detail::max_coded_width];
     double memory[most_pairs];
@@ -99,9 +101,7 @@ struct Unrotated {
       for (Index i = 0; i < n; ++i)
         turn_back(t.width, rope, rows + (r + i) * t.width, facts.positions != nullptr ? facts.positions[r + i] : 0,
                   turned + i * t.width);
-      const TokenFacts theirs{.positions = facts.positions != nullptr ? facts.positions + r : nullptr,
-                              .attention = facts.attention != nullptr ? facts.attention + r : nullptr};
-      encode_rows<Inner>(t, turned, first + r, n, theirs, inner_state(t.width, state), tile);
+      encode_rows<Inner>(t, turned, first + r, n, facts.from(r), inner_state(t.width, state), tile);
     }
   }
   static void decode(TileShape t, const std::byte* tile, Index slot, Position position, const float* state, float* row) {

@@ -13,7 +13,9 @@
 #include "../arguments.hpp"
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
+#include "fused/outlier_tiles.hpp"
 #include "fused/small_float_tiles.hpp"
+#include "fused/unrotated_tiles.hpp"
 #include "team.hpp"
 #include "tile_ops.hpp"
 
@@ -107,6 +109,20 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     }
     return f.template operator()<GenericTiles<C>, Support::generic>();
+  } else if constexpr (fused::is_outliers<C>) {
+    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+      if constexpr (support == Support::fused && requires { Tiles::decode_channel(shape, nullptr, 0, 0, nullptr); })
+        return f.template operator()<fused::OutlierTiles<C, Tiles, side, Set>, support>();
+      else
+        return f.template operator()<GenericTiles<C>, Support::generic>();
+    });
+  } else if constexpr (fused::is_unrotated<C> && side == Side::keys) {
+    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+      if constexpr (support == Support::fused && fused::DecodesBlocks<Tiles>)
+        return f.template operator()<fused::UnrotatedTiles<C, Tiles, Set>, support>();
+      else
+        return f.template operator()<GenericTiles<C>, Support::generic>();
+    });
   } else {
     return f.template operator()<GenericTiles<C>, Support::generic>();
   }
@@ -128,7 +144,7 @@ const TileOps* ops_for(Side side, TileShape shape, int probability_bits) {
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  if constexpr (GroupCodec<C> || FoldedCodec<C>)
+  if constexpr (GroupCodec<C> || FoldedCodec<C> || fused::is_outliers<C> || fused::is_unrotated<C>)
     return fused::with_set(isa,
                            [&](auto set) { return detail::ops_for<C, decltype(set)>(side, shape, probability_bits); });
   static constexpr TileOps ops = detail::ops_of<C, detail::GenericTiles<C>>(Support::generic, false);

@@ -186,11 +186,14 @@ struct GroupTiles {
                            const float* shift, float* out) requires(side == Side::keys && along_channels && bits <= 4 &&
                                                                     !form.ternary) {
     alignas(64) float levels_of_codes[16] = {};
-    for (int c = 0; c < 1 << bits; ++c)
-      levels_of_codes[c] = kvpare::detail::level_of<C>(static_cast<std::uint8_t>(c), state);
-    LevelTable made;
-    Values v = values(state, made);
-    v.shift = 0;
+    for (int c = 0; c < 16; ++c)
+      levels_of_codes[c] = kvpare::detail::level_of<C>(static_cast<std::uint8_t>(c & ((1 << bits) - 1)), state);
+    Values v;
+    if constexpr (!RuntimeLevels<C>) {
+      LevelTable made;
+      v = values(state, made);
+      v.shift = 0;
+    }
     Set::template decode_keys<bits>(layout(shape), v, levels_of_codes, tile, first, gain, shift, out);
   }
 

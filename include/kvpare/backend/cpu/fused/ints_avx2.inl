@@ -56,7 +56,13 @@ struct FloatTable {
   Vec low, high;
 };
 KVPARE_INLINE FloatTable float_table(const float* p) { return {load(p), load(p + 8)}; }
+template <int n>
+KVPARE_INLINE Ints shift_down(Ints x) {
+  return _mm256_srli_epi32(x, n);
+}
+template <int bits>
 KVPARE_INLINE Vec look_up_floats(const FloatTable& table, Ints at) {
+  if constexpr (bits < 4) return _mm256_permutevar8x32_ps(table.low, at);
   return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, at), _mm256_permutevar8x32_ps(table.high, at),
                           _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
 }

@@ -339,6 +339,7 @@ struct alignas(64) TurnedQuery {
   std::uint64_t phases[max_width / 2];   // 0 from pairs on; see Rotation
   float cosines[max_width / 2 * 16];     // of 0 … 15 positions further on: [pairs][16]
   float sines[max_width / 2 * 16];
+  float step_cosines[max_width / 2], step_sines[max_width / 2];  // of 16 positions further on
   bool stretched = false;
   float gain[max_width], shift[max_width];  // of channels, where stretched
 };

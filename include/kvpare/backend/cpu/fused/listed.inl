@@ -57,46 +57,68 @@ struct FloatBlock {
   Layout layout;
   const std::byte* tile;
   Index first;          // token
-  const float* levels;  // [16]
-  const float* scale;   // [groups][tokens], or null: 1
-  const float* zero;    // likewise, or null: 0
-  const float* gain;    // [width], or null: 1
-  const float* shift;   // [width], with gain
+  const float* levels;  // [16], over and over again where there are fewer
+  const float* scale;   // [groups][tokens], where scaled
+  const float* zero;
+  const float* gain;  // [width], where stretched
+  const float* shift;
   float* out;           // [width][16]
 };
 
-template <int bits, int j>
+template <int bits, bool scaled, bool stretched, int j>
 KVPARE_INLINE void floats_of_quads(const FloatBlock& b, const Ints (&x)[Units{bits}.vectors()], const FloatTable& table,
                                    Index lane, Index channel, Vec scale, Vec zero_at) {
-  const Ints codes = codes_of<bits, 0, j>(x), byte = each_int(0xff);
+  constexpr bool whole = bits == 4 || bits == 2 || bits == 1;  // a code's bits lie together: the table sees to the others
+  Ints codes = x[0];
+  if constexpr (!whole) codes = codes_of<bits, 0, j>(x);
+  float* to = b.out + (channel + 4 * j) * 16 + lane;
+  const float *gain = b.gain + channel + 4 * j, *shift = b.shift + channel + 4 * j;
+  const Vec v[4] = {look_up_floats<bits>(table, shift_down<whole ? bits * j : 0>(codes)),
+                    look_up_floats<bits>(table, shift_down<(whole ? bits * j : 0) + 8>(codes)),
+                    look_up_floats<bits>(table, shift_down<(whole ? bits * j : 0) + 16>(codes)),
+                    look_up_floats<bits>(table, shift_down<(whole ? bits * j : 0) + 24>(codes))};
   KVPARE_UNROLL for (int k = 0; k < 4; ++k) {
-    const Index c = channel + 4 * j + k;
-    Vec v = look_up_floats(table, bits_and(shift_right32(codes, 8 * k), byte));
-    if (b.scale != nullptr) v = fma(v, scale, zero_at);
-    if (b.gain != nullptr) v = fma(v, broadcast(b.gain[c]), broadcast(b.shift[c]));
-    store(b.out + c * 16 + lane, v);
+    Vec y = v[k];
+    if constexpr (scaled) y = fma(y, scale, zero_at);
+    if constexpr (stretched) y = fma(y, broadcast(gain[k]), broadcast(shift[k]));
+    store(to + k * 16, y);
   }
-  if constexpr (j + 1 < Units{bits}.quads()) floats_of_quads<bits, j + 1>(b, x, table, lane, channel, scale, zero_at);
+  if constexpr (j + 1 < Units{bits}.quads())
+    floats_of_quads<bits, scaled, stretched, j + 1>(b, x, table, lane, channel, scale, zero_at);
 }
 
 // 16 keys with groups along channels.
-template <int bits>
+template <int bits, bool scaled, bool stretched>
 void keys_as_floats(const FloatBlock& b) {
   constexpr Units unit{bits};
+  constexpr int vectors = unit.vectors();
   const FloatTable table = float_table(b.levels);
   const Index tokens = b.layout.shape.tokens, width = b.layout.shape.width;
   for (Index lane = 0; lane < 16; lane += lanes) {
     const std::byte* at = b.tile + b.first / 16 * b.layout.block_bytes() + lane * 4;
     for (Index c = 0; c < width; c += unit.depth(), at += unit.bytes()) {
-      Ints x[unit.vectors()];
-      KVPARE_UNROLL for (int v = 0; v < unit.vectors(); ++v) x[v] = load_ints(at + 64 * v);
+      Ints x[vectors];
+      KVPARE_UNROLL for (int v = 0; v < vectors; ++v) x[v] = load_ints(at + 64 * v);
       Vec scale = zero(), zero_at = zero();
-      if (b.scale != nullptr) {
+      if constexpr (scaled) {
         const Index group = c / b.layout.group * tokens + b.first + lane;
-        scale = load(b.scale + group);
-        if (b.zero != nullptr) zero_at = load(b.zero + group);
+        scale = load(b.scale + group), zero_at = load(b.zero + group);
       }
-      floats_of_quads<bits, 0>(b, x, table, lane, c, scale, zero_at);
+      floats_of_quads<bits, scaled, stretched, 0>(b, x, table, lane, c, scale, zero_at);
+    }
+  }
+}
+
+// The listed numbers of 16 keys, times the gains of their channels (null = 1), on top of the block.
+inline void add_listed_block(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
+  alignas(64) float deltas[16];
+  for (Index k = 0; k < list.slots; ++k) {
+    const half* from = reinterpret_cast<const half*>(list.deltas) + k * list.tokens + first;
+    const std::uint8_t* channels = reinterpret_cast<const std::uint8_t*>(list.channels) + k * list.tokens + first;
+    for (int l = 0; l < 16; l += lanes) store(deltas + l, load(from + l));
+    for (int l = 0; l < 16; ++l) {
+      const Index c = channels[l];
+      if (c < width) block[c * 16 + l] += deltas[l] * (gain != nullptr ? gain[c] : 1.0f);
     }
   }
 }
@@ -127,6 +149,12 @@ inline void turns_of(const std::int32_t* angles, Index n, float* cosines, float*
   }
 }
 
+inline void step_angles(TurnedQuery& q) {
+  alignas(64) std::int32_t angles[max_width / 2];
+  for (Index i = 0; i < max_width / 2; ++i) angles[i] = static_cast<std::int32_t>(16 * q.phases[i] >> 32);
+  turns_of(angles, max_width / 2, q.step_cosines, q.step_sines);
+}
+
 // Those of 16 positions in every pair: [pairs][16].
 inline void turn_table(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
   alignas(64) std::int32_t angles[16];
@@ -138,6 +166,15 @@ inline void turn_table(const TurnedQuery& q, const Position* positions, float* c
   }
 }
 
+// Rows of pairs, by angles of the pairs; `to` may be the rows.
+inline void turn_rows_back(const float* rows, Index n, Index pairs, const float* cosines, const float* sines, float* to) {
+  for (Index r = 0; r < n; ++r, rows += turned_floats, to += turned_floats)
+    for (Index i = 0; i < pairs; i += lanes) {
+      const Vec x = load(rows + i), y = load(rows + max_width / 2 + i), c = load(cosines + i), s = load(sines + i);
+      store(to + i, fma(x, c, mul(y, s))), store(to + max_width / 2 + i, sub(mul(y, c), mul(x, s)));
+    }
+}
+
 // Rows of a query turned back by a position: of pairs first channels, second ones, then the rest.
 inline void turn_query(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
   alignas(64) std::int32_t angles[max_width / 2];
@@ -146,12 +183,7 @@ inline void turn_query(const TurnedQuery& q, Position position, const float* row
   for (Index i = 0; i < padded; ++i)
     angles[i] = static_cast<std::int32_t>(static_cast<std::uint64_t>(static_cast<std::int64_t>(position)) * q.phases[i] >> 32);
   turns_of(angles, padded, cosines, sines);
-  for (Index r = 0; r < n; ++r, rows += turned_floats, to += turned_floats) {
-    for (Index i = 0; i < padded; i += lanes) {
-      const Vec x = load(rows + i), y = load(rows + max_width / 2 + i), c = load(cosines + i), s = load(sines + i);
-      store(to + i, fma(x, c, mul(y, s))), store(to + max_width / 2 + i, sub(mul(y, c), mul(x, s)));
-    }
-  }
+  turn_rows_back(rows, n, padded, cosines, sines, to);
 }
 
 // Scores of R rows with a block of 16 keys, which turn by angles of their own: out [R][16].

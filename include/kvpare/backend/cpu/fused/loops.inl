@@ -10,7 +10,9 @@
 //   shift16<n>(x)                          16-bit lanes, to the left, or to the right where n < 0
 //   shift_left32(x, n), shift_right32
 //   look_up(table, at)                     bytes; in 0 … 15
-//   FloatTable, float_table(p), look_up_floats(table, at)   16 floats, at in 0 … 15 in 32-bit lanes
+//   FloatTable, float_table(p), look_up_floats<bits>(table, at)   16 floats, by the lowest four bits of each lane; below 4
+//                                          bits the table repeats itself, and no higher ones count
+//   shift_down<n>(x)                       32-bit lanes
 //   pick_floats(p, at)                     p[at] in each lane
 //   widen_bytes(p)                         unsigned, to 32 bits
 //   to_floats, nearest_ints, absolute
@@ -1158,21 +1160,35 @@ struct Set {
   template <int bits>
   static void decode_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile,
                           Index first, const float* gain, const float* shift, float* out) {
+    const FloatBlock block{layout, tile, first, levels, nullptr, nullptr, gain, shift, out};
+    if (layout.scale == ScaleType::one && layout.zero == ZeroType::none && values.factor == 1) {
+      if (gain != nullptr) return keys_as_floats<bits, false, true>(block);
+      return keys_as_floats<bits, false, false>(block);
+    }
     alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
-    const bool scaled = layout.scale != ScaleType::one || layout.zero != ZeroType::none || values.factor != 1;
-    if (scaled) read_groups(layout, values, tile, 0, layout.groups(), scale, zeros);
-    keys_as_floats<bits>({layout, tile, first, levels, scaled ? scale : nullptr, zeros, gain, shift, out});
+    read_groups(layout, values, tile, 0, layout.groups(), scale, zeros);
+    FloatBlock scaled = block;
+    scaled.scale = scale, scaled.zero = zeros;
+    if (gain != nullptr) return keys_as_floats<bits, true, true>(scaled);
+    keys_as_floats<bits, true, false>(scaled);
+  }
+  static void add_listed(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
+    add_listed_block(list, first, width, gain, block);
   }
   static void turn_offsets(TurnedQuery& q) {
     Position offsets[16];
     for (int l = 0; l < 16; ++l) offsets[l] = l;
     turn_table(q, offsets, q.cosines, q.sines);
+    step_angles(q);
   }
   static void turn_block(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
     turn_table(q, positions, cosines, sines);
   }
   static void turn_rows(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
     turn_query(q, position, rows, n, to);
+  }
+  static void step_rows(const TurnedQuery& q, Index n, float* rows) {
+    turn_rows_back(rows, n, round_up(q.pairs, 16), q.step_cosines, q.step_sines, rows);
   }
   static void score_turned(const TurnedQuery& q, const float* block, const float* cosines, const float* sines,
                            const float* turned, const float* rest, Index rows, std::uint64_t listed, Index first,

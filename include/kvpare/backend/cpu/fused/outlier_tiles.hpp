@@ -28,8 +28,8 @@ struct OutlierTiles {
 
   static constexpr Index deltas_at(TileShape s) { return C::Inner::tile_bytes(s); }
   static constexpr Index channels_at(TileShape s) { return deltas_at(s) + slots * s.tokens * 2; }
-  static ListedNumbers list_of(const TileRows& rows) {
-    return {slots, rows.shape.tokens, rows.tile + deltas_at(rows.shape), rows.tile + channels_at(rows.shape)};
+  static ListedNumbers list_of(TileShape s, const std::byte* tile) {
+    return {slots, s.tokens, tile + deltas_at(s), tile + channels_at(s)};
   }
   static Index tile_bytes(TileShape s) { return C::tile_bytes(s); }
 
@@ -60,10 +60,7 @@ struct OutlierTiles {
     Tiles::decode_block(s, tile, first, state, gain, shift, out);
   } {
     Tiles::decode_block(s, tile, first, state, gain, shift, out);
-    for (Index i = 0; i < slots; ++i)
-      for (Index l = 0; l < 16; ++l)
-        if (const Index c = channel(s, tile, i, first + l); c < s.width)
-          out[c * 16 + l] += delta(s, tile, i, first + l) * (gain != nullptr ? gain[c] : 1.0f);
+    Set::add_listed(list_of(s, tile), first, s.width, gain, out);
   }
 
   static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
@@ -117,14 +114,14 @@ struct OutlierTiles {
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     Tiles::score(k, prepared, rows, keys, ahead, out, out_stride);
-    Set::score_listed(list_of(keys), keys,
+    Set::score_listed(list_of(keys.shape, keys.tile), keys,
                       reinterpret_cast<const float*>(prepared + Tiles::query_bytes(rows, keys.shape.width)), rows, out,
                       out_stride);
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     Tiles::accumulate(k, p, p_stride, alpha, rows, values, ahead, acc, acc_stride);
-    if (values.count > 0) Set::accumulate_listed(list_of(values), values, p, p_stride, rows, acc, acc_stride);
+    if (values.count > 0) Set::accumulate_listed(list_of(values.shape, values.tile), values, p, p_stride, rows, acc, acc_stride);
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 

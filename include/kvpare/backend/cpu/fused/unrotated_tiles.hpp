@@ -82,7 +82,9 @@ struct UnrotatedTiles {
     const std::uint64_t listed = Set::listed_of(keys);
     alignas(64) float block[max_width * 16], cosines[max_width / 2 * 16], sines[max_width / 2 * 16];
     const Index lines = ceil_div(ahead.bytes, 64), blocks = keys.shape.tokens / 16;
-    int seen = 0;  // of the slots listed
+    alignas(64) float turned[rows_at_once * turned_floats];
+    Index turned_by = -1;  // position
+    int seen = 0;          // of the slots listed
     for (Index b = 0; b < blocks; ++b) {
       for (Index i = lines * b / blocks; i < lines * (b + 1) / blocks; ++i) __builtin_prefetch(ahead.data + i * 64, 0, 3);
       if ((listed >> 16 * b & 0xffff) == 0) continue;
@@ -99,9 +101,14 @@ struct UnrotatedTiles {
       Tiles::decode_block(keys.shape, keys.tile, 16 * b, state, q.stretched ? q.gain : nullptr, q.shift, block);
       for (Index i = 0; i < rows; i += rows_at_once) {
         const Index n = std::min(rows - i, rows_at_once);
-        alignas(64) float turned[rows_at_once * turned_floats];
         const float* from = rest + i * turned_floats;
-        if (in_line && q.pairs > 0) Set::turn_rows(q, base, from, n, turned);
+        if (in_line && q.pairs > 0) {
+          if (turned_by >= 0 && rows <= rows_at_once && base == turned_by + 16)
+            Set::step_rows(q, n, turned);
+          else
+            Set::turn_rows(q, base, from, n, turned);
+          turned_by = base;
+        }
         Set::score_turned(q, block, in_line ? q.cosines : cosines, in_line ? q.sines : sines,
                           in_line && q.pairs > 0 ? turned : from, from, n, listed, 16 * b, out + i * out_stride,
                           out_stride);

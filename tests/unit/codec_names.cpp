@@ -5,6 +5,7 @@
 
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
+#include "kvpare/codec/kv_quant.hpp"
 #include "kvpare/codec/raw.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
@@ -40,7 +41,9 @@ TEST(CodecNames, AreUniqueAndPlain) {
             Rotated<Int4, 12>, Rotated<Rotated<Int4>>, Ternary<>, Ternary<TernaryFit::mean>, Ternary<TernaryFit::amax>,
             Ternary<TernaryFit::nonzero, Along::tokens>, Ternary<TernaryFit::nonzero, Along::channels, 32>,
             Ternary<TernaryFit::nonzero, Along::channels, 0, 50>, Lloyd<4>, Lloyd<4, true>, Lloyd<3>, LloydSketch<4>,
-            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>>();
+            LloydSketch<4, HadamardSketch<2>>, TurboQuant<4>, TurboProduct<4>,
+            NuqCodes<4>, NuqCodes<3>, NuqRange<4>, Outliers<Int4, 1>, Outliers<Int4, 2>, KvQuantValues<4>, KvQuantKeys<4>,
+            KvQuantKeys<4, 2>, KvQuantRotatedKeys<4>, Unrotated<Int4>>();
   all.insert(all.end(), rest.begin(), rest.end());
   std::set<std::string_view> seen;
   for (const std::string_view name : all) {

@@ -10,6 +10,7 @@
 #include "fuzz/target.hpp"
 #include "kvpare/codec/fp8.hpp"
 #include "kvpare/codec/ggml.hpp"
+#include "kvpare/codec/kv_quant.hpp"
 #include "kvpare/codec/ternary.hpp"
 #include "kvpare/codec/turbo_quant.hpp"
 
@@ -36,19 +37,25 @@ void run(TileShape shape, Index count, bool with_state, ByteChoices& choices, co
   const float* given = with_state && !state.empty() ? state.data() : nullptr;
   std::vector<std::byte> tile = fill<std::byte>(choices, C::tile_bytes(shape), data, size);
   std::vector<float> row(static_cast<std::size_t>(shape.width));
-  for (Index t = 0; t < shape.tokens; ++t) C::decode(shape, tile.data(), t, given, row.data());
+  const std::vector<Position> positions = fill<Position>(choices, shape.tokens, data, size);
+  const TokenFacts facts{positions.data(), nullptr};
+  const auto decode = [&](Index t) {
+    decode_row<C>(shape, tile.data(), t, positions[static_cast<std::size_t>(t)], given, row.data());
+  };
+  for (Index t = 0; t < shape.tokens; ++t) decode(t);
 
   const std::vector<float> rows = fill<float>(choices, count * shape.width, data, size);
-  C::encode(shape, rows.data(), 0, count, given, tile.data());
+  encode_rows<C>(shape, rows.data(), 0, count, facts, given, tile.data());
   for (Index t = 0; t < count; ++t) {
-    C::decode(shape, tile.data(), t, given, row.data());
+    decode(t);
     if (given == nullptr)
       for (const float x : row)
         must(std::isfinite(x), std::string(C::name) + " decodes its own tile to infinity or NaN");
   }
   if constexpr (C::rows_move) {
     std::vector<std::byte> again(tile.size());
-    for (Index t = count; t-- > 0;) C::encode(shape, rows.data() + t * shape.width, t, 1, given, again.data());
+    for (Index t = count; t-- > 0;)
+      encode_rows<C>(shape, rows.data() + t * shape.width, t, 1, facts.from(t), given, again.data());
     must(std::memcmp(again.data(), tile.data(), static_cast<std::size_t>(C::tile_bytes({count, shape.width}))) == 0,
          std::string(C::name) + " codes a row by what is beside it");
   }
@@ -73,7 +80,7 @@ void run_one(Index which, TileShape shape, Index count, bool with_state, ByteCho
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   ByteChoices choices(data, size);
-  const Index which = choices.below(30), tokens = Index{16} << choices.below(3);
+  const Index which = choices.below(36), tokens = Index{16} << choices.below(3);
   constexpr Index widths[] = {8, 64, 80, 96, 128, 256, 7, 24};
   const TileShape shape{tokens, widths[choices.below(8)]};
   const Index count = 1 + choices.below(tokens);
@@ -84,7 +91,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
           Group<GroupSpec{.bits = 4, .fit = Fit::integer, .along = Along::tokens, .scale = ScaleType::f32}>,
           Group<GroupSpec{.bits = 2, .fit = Fit::min_max, .scale = ScaleType::f32, .packing = Packing::halves}>,
           Fp8E4M3, Fp8E5M2, MxFp4<Ties::down>, NvFp4<>, Q8_0, Q5_0, Q5_1, Iq4Nl, Q2_0, Ternary<>,
-          Ternary<TernaryFit::amax, Along::tokens, 16>, Rotated<KiviKeys<4>, 5>, TurboQuant<3, true>, TurboProduct<4>>(
+          Ternary<TernaryFit::amax, Along::tokens, 16>, Rotated<KiviKeys<4>, 5>, TurboQuant<3, true>, TurboProduct<4>,
+          KvQuantRotatedKeys<4>, KvQuantKeys<3, 2>, KvQuantValues<2>, Outliers<Affine<4>, 3>, Unrotated<KiviKeys<2, 16>>,
+          Unrotated<Outliers<Symmetric<2>, 1>>>(
       which, shape, count, with_state, choices, data + head, size - head);
   return 0;
 }

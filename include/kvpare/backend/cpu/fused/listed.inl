@@ -35,18 +35,43 @@ inline void add_listed_keys(const ListedNumbers& list, const TileRows& keys, con
 }
 
 // acc[i][channel] += p_i * delta. A channel beyond the width, which nobody writes, counts for nothing.
-template <int R>
-void add_listed_values(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
-                       Index p_stride, float* acc, Index acc_stride) {
+inline void add_listed_values(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
+                              float* acc) {
   const Index width = values.shape.width;
   for (Index k = 0; k < list.slots; ++k) {
     const std::uint8_t* channels = reinterpret_cast<const std::uint8_t*>(list.channels) + k * list.tokens;
-    const float* delta = deltas + k * list.tokens;
     for (int t = 0; t < values.count; ++t) {
       const Index slot = values.slots[t], c = channels[slot];
-      if (c >= width) continue;
-      const float d = delta[slot];
-      KVPARE_UNROLL for (int i = 0; i < R; ++i) acc[i * acc_stride + c] += p[i * p_stride + t] * d;
+      if (c < width) acc[c] += p[t] * deltas[k * list.tokens + slot];
+    }
+  }
+}
+
+// The same of four rows, which lie side by side while the list is gone through; width a multiple of 4.
+using Four = float __attribute__((vector_size(16)));
+inline void add_listed_values_of_four(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
+                                      Index p_stride, float* acc, Index acc_stride) {
+  const Index width = values.shape.width;
+  const std::uint8_t* channels = reinterpret_cast<const std::uint8_t*>(list.channels);
+  alignas(64) Four sums[max_width];
+  for (Index c = 0; c < width; ++c) sums[c] = Four{};
+  for (int t = 0; t < values.count; ++t) {
+    const Four row = {p[t], p[p_stride + t], p[2 * p_stride + t], p[3 * p_stride + t]};
+    for (Index at = values.slots[t]; at < list.slots * list.tokens; at += list.tokens)
+      if (channels[at] < width) sums[channels[at]] += row * deltas[at];
+  }
+  for (Index c = 0; c < width; c += 4) {
+    const Four ab = __builtin_shufflevector(sums[c], sums[c + 1], 0, 4, 1, 5);
+    const Four cd = __builtin_shufflevector(sums[c + 2], sums[c + 3], 0, 4, 1, 5);
+    const Four ef = __builtin_shufflevector(sums[c], sums[c + 1], 2, 6, 3, 7);
+    const Four gh = __builtin_shufflevector(sums[c + 2], sums[c + 3], 2, 6, 3, 7);
+    const Four rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                          __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
+    KVPARE_UNROLL for (int i = 0; i < 4; ++i) {
+      Four old;
+      std::memcpy(&old, acc + i * acc_stride + c, sizeof old);
+      old += rows[i];
+      std::memcpy(acc + i * acc_stride + c, &old, sizeof old);
     }
   }
 }
@@ -195,8 +220,9 @@ void turned_scores(const TurnedQuery& q, const float* block, const float* cosine
     Vec a[R], b[R];
     KVPARE_UNROLL for (int i = 0; i < R; ++i) a[i] = b[i] = zero();
     for (Index pair = 0; pair < q.pairs; ++pair) {
-      const Vec x = load(block + (pair * q.first_step) * 16 + lane), y = load(block + (pair * q.first_step + q.partner) * 16 + lane);
-      const Vec c = load(cosines + pair * 16 + lane), s = load(sines + pair * 16 + lane);
+      const float* at = block + pair * q.first_step * 16 + lane;
+      Vec x = load(at), y = load(at + q.partner * 16), c = load(cosines + pair * 16 + lane), s = load(sines + pair * 16 + lane);
+      if constexpr (lanes > 4) keep(x), keep(y), keep(c), keep(s);  // each is used twice: loading it again would take a port
       const Vec first = sub(mul(x, c), mul(y, s)), second = fma(x, s, mul(y, c));
       KVPARE_UNROLL for (int i = 0; i < R; ++i) {
         a[i] = fma(first, broadcast(turned[i * turned_floats + pair]), a[i]);

@@ -1151,11 +1151,10 @@ struct Set {
                                 Index rows, float* acc, Index acc_stride) {
     alignas(64) float deltas[max_listed * max_tokens];
     read_deltas(list, deltas);
-    for (Index i = 0, n; i < rows; i += n) {
-      n = rows - i >= 4 ? 4 : 1;
-      const auto add = n == 4 ? add_listed_values<4> : add_listed_values<1>;
-      add(list, values, deltas, p + i * p_stride, p_stride, acc + i * acc_stride, acc_stride);
-    }
+    Index i = 0;
+    for (; i + 4 <= rows; i += 4)
+      add_listed_values_of_four(list, values, deltas, p + i * p_stride, p_stride, acc + i * acc_stride, acc_stride);
+    for (; i < rows; ++i) add_listed_values(list, values, deltas, p + i * p_stride, acc + i * acc_stride);
   }
   template <int bits>
   static void decode_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile,

@@ -85,18 +85,27 @@ struct UnrotatedTiles {
     alignas(64) float turned[rows_at_once * turned_floats];
     Index turned_by = -1;  // position
     int seen = 0;          // of the slots listed
+    bool straight = keys.gapless && keys.count == keys.shape.tokens && keys.positions != nullptr;
+    if (straight) {
+      Position bent = 0;
+      for (int t = 0; t < keys.count; ++t) bent |= (keys.positions[t] - t) ^ keys.positions[0];
+      straight = bent == 0;
+    }
     for (Index b = 0; b < blocks; ++b) {
       for (Index i = lines * b / blocks; i < lines * (b + 1) / blocks; ++i) __builtin_prefetch(ahead.data + i * 64, 0, 3);
       if ((listed >> 16 * b & 0xffff) == 0) continue;
-      Position positions[16] = {};
-      const int before = seen;
+      Position positions[16] = {}, base = 0;
       bool in_line = true;
-      for (; seen < keys.count && keys.slots[seen] < 16 * (b + 1); ++seen) {
-        const Position p = keys.positions != nullptr ? keys.positions[seen] : 0;
-        positions[keys.slots[seen] % 16] = p;
+      if (straight) {
+        base = keys.positions[16 * b];
+      } else {
+        const int before = seen;
+        for (; seen < keys.count && keys.slots[seen] < 16 * (b + 1); ++seen)
+          positions[keys.slots[seen] % 16] = keys.positions != nullptr ? keys.positions[seen] : 0;
+        base = static_cast<Position>(positions[keys.slots[before] % 16] - keys.slots[before] % 16);
+        for (int t = before; t < seen; ++t)
+          in_line = in_line && positions[keys.slots[t] % 16] == base + keys.slots[t] % 16;
       }
-      const auto base = static_cast<Position>(positions[keys.slots[before] % 16] - keys.slots[before] % 16);
-      for (int t = before; t < seen; ++t) in_line = in_line && positions[keys.slots[t] % 16] == base + keys.slots[t] % 16;
       if (!in_line) Set::turn_block(q, positions, cosines, sines);
       Tiles::decode_block(keys.shape, keys.tile, 16 * b, state, q.stretched ? q.gain : nullptr, q.shift, block);
       for (Index i = 0; i < rows; i += rows_at_once) {

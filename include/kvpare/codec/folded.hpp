@@ -159,6 +159,11 @@ struct ChannelMap : detail::Around<ChannelMap<InnerCodec, rule>, InnerCodec> {
     if (!state) return;
     for (Index c = 0; c < width; ++c) x[c] = detail::product(x[c], gain(state[c])) + (shifts ? state[width + c] : 0.0f);
   }
+  /// The same of one channel: x' = y' factor + shift.
+  static KVPARE_HD ChannelRange stretch(Index width, const float* state, Index c) {
+    if (!state) return {};
+    return {gain(state[c]), shifts ? state[width + c] : 0.0f};
+  }
   static KVPARE_HD float fold_query(Index width, const float* state, float* q) {
     float bias = 0;
     if (!state) return bias;

@@ -25,6 +25,15 @@ constexpr KVPARE_HD Index zero_size(const GroupForm& form) {
   return form.zero == ZeroType::none ? 0 : form.zero == ZeroType::integer ? 2 : scale_size(form.scale);
 }
 
+/// The level of a code: the codec's own, or the one its state says.
+template <class C>
+KVPARE_HD float level_of(std::uint8_t code, const float* state) {
+  if constexpr (requires { C::level(code, state); })
+    return C::level(code, state);
+  else
+    return C::level(code);
+}
+
 /// What follows from a form alone; `C` is the codec that inherits from this and brings quantize, scale_of, zero_of, level.
 ///
 /// Layout  along channels, row by row:  codes of the row | its scales [groups] | its zeros [groups]
@@ -106,7 +115,7 @@ struct GroupTiles {
       for (Index g = 0; g < groups; ++g) {
         const GroupBits bits = get(scales, scales + groups * scale_bytes, g);
         const float scale = C::scale_of(bits, state), zero = C::zero_of(bits, state);
-        for (Index c = g * group; c < (g + 1) * group; ++c) row[c] = value(scale, codes[c], zero);
+        for (Index c = g * group; c < (g + 1) * group; ++c) row[c] = value(scale, codes[c], zero, state);
       }
     } else {
       const Index run = code_bytes(group), groups = groups_of(t), g = slot / group;
@@ -116,7 +125,7 @@ struct GroupTiles {
         const Index place = g * t.width + c;
         const GroupBits bits = get(scales, zeros, place);
         row[c] =
-            value(C::scale_of(bits, state), code_of(tile + place * run, slot % group, run), C::zero_of(bits, state));
+            value(C::scale_of(bits, state), code_of(tile + place * run, slot % group, run), C::zero_of(bits, state), state);
       }
     }
   }
@@ -155,11 +164,11 @@ struct GroupTiles {
 
  protected:
   static constexpr KVPARE_HD Index code_bytes(Index n) { return form.ternary ? ceil_div(n, 5) : n * form.bits / 8; }
-  static KVPARE_HD float value(float scale, std::uint8_t code, float zero) {
+  static KVPARE_HD float value(float scale, std::uint8_t code, float zero, const float* state) {
     if constexpr (form.zero == ZeroType::none)
-      return product(scale, C::level(code));
+      return product(scale, level_of<C>(code, state));
     else
-      return product(scale, C::level(code)) + zero;
+      return product(scale, level_of<C>(code, state)) + zero;
   }
   static KVPARE_HD void put(GroupBits bits, std::byte* scales, std::byte* zeros, Index g) {
     if constexpr (scale_bytes > 0) put_bytes(scales + g * scale_bytes, bits.scale, scale_bytes);

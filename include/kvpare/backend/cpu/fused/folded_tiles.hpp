@@ -55,6 +55,20 @@ struct FoldedTiles : FoldedShort<C, Tiles> {
     Tiles::decode(k, inner(shape), tile, slot, position, inner(shape.width, state), row);
     C::backward(shape.width, state, row);
   }
+  /// As GroupTiles::decode_block, without what the transform does: `stretch` says that, gains [width] and shifts [width].
+  static void decode_block(TileShape shape, const std::byte* tile, Index first, const float* state, const float* gain,
+                           const float* shift, float* out) requires requires {
+    C::stretch(shape.width, state, first);
+    Tiles::decode_block(shape, tile, first, state, gain, shift, out);
+  } {
+    Tiles::decode_block(shape, tile, first, inner(shape.width, state), gain, shift, out);
+  }
+  static void stretch(Index width, const float* state, float* gain, float* shift) {
+    for (Index c = 0; c < width; ++c) {
+      const auto [factor, added] = C::stretch(width, state, c);
+      gain[c] = factor, shift[c] = added;
+    }
+  }
   static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
                         Index count) {
     Tiles::move_rows(inner(shape), from, from_slot, to, to_slot, count);

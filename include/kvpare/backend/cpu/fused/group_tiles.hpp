@@ -14,7 +14,7 @@ namespace kvpare::cpu::fused {
 /// Whether scales may be negative: such values take one more step per code.
 template <GroupCodec C>
 constexpr bool signed_scales() {
-  if constexpr (C::form.ternary)
+  if constexpr (C::form.ternary || requires { C::positive_scales; })
     return false;
   else if constexpr (requires { C::spec; })
     return C::spec.fit == std::remove_cvref_t<decltype(C::spec.fit)>::extreme;
@@ -53,6 +53,27 @@ constexpr LevelTable level_table() {
   return table;
 }
 
+/// Does the state say the levels?
+template <class C>
+concept RuntimeLevels = requires(const float* state, float* levels) { C::runtime_levels(state, levels); };
+
+/// The same of levels that the state says: the largest is 127 units. Levels too large to have an inverse count as 0.
+template <RuntimeLevels C>
+LevelTable level_table(const float* state) {
+  LevelTable table;
+  alignas(64) float levels[16] = {};
+  C::runtime_levels(state, levels);
+  float largest = 0;
+  for (const float level : levels) largest = std::max(largest, level < 0 ? -level : level);
+  const float inverse = largest >= 0x1p-100f && largest <= 0x1p100f ? 127 / largest : 0.0f;
+  table.unit = largest <= 0x1p100f ? largest / 127 : 0.0f;
+  for (std::size_t c = 0; c < 16; ++c) {
+    const float steps = levels[c] * inverse;
+    table.bytes[c] = static_cast<std::int8_t>(static_cast<int>(steps + (steps < 0 ? -0.5f : 0.5f)));
+  }
+  return table;
+}
+
 /// One codec on one side, with the loops of one set.
 template <GroupCodec C, Side side, class Set, bool wide_values>
 struct GroupTiles {
@@ -83,8 +104,14 @@ struct GroupTiles {
     return layout(shape).fits() && (form.ternary ? bytes <= canonical : bytes == canonical);
   }
 
-  static Values values(const float* state) {
+  /// `made` is where levels go that the state says.
+  static Values values(const float* state, LevelTable& made) {
     Values v;
+    if constexpr (RuntimeLevels<C>) {
+      made = level_table<C>(state);
+      v.unit = made.unit, v.table = made.bytes.data();
+      return v;
+    }
     if constexpr (form.table) {
       static constexpr LevelTable table = level_table<C>();
       v.unit = table.unit, v.table = table.bytes.data();
@@ -142,9 +169,32 @@ struct GroupTiles {
     const Layout at = layout(shape);
     for (Index c = 0; c < shape.width; ++c) {
       const GroupBits b = at.bits(tile, at.group_at(slot, c));
-      row[c] = C::scale_of(b, state) * C::level(at.code(tile, slot, c));
+      row[c] = C::scale_of(b, state) * kvpare::detail::level_of<C>(at.code(tile, slot, c), state);
       if constexpr (form.zero != ZeroType::none) row[c] += C::zero_of(b, state);
     }
+  }
+
+  /// One channel of it.
+  static float decode_channel(TileShape shape, const std::byte* tile, Index slot, Index c, const float* state) {
+    const Layout at = layout(shape);
+    const GroupBits b = at.bits(tile, at.group_at(slot, c));
+    const float x = C::scale_of(b, state) * kvpare::detail::level_of<C>(at.code(tile, slot, c), state);
+    return form.zero != ZeroType::none ? x + C::zero_of(b, state) : x;
+  }
+  /// 16 keys from `first` on as floats [channels][16], each channel times its gain, plus its shift (null: as it is).
+  static void decode_block(TileShape shape, const std::byte* tile, Index first, const float* state, const float* gain,
+                           const float* shift, float* out) requires(side == Side::keys && along_channels && bits <= 4 &&
+                                                                    !form.ternary) {
+    alignas(64) float levels_of_codes[16] = {};
+    for (int c = 0; c < 16; ++c)
+      levels_of_codes[c] = kvpare::detail::level_of<C>(static_cast<std::uint8_t>(c & ((1 << bits) - 1)), state);
+    Values v;
+    if constexpr (!RuntimeLevels<C>) {
+      LevelTable made;
+      v = values(state, made);
+      v.shift = 0;
+    }
+    Set::template decode_keys<bits>(layout(shape), v, levels_of_codes, tile, first, gain, shift, out);
   }
 
   static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
@@ -206,8 +256,9 @@ struct GroupTiles {
   }
   static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
                             std::byte* prepared) {
-    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state), q, q_stride,
-                                                              rows, prepared);
+    LevelTable made;
+    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state, made), q,
+                                                              q_stride, rows, prepared);
   }
   static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
@@ -218,8 +269,9 @@ struct GroupTiles {
       const Index last = keys.gapless ? keys.count - 1 : keys.slots[keys.count - 1];
       Set::unpack_ternary(at, keys.tile, (last / 16 + 1) * at.block_bytes() / 64, codes);
     }
-    Set::template score_keys<bits, form.table, wide_query>({at, values(keys.state), prepared, rows, keys, ahead, out,
-                                                            out_stride, form.ternary ? codes : nullptr});
+    LevelTable made;
+    Set::template score_keys<bits, form.table, wide_query>({at, values(keys.state, made), prepared, rows, keys, ahead,
+                                                            out, out_stride, form.ternary ? codes : nullptr});
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& tile, AheadBytes ahead, float* acc, Index acc_stride) {
@@ -228,8 +280,10 @@ struct GroupTiles {
     const Layout at = layout(tile.shape);
     alignas(64) std::byte codes[unpacked_bytes];
     if constexpr (form.ternary) Set::unpack_ternary(at, tile.tile, at.quads() / 4, codes);
-    Set::template accumulate_values<bits, levels, wide_values>({at, values(tile.state), p, p_stride, alpha, rows, tile, ahead,
-                                                                acc, acc_stride, form.ternary ? codes : nullptr});
+    LevelTable made;
+    Set::template accumulate_values<bits, levels, wide_values>({at, values(tile.state, made), p, p_stride, alpha, rows,
+                                                                tile, ahead, acc, acc_stride,
+                                                                form.ternary ? codes : nullptr});
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 

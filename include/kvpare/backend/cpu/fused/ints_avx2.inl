@@ -51,6 +51,23 @@ KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
   return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
 
+// 16 floats, looked up by 32-bit lanes of 0 … 15; and floats anywhere.
+struct FloatTable {
+  Vec low, high;
+};
+KVPARE_INLINE FloatTable float_table(const float* p) { return {load(p), load(p + 8)}; }
+template <int n>
+KVPARE_INLINE Ints shift_down(Ints x) {
+  return _mm256_srli_epi32(x, n);
+}
+template <int bits>
+KVPARE_INLINE Vec look_up_floats(const FloatTable& table, Ints at) {
+  if constexpr (bits < 4) return _mm256_permutevar8x32_ps(table.low, at);
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, at), _mm256_permutevar8x32_ps(table.high, at),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+KVPARE_INLINE Vec pick_floats(const float* p, Ints at) { return _mm256_i32gather_ps(p, at, 4); }
+
 // Floats of 8 bits: `lanes` from p and as many from p + step, as halves that are 2^-8 of E4M3, or E5M2 itself.
 template <bool e5m2>
 KVPARE_INLINE Vec load_small(const std::byte* p) {

@@ -51,6 +51,19 @@ KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
 
+// 16 floats, looked up by 32-bit lanes of 0 … 15; and floats anywhere.
+using FloatTable = Vec;
+KVPARE_INLINE FloatTable float_table(const float* p) { return load(p); }
+template <int>
+KVPARE_INLINE Vec look_up_floats(const FloatTable& table, Ints at) {
+  return _mm512_permutexvar_ps(at, table);
+}
+template <int n>
+KVPARE_INLINE Ints shift_down(Ints x) {
+  return _mm512_srli_epi32(x, n);
+}
+KVPARE_INLINE Vec pick_floats(const float* p, Ints at) { return _mm512_i32gather_ps(at, p, 4); }
+
 // Floats of 8 bits: `lanes` from p and as many from p + 16, as halves that are 2^-8 of E4M3, or E5M2 itself.
 template <bool e5m2>
 KVPARE_INLINE void load_small(const std::byte* p, Index, Vec& a, Vec& b) {

@@ -68,6 +68,21 @@ KVPARE_INLINE void keep(Vec& x) { asm("" : "+m"(x)); }
 KVPARE_INLINE Vec normal_or_zero(Vec x) { return (Vec)((Ints)x & (Ints)(absolute(x) >= 0x1p-126f)); }
 KVPARE_INLINE Vec pick_greater(Vec a, Vec b, Vec x, Vec y) { return a > b ? x : y; }
 
+// 16 floats, looked up by 32-bit lanes of 0 … 15; and floats anywhere.
+struct FloatTable {
+  const float* all;
+};
+KVPARE_INLINE FloatTable float_table(const float* p) { return {p}; }
+KVPARE_INLINE Vec pick_floats(const float* p, Ints at) { return Vec{p[at[0]], p[at[1]], p[at[2]], p[at[3]]}; }
+template <int>
+KVPARE_INLINE Vec look_up_floats(const FloatTable& table, Ints at) {
+  return pick_floats(table.all, at & 15);
+}
+template <int n>
+KVPARE_INLINE Ints shift_down(Ints x) {
+  return (Ints)((Unsigned)x >> n);
+}
+
 // Floats of 8 bits: `lanes` from p and as many from p + step. As floats with too small an exponent, which one product mends,
 // subnormals included; E4M3 and E5M2 alike.
 template <bool e5m2>

@@ -66,7 +66,7 @@ namespace fused {
 enum class Rule { amax, extreme, min_max };
 enum class Rounding { even, away, up };
 
-inline constexpr Index max_width = 256, max_groups = 16, max_tokens = 64;
+inline constexpr Index max_width = 256, max_groups = 16, max_tokens = 64, max_listed = 64;
 
 /// How a signed level comes out of the bits of a code; see `Codes` above.
 enum class Levels : std::uint8_t {
@@ -319,6 +319,29 @@ struct ValueCall {
   float* acc = nullptr;
   Index acc_stride = 0;
   const std::byte* codes = nullptr;  // as in KeyCall
+};
+
+/// Numbers beside the codes of a tile, channels of one byte.
+struct ListedNumbers {
+  Index slots = 0, tokens = 0;          // slots: even
+  const std::byte* deltas = nullptr;    // halves [slots][tokens]
+  const std::byte* channels = nullptr;  // [slots][tokens]
+};
+
+/// Floats of a query row for keys that turn: first channels of pairs [max_width / 2], second ones [max_width / 2], and the
+/// row as it is [max_width], for channels that do not turn.
+inline constexpr Index turned_floats = 2 * max_width;
+
+/// A prepared query for keys that are stored before their rotation. Behind it: rows, floats [rows][turned_floats].
+struct alignas(64) TurnedQuery {
+  Index pairs = 0, width = 0;
+  Index first_step = 1, partner = 0;     // pair i: channels i * first_step and that + partner
+  std::uint64_t phases[max_width / 2];   // 0 from pairs on; see Rotation
+  float cosines[max_width / 2 * 16];     // of 0 … 15 positions further on: [pairs][16]
+  float sines[max_width / 2 * 16];
+  float step_cosines[max_width / 2], step_sines[max_width / 2];  // of 16 positions further on
+  bool stretched = false;
+  float gain[max_width], shift[max_width];  // of channels, where stretched
 };
 
 }  // namespace fused

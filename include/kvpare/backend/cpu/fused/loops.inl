@@ -10,6 +10,10 @@
 //   shift16<n>(x)                          16-bit lanes, to the left, or to the right where n < 0
 //   shift_left32(x, n), shift_right32
 //   look_up(table, at)                     bytes; in 0 … 15
+//   FloatTable, float_table(p), look_up_floats<bits>(table, at)   16 floats, by the lowest four bits of each lane; below 4
+//                                          bits the table repeats itself, and no higher ones count
+//   shift_down<n>(x)                       32-bit lanes
+//   pick_floats(p, at)                     p[at] in each lane
 //   widen_bytes(p)                         unsigned, to 32 bits
 //   to_floats, nearest_ints, absolute
 //   divide_or_zero(a, b)                   0 where b is 0
@@ -1129,6 +1133,8 @@ inline void place_row(const Layout& layout, std::byte* tile, Index slot, const s
   }
 }
 
+#include "listed.inl"
+//
 #include "mixed.inl"
 
 // What tile_ops takes from here.
@@ -1168,6 +1174,58 @@ struct Set {
   static void unpack_ternary(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
     unpack_ternary_units(layout, tile, units, to);
   }
+  static void score_listed(const ListedNumbers& list, const TileRows& keys, const float* q, Index rows, float* out,
+                           Index out_stride) {
+    add_listed_keys(list, keys, q, rows, out, out_stride);
+  }
+  static void accumulate_listed(const ListedNumbers& list, const TileRows& values, const float* p, Index p_stride,
+                                Index rows, float* acc, Index acc_stride) {
+    alignas(64) float deltas[max_listed * max_tokens];
+    read_deltas(list, deltas);
+    Index i = 0;
+    for (; i + 4 <= rows; i += 4)
+      add_listed_values_of_four(list, values, deltas, p + i * p_stride, p_stride, acc + i * acc_stride, acc_stride);
+    for (; i < rows; ++i) add_listed_values(list, values, deltas, p + i * p_stride, acc + i * acc_stride);
+  }
+  template <int bits>
+  static void decode_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile,
+                          Index first, const float* gain, const float* shift, float* out) {
+    const FloatBlock block{layout, tile, first, levels, nullptr, nullptr, gain, shift, out};
+    if (layout.scale == ScaleType::one && layout.zero == ZeroType::none && values.factor == 1) {
+      if (gain != nullptr) return keys_as_floats<bits, false, true>(block);
+      return keys_as_floats<bits, false, false>(block);
+    }
+    alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
+    read_groups(layout, values, tile, 0, layout.groups(), scale, zeros);
+    FloatBlock scaled = block;
+    scaled.scale = scale, scaled.zero = zeros;
+    if (gain != nullptr) return keys_as_floats<bits, true, true>(scaled);
+    keys_as_floats<bits, true, false>(scaled);
+  }
+  static void add_listed(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
+    add_listed_block(list, first, width, gain, block);
+  }
+  static void turn_offsets(TurnedQuery& q) {
+    Position offsets[16];
+    for (int l = 0; l < 16; ++l) offsets[l] = l;
+    turn_table(q, offsets, q.cosines, q.sines);
+    step_angles(q);
+  }
+  static void turn_block(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
+    turn_table(q, positions, cosines, sines);
+  }
+  static void turn_rows(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
+    turn_query(q, position, rows, n, to);
+  }
+  static void step_rows(const TurnedQuery& q, Index n, float* rows) {
+    turn_rows_back(rows, n, round_up(q.pairs, 16), q.step_cosines, q.step_sines, rows);
+  }
+  static void score_turned(const TurnedQuery& q, const float* block, const float* cosines, const float* sines,
+                           const float* turned, const float* rest, Index rows, std::uint64_t listed, Index first,
+                           float* out, Index out_stride) {
+    score_turned_block(q, block, cosines, sines, turned, rest, rows, listed, first, out, out_stride);
+  }
+  static std::uint64_t listed_of(const TileRows& rows) { return listed_slots(rows); }
   static constexpr Index quantize_lanes = lanes;
   static void place(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
     place_row(layout, tile, slot, codes);

@@ -1,7 +1,7 @@
 // What the CPU runs a codec with: a table of loops over its tiles.
 #pragma once
 
-#include "../../codec/codec.hpp"
+#include "../../codec/split.hpp"
 #include "fused/layout.hpp"
 #include "kernels.hpp"
 
@@ -84,11 +84,20 @@ template <class Tiles>
   requires requires { Tiles::has_sums; }
 inline constexpr bool has_sums<Tiles> = Tiles::has_sums;
 
+/// Whether accumulators are in a space of their own.
+template <Codec C>
+constexpr bool folds() {
+  if constexpr (SplitCodec<C>)
+    return folds<typename C::First>() || folds<typename C::Second>();
+  else
+    return FoldedCodec<C>;
+}
+
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds);
 
 template <class C, class Tiles, Support support>
-inline constexpr TileOps table_of = ops_of<C, Tiles>(support, FoldedCodec<C>);
+inline constexpr TileOps table_of = ops_of<C, Tiles>(support, folds<C>());
 
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds) {

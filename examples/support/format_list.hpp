@@ -29,6 +29,15 @@ using ZipPair = Pair<ZipVlKeys<bits>, ZipVlValues<bits>>;
 template <class T>
 using OtherThan = std::conditional_t<std::is_same_v<T, kvpare::half>, float, kvpare::half>;
 
+template <int percent, Index group>
+using VidPair = Pair<VidKvKeys<percent, group>, VidKvValues<group>>;
+template <int capacity>
+using QaqPair = Pair<Qaq<capacity, QaqSide::keys>, Qaq<capacity, QaqSide::values>>;
+template <int nonzeros>
+using CsrPair = Pair<Unrotated<CsrKeys<nonzeros, 0, 256>>, CsrValues<nonzeros, 0, 256>>;
+template <int bits>
+using KvQuantPair = Pair<KvQuantKeys<bits>, KvQuantValues<bits>>;
+
 /// KIVI's keys change their form before its values do, so there are pages of both kinds.
 template <class T, Index group>
 using List =
@@ -45,7 +54,16 @@ using List =
             TunedPair<4, 8>, TunedPair<4, 4>, TunedPair<4, 2>,                                  //
             TunedPair<2, 8>, TunedPair<2, 4>, TunedPair<2, 2>,                                  //
             Both<Fp8E4M3>, Both<Q8_0>, Both<Q4_0>, Both<Ternary<>>,                             // in_form(form=…)
-            Both<TurboQuant<4>>, Both<TurboQuant<3>>>;                                          // hadamard_lloyd4, …
+            Both<TurboQuant<4>>, Both<TurboQuant<3>>,                                           // hadamard_lloyd4, …
+            Pair<Thin<Raw<T>, 40>, Raw<T>>, Pair<Thin<Raw<T>, 50>, Raw<T>>,                     // think(percent=…)
+            Pair<Thin<KiviKeys<4, group>, 50, 8>, KiviValues<4, group>>,                        // beside kivi
+            VidPair<50, group>, VidPair<75, group>,                                             // vid_kv(percent=…)
+            Pair<VidKvKeys<50, group>, VidKvProtectedValues<group>>,                            // with protect
+            Pair<VidKvKeys<50, group, OneBit::literal>, Ternary<TernaryFit::mean, Along::tokens, group>>,  // as printed
+            QaqPair<4>, QaqPair<3>, QaqPair<2>,                                                 // qaq(capacity=…)
+            CsrPair<4>, CsrPair<2>, Pair<CsrKeys<4, 0, 256>, CsrValues<4, 0, 256>>,             // csr(nonzeros=…)
+            KvQuantPair<4>, KvQuantPair<3>, KvQuantPair<2>,                                     // kv_quant(bits=…)
+            Pair<KvQuantRotatedKeys<3>, KvQuantValues<3>>>;                                     // after RoPE
 }  // namespace detail
 
 /// For a cache whose pages hold T as appended; KIVI's scales are shared by `group` numbers, 32 or 8.

@@ -2,5 +2,5 @@
 #include "codecs.hpp"
 
 namespace kvpare::cpu {
-KVPARE_EXAMPLE_CODECS_3(KVPARE_EXAMPLE_LOOPS)
+KVPARE_EXAMPLE_CODECS_3(KVPARE_EXAMPLE_KEYS, KVPARE_EXAMPLE_VALUES)
 }  // namespace kvpare::cpu

@@ -122,8 +122,8 @@ struct Launching {
   void compact(std::span<const CompactList>) {}
   void encode(std::span<const EncodeList>) {}
   void repack(std::span<const RepackTile>, RepackTo) {}
-  template <Codec C>
-  const void* codec(Side, TileShape) const {
+  template <Codec C, Side>
+  const void* codec(TileShape) const {
     return nullptr;
   }
   template <class P>

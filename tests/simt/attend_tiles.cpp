@@ -183,7 +183,7 @@ class Scene {
     if constexpr (is_raw<C>)
       row_bytes = C::row_bytes(shape.width), type = C::dtype;
     else
-      codec = be().codec<C>(side, shape);
+      codec = side == Side::keys ? be().codec<C, Side::keys>(shape) : be().codec<C, Side::values>(shape);
   }
   /// Numbers that tell one channel from another.
   template <class C>

@@ -78,7 +78,9 @@ class BothBackends {
     there_formats = pool.geometry(
         memory, []<Codec C>(Side side, TileShape s) -> const void* { return cuda::tile_ops<Work, C>(side, s); });
     here_formats =
-        pool.geometry(base, [this]<Codec C>(Side side, TileShape s) -> const void* { return cpu.codec<C>(side, s); });
+        pool.geometry(base, [this]<Codec C>(Side side, TileShape s) -> const void* { 
+          return side == Side::keys ? cpu.codec<C, Side::keys>(s) : cpu.codec<C, Side::values>(s);
+        });
     // Pages of rows first, then every other format from them.
     Dice dice{tokens == 16 ? 5u : 6u};
     std::vector<std::uint16_t> rows(static_cast<std::size_t>(pages * tokens * (key_dim + value_dim)));

@@ -51,9 +51,9 @@ class WalledBackend : public WalledMemory {
   void repack(std::span<const RepackTile> tiles, RepackTo to) {
     counted_launch([&] { verbs_.repack(tiles, to); });
   }
-  template <Codec C>
-  const void* codec(Side side, TileShape shape) const {
-    return verbs_.codec<C>(side, shape);
+  template <Codec C, Side side>
+  const void* codec(TileShape shape) const {
+    return verbs_.codec<C, side>(shape);
   }
   template <class P>
   const void* pair(TileShape keys, TileShape values) const {

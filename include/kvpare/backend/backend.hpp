@@ -20,7 +20,7 @@
 // | `be.compact(lists)`               | moves rows between pages of one format, per list in order                        |
 // | `be.encode(lists)`                | rows of some pages in the form of another page, see EncodeList                   |
 // | `be.repack(tiles, to)`            | tiles in their codec's canonical bytes, or back into pages                       |
-// | `be.template codec<C>(side, s)`   | a handle of codec C for tiles of shape s, null when there are none: what a       |
+// | `be.template codec<C, side>(s)`   | a handle of codec C for tiles of shape s, null when there are none: what a       |
 // |                                   | PageGeometry carries. Lives as long as the backend                               |
 // | `be.template pair<P>(keys, values)` | a handle of a format P = Pair<K, V> for these tiles, or null where the backend needs none: |
 // |                                   | for attention that is compiled for both sides at once. Lives as long as the backend |
@@ -83,7 +83,7 @@ concept Backend = requires(B& be, Index n, void* memory, const void* source, std
   { be.compact(lists) } -> std::same_as<void>;
   { be.encode(encodes) } -> std::same_as<void>;
   { be.repack(tiles, RepackTo::canonical) } -> std::same_as<void>;
-  { be.template codec<Raw<half>>(Side::keys, tile) } -> std::same_as<const void*>;
+  { be.template codec<Raw<half>, Side::keys>(tile) } -> std::same_as<const void*>;
   { be.template pair<Pair<Raw<half>, Raw<half>>>(tile, tile) } -> std::same_as<const void*>;
   { be.support(geometry) } -> std::same_as<Support>;
   { be.attend(shape, batch, MassKind::none) } -> std::same_as<void>;

@@ -9,7 +9,7 @@ namespace kvpare {
 template <int percent>
 struct FirstPercent {
   static_assert(percent >= 0 && percent <= 100, "percent of the channels");
-  static constexpr void name(ShortText& text) { text << Index{percent}; }
+  static constexpr void name(ShortText& to) { to << Index{percent}; }
   static constexpr KVPARE_HD Index first(Index width) {
     const Index n = width * percent / 100;
     return (width - n) % 2 == 0 ? n : n + 1;

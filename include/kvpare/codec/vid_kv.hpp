@@ -49,7 +49,7 @@ struct LiteralBit : GroupTiles<LiteralBit<group, halves>,
 
 /// Of a half spectrum as real_fourier leaves it: the real parts.
 struct RealParts {
-  static constexpr void name(ShortText& text) { text << "_spectrum"; }
+  static constexpr void name(ShortText& to) { to << "_spectrum"; }
   static constexpr KVPARE_HD Index first(Index width) { return width / 2 + 1; }
 };
 

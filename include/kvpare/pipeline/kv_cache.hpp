@@ -163,18 +163,18 @@ class KvCache {
         g.keys = memory;
         g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
         g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
-        const auto set = [&]<class C>(C*, Side side, Index width, Index& row_bytes, DType& type, const void*& codec,
-                                      Index& tile_bytes) {
+        const auto set = [&]<class C, Side side>(Index width, Index& row_bytes, DType& type, const void*& codec,
+                                                 Index& tile_bytes) {
           tile_bytes = C::tile_bytes({page_tokens_, width});
           if constexpr (is_raw<C>)
             row_bytes = C::row_bytes(width), type = C::dtype;
           else
-            codec = be.template codec<C>(side, {page_tokens_, width});
+            codec = be.template codec<C, side>({page_tokens_, width});
         };
-        set(static_cast<typename P::Key*>(nullptr), Side::keys, shape.key_dim, g.key_row_bytes, g.key_type,
-            g.key_codec, g.key_tile_bytes);
-        set(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim, g.value_row_bytes, g.value_type,
-            g.value_codec, g.value_tile_bytes);
+        set.template operator()<typename P::Key, Side::keys>(shape.key_dim, g.key_row_bytes, g.key_type, g.key_codec,
+                                                             g.key_tile_bytes);
+        set.template operator()<typename P::Value, Side::values>(shape.value_dim, g.value_row_bytes, g.value_type,
+                                                                 g.value_codec, g.value_tile_bytes);
         g.pair = be.template pair<P>({page_tokens_, shape.key_dim}, {page_tokens_, shape.value_dim});
         g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
         g.rows_move = g.keys_move && g.values_move;
@@ -1057,12 +1057,11 @@ class KvCache {
   /// Has a format tiles for this shape, and the backend kernels for them?
   template <class P>
   bool takes(B& be, const LayerShape& shape) const {
-    const auto side = [&]<class C>(C*, Side which, Index width) {
-      return is_raw<C> || be.template codec<C>(which, {page_tokens_, width}) != nullptr;
-    };
+    using K = typename P::Key;
+    using V = typename P::Value;
     return P::fits(page_tokens_, shape.key_dim, shape.value_dim) &&
-           side(static_cast<typename P::Key*>(nullptr), Side::keys, shape.key_dim) &&
-           side(static_cast<typename P::Value*>(nullptr), Side::values, shape.value_dim);
+           (is_raw<K> || be.template codec<K, Side::keys>({page_tokens_, shape.key_dim}) != nullptr) &&
+           (is_raw<V> || be.template codec<V, Side::values>({page_tokens_, shape.value_dim}) != nullptr);
   }
 
   int size_class(Index layer, int format) const {

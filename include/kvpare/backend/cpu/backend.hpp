@@ -101,9 +101,9 @@ class Backend {
   void compact(std::span<const CompactList> lists) { cpu::compact(team(), lists); }
   void encode(std::span<const EncodeList> lists) { cpu::encode(team(), lists); }
   void repack(std::span<const RepackTile> tiles, RepackTo to) { cpu::repack(team(), tiles, to); }
-  template <Codec C>
-  const void* codec(Side side, TileShape shape) const {
-    return tile_ops<C>(side, shape, isa_, probability_bits_);
+  template <Codec C, Side side>
+  const void* codec(TileShape shape) const {
+    return tile_ops<C, side>(shape, isa_, probability_bits_);
   }
   template <class P>
   const void* pair(TileShape, TileShape) const {

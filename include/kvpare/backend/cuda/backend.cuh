@@ -58,9 +58,9 @@ class BasicBackend {
   void compact(std::span<const CompactList> lists) { cuda::compact(begin(), lists); }
   void encode(std::span<const EncodeList> lists) { cuda::encode(begin(), lists); }
   void repack(std::span<const RepackTile> tiles, RepackTo to) { cuda::repack(begin(), tiles, to); }
-  template <Codec C>
-  const void* codec(Side side, TileShape shape) const {
-    return tile_ops<Work, C>(side, shape);
+  template <Codec C, Side side>
+  const void* codec(TileShape shape) const {
+    return tile_ops<Work, C, side>(shape);
   }
   template <class P>
   const void* pair(TileShape keys, TileShape values) const {

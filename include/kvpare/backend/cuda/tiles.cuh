@@ -689,15 +689,17 @@ const TileOps<Work>* side_ops(TileShape shape) {
 }  // namespace detail
 
 /// The handle of a codec on one side; null when there is no such tile, or no kernel can call the codec.
-template <class Work, Codec C>
-const TileOps<Work>* tile_ops(Side side, TileShape shape) {
+template <class Work, Codec C, Side side>
+const TileOps<Work>* tile_ops(TileShape shape) {
   if constexpr (host_only<C>()) {
     return nullptr;
   } else {
-    if (!C::fits(shape)) return nullptr;
-    return side == Side::keys ? detail::side_ops<Work, C, Side::keys>(shape)
-                              : detail::side_ops<Work, C, Side::values>(shape);
+    return C::fits(shape) ? detail::side_ops<Work, C, side>(shape) : nullptr;
   }
+}
+template <class Work, Codec C>
+const TileOps<Work>* tile_ops(Side side, TileShape shape) {
+  return side == Side::keys ? tile_ops<Work, C, Side::keys>(shape) : tile_ops<Work, C, Side::values>(shape);
 }
 
 }  // namespace kvpare::cuda

@@ -20,39 +20,41 @@
 
 // Codecs by the width of their codes, which is what their loops have in common: one .cpp per list. Each on the sides that
 // format_list.hpp has it on; keys along tokens for either group of KIVI's.
-#define KVPARE_EXAMPLE_CODECS_8(keys, values)                                                                          \
-  keys(Int8) values(Int8) keys(KiviKeys<8, 32>) keys(KiviKeys<8, 8>) keys(KiviValues<8, 32>) values(KiviValues<8, 32>) \
-      keys(KiviValues<8, 8>) values(KiviValues<8, 8>) keys(KvTunerToken<8>) values(KvTunerToken<8>) keys(Fp8E4M3)      \
-          values(Fp8E4M3) keys(Q8_0) values(Q8_0)
-#define KVPARE_EXAMPLE_CODECS_4(keys, values)                                                                          \
-  keys(Int4) values(Int4) keys(KiviKeys<4, 32>) keys(KiviKeys<4, 8>) keys(KiviValues<4, 32>) values(KiviValues<4, 32>) \
-      keys(KiviValues<4, 8>) values(KiviValues<4, 8>) keys(KvTunerToken<4>) values(KvTunerToken<4>) keys(MikvKeys<4>)  \
-          values(MikvGroup<4>) keys(ZipVlKeys<4>) values(ZipVlValues<4>) keys(TurboQuant<4>) values(TurboQuant<4>)     \
-              keys(Q4_0) values(Q4_0)
-#define KVPARE_EXAMPLE_CODECS_3(keys, values)                                                                          \
-  keys(KiviKeys<3, 32>) keys(KiviKeys<3, 8>) values(KiviValues<3, 32>) values(KiviValues<3, 8>) keys(MikvKeys<3>)      \
-      values(MikvGroup<3>) keys(TurboQuant<3>) values(TurboQuant<3>)
-#define KVPARE_EXAMPLE_CODECS_2(keys, values)                                                                          \
-  keys(Int2) values(Int2) keys(KiviKeys<2, 32>) values(KiviKeys<2, 32>) keys(KiviKeys<2, 8>) values(KiviKeys<2, 8>)    \
-      keys(KiviValues<2, 32>) values(KiviValues<2, 32>) keys(KiviValues<2, 8>) values(KiviValues<2, 8>)                \
-          keys(KvTunerToken<2>) values(KvTunerToken<2>) keys(MikvKeys<2>) values(MikvGroup<2>) keys(ZipVlKeys<2>)      \
-              values(ZipVlValues<2>) keys(Ternary<>) values(Ternary<>)
-#define KVPARE_EXAMPLE_CODECS_THIN(keys, values)                                                                       \
-  keys(Thin<Raw<float>, 40>) keys(Thin<Raw<float>, 50>) keys(Thin<Raw<half>, 40>) keys(Thin<Raw<half>, 50>)            \
-      keys(Thin<Raw<bfloat16>, 40>) keys(Thin<Raw<bfloat16>, 50>) keys(Thin<KiviKeys<4, 32>, 50, 8>)                   \
-          keys(Thin<KiviKeys<4, 8>, 50, 8>)
-#define KVPARE_EXAMPLE_CODECS_SPECTRA(keys, values)                                                                    \
-  keys(VidKvKeys<50, 32>) keys(VidKvKeys<75, 32>) keys(VidKvKeys<50, 32, OneBit::literal>) keys(VidKvKeys<50, 8>)      \
-      keys(VidKvKeys<75, 8>) keys(VidKvKeys<50, 8, OneBit::literal>) values(VidKvValues<32>) values(VidKvValues<8>)    \
-          values(Ternary<TernaryFit::mean, Along::tokens, 32>) values(Ternary<TernaryFit::mean, Along::tokens, 8>)
-#define KVPARE_EXAMPLE_CODECS_OWN_WIDTHS(keys, values)                                                                 \
-  keys(Qaq<4, QaqSide::keys>) values(Qaq<4, QaqSide::values>) keys(Qaq<3, QaqSide::keys>)                              \
-      values(Qaq<3, QaqSide::values>) keys(Qaq<2, QaqSide::keys>) values(Qaq<2, QaqSide::values>)
-#define KVPARE_EXAMPLE_CODECS_LEARNT(keys, values)                                                                     \
-  keys(Unrotated<CsrKeys<4, 0, 256>>) values(CsrValues<4, 0, 256>) keys(Unrotated<CsrKeys<2, 0, 256>>)                 \
-      values(CsrValues<2, 0, 256>) keys(CsrKeys<4, 0, 256>) keys(KvQuantKeys<4>) values(KvQuantValues<4>)              \
-          keys(KvQuantKeys<3>) values(KvQuantValues<3>) keys(KvQuantKeys<2>) values(KvQuantValues<2>)                  \
-              keys(KvQuantRotatedKeys<3>)
+#define KVPARE_EXAMPLE_CODECS_8(on_keys, on_values)                                                               \
+  on_keys(Int8) on_values(Int8) on_keys(KiviKeys<8, 32>) on_keys(KiviKeys<8, 8>) on_keys(KiviValues<8, 32>)       \
+      on_values(KiviValues<8, 32>) on_keys(KiviValues<8, 8>) on_values(KiviValues<8, 8>) on_keys(KvTunerToken<8>) \
+          on_values(KvTunerToken<8>) on_keys(Fp8E4M3) on_values(Fp8E4M3) on_keys(Q8_0) on_values(Q8_0)
+#define KVPARE_EXAMPLE_CODECS_4(on_keys, on_values)                                                               \
+  on_keys(Int4) on_values(Int4) on_keys(KiviKeys<4, 32>) on_keys(KiviKeys<4, 8>) on_keys(KiviValues<4, 32>)       \
+      on_values(KiviValues<4, 32>) on_keys(KiviValues<4, 8>) on_values(KiviValues<4, 8>) on_keys(KvTunerToken<4>) \
+          on_values(KvTunerToken<4>) on_keys(MikvKeys<4>) on_values(MikvGroup<4>) on_keys(ZipVlKeys<4>)           \
+              on_values(ZipVlValues<4>) on_keys(TurboQuant<4>) on_values(TurboQuant<4>) on_keys(Q4_0) on_values(Q4_0)
+#define KVPARE_EXAMPLE_CODECS_3(on_keys, on_values)                                                         \
+  on_keys(KiviKeys<3, 32>) on_keys(KiviKeys<3, 8>) on_values(KiviValues<3, 32>) on_values(KiviValues<3, 8>) \
+      on_keys(MikvKeys<3>) on_values(MikvGroup<3>) on_keys(TurboQuant<3>) on_values(TurboQuant<3>)
+#define KVPARE_EXAMPLE_CODECS_2(on_keys, on_values)                                                               \
+  on_keys(Int2) on_values(Int2) on_keys(KiviKeys<2, 32>) on_values(KiviKeys<2, 32>) on_keys(KiviKeys<2, 8>)       \
+      on_values(KiviKeys<2, 8>) on_keys(KiviValues<2, 32>) on_values(KiviValues<2, 32>) on_keys(KiviValues<2, 8>) \
+          on_values(KiviValues<2, 8>) on_keys(KvTunerToken<2>) on_values(KvTunerToken<2>) on_keys(MikvKeys<2>)    \
+              on_values(MikvGroup<2>) on_keys(ZipVlKeys<2>) on_values(ZipVlValues<2>) on_keys(Ternary<>)          \
+                  on_values(Ternary<>)
+#define KVPARE_EXAMPLE_CODECS_THIN(on_keys, on_values)                                               \
+  on_keys(Thin<Raw<float>, 40>) on_keys(Thin<Raw<float>, 50>) on_keys(Thin<Raw<half>, 40>)           \
+      on_keys(Thin<Raw<half>, 50>) on_keys(Thin<Raw<bfloat16>, 40>) on_keys(Thin<Raw<bfloat16>, 50>) \
+          on_keys(Thin<KiviKeys<4, 32>, 50, 8>) on_keys(Thin<KiviKeys<4, 8>, 50, 8>)
+#define KVPARE_EXAMPLE_CODECS_SPECTRA(on_keys, on_values)                                                              \
+  on_keys(VidKvKeys<50, 32>) on_keys(VidKvKeys<75, 32>) on_keys(VidKvKeys<50, 32, OneBit::literal>)                    \
+      on_keys(VidKvKeys<50, 8>) on_keys(VidKvKeys<75, 8>) on_keys(VidKvKeys<50, 8, OneBit::literal>)                   \
+          on_values(VidKvValues<32>) on_values(VidKvValues<8>) on_values(Ternary<TernaryFit::mean, Along::tokens, 32>) \
+              on_values(Ternary<TernaryFit::mean, Along::tokens, 8>)
+#define KVPARE_EXAMPLE_CODECS_OWN_WIDTHS(on_keys, on_values)                                       \
+  on_keys(Qaq<4, QaqSide::keys>) on_values(Qaq<4, QaqSide::values>) on_keys(Qaq<3, QaqSide::keys>) \
+      on_values(Qaq<3, QaqSide::values>) on_keys(Qaq<2, QaqSide::keys>) on_values(Qaq<2, QaqSide::values>)
+#define KVPARE_EXAMPLE_CODECS_LEARNT(on_keys, on_values)                                                              \
+  on_keys(Unrotated<CsrKeys<4, 0, 256>>) on_values(CsrValues<4, 0, 256>) on_keys(Unrotated<CsrKeys<2, 0, 256>>)       \
+      on_values(CsrValues<2, 0, 256>) on_keys(CsrKeys<4, 0, 256>) on_keys(KvQuantKeys<4>) on_values(KvQuantValues<4>) \
+          on_keys(KvQuantKeys<3>) on_values(KvQuantValues<3>) on_keys(KvQuantKeys<2>) on_values(KvQuantValues<2>)     \
+              on_keys(KvQuantRotatedKeys<3>)
 
 #define KVPARE_EXAMPLE_KEYS(...) template const TileOps* tile_ops<__VA_ARGS__, Side::keys>(TileShape, Isa, int);
 #define KVPARE_EXAMPLE_VALUES(...) template const TileOps* tile_ops<__VA_ARGS__, Side::values>(TileShape, Isa, int);

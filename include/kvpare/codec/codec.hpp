@@ -108,7 +108,7 @@ struct Measured {
   Index query_vectors = 0;                     // rows times query heads in these sums
   const float *layer_min = nullptr, *layer_max = nullptr;  // [width] over all kv heads of the layer; or null
   RopeView rope = {};                                      // no pairs: none, or this is the side of the values
-  const float* rows = nullptr;          // [tokens, width] with state_reads_rows; [width] each, ascending in position
+  const float* rows = nullptr;          // [tokens, width] with state_reads_rows, in the order of the list
   const Position* positions = nullptr;  // [tokens] with state_reads_rows
   const float* numbers = nullptr;       // what the method says to its codecs, see Precision::numbers
   Index number_count = 0;

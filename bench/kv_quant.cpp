@@ -24,8 +24,9 @@ template <class K, class V>
 class Pages {
  public:
   Pages(const LayerShape& layer, Index token_count, bool gaps)
-      : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()), pages_(token_count / page_tokens),
-        keys_(cpu::tile_ops<K>(Side::keys, shape_, isa_, 16)), values_(cpu::tile_ops<V>(Side::values, shape_, isa_, 16)),
+      : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()),
+        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, isa_, 16)),
+        values_(cpu::tile_ops<V>(Side::values, shape_, isa_, 16)),
         key_bytes_(kvpare::round_up(keys_->tile_bytes(shape_), 64)),
         page_bytes_(key_bytes_ + kvpare::round_up(values_->tile_bytes(shape_), 64)),
         layers_(std::max<Index>(2, rotation_bytes() / bytes())), backend_({.threads = 1}),
@@ -59,7 +60,8 @@ class Pages {
       std::fill_n(sum_, group_, 0.0f);
       for (Index p = 0; p < pages_; ++p, at += page_bytes_) {
         const std::byte* next = at + page_bytes_;
-        keys_->score(kernels_, prepared_.data(), group_, rows(at, key_state_, p), {next, key_bytes_}, scores_, page_tokens);
+        keys_->score(kernels_, prepared_.data(), group_, rows(at, key_state_, p), {next, key_bytes_}, scores_,
+                     page_tokens);
         kernels_.running_softmax(scores_, page_tokens, group_, page_tokens, peak_, sum_, alpha_);
         values_->accumulate(kernels_, scores_, page_tokens, alpha_, group_, rows(at + key_bytes_, value_state_, p),
                             {next + key_bytes_, page_bytes_ - key_bytes_}, acc_, shape_.width);
@@ -90,7 +92,13 @@ class Pages {
     return state;
   }
   cpu::TileRows rows(const std::byte* tile, const std::vector<float>& state, Index page) const {
-    return {tile, shape_, state.data(), slots_, static_cast<int>(page_tokens), true, positions_.data() + page * page_tokens};
+    return {tile,
+            shape_,
+            state.data(),
+            slots_,
+            static_cast<int>(page_tokens),
+            true,
+            positions_.data() + page * page_tokens};
   }
 
   TileShape shape_;
@@ -123,10 +131,9 @@ bool add_kv_quant(std::string_view name, bool gaps = false) {
       auto& both = kept(text, [&] { return std::make_unique<Both>(llama_8b(), tokens, gaps); });
       std::vector<double> int4;
       const double bytes = static_cast<double>(both.own.bytes());
-      const double seconds =
-          run(state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = {of_read_bw(bytes, 1)}},
-              [&](Index i) { both.own.step(i); },
-              [&](Index i) { int4.push_back(seconds_of([&] { both.int4.step(i); })); });
+      const double seconds = run(
+          state, {.bytes = bytes, .tokens = static_cast<double>(tokens), .against = {of_read_bw(bytes, 1)}},
+          [&](Index i) { both.own.step(i); }, [&](Index i) { int4.push_back(seconds_of([&] { both.int4.step(i); })); });
       state.counters["of_int4"] = seconds / median(int4);
     });
   }

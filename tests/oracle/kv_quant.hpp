@@ -17,7 +17,8 @@ struct NuqNumber {
 inline int nearest_entry(const std::vector<double>& levels, double x) {
   int best = 0;
   for (int i = 1; i < static_cast<int>(levels.size()); ++i)
-    if (std::abs(levels[static_cast<std::size_t>(i)] - x) < std::abs(levels[static_cast<std::size_t>(best)] - x)) best = i;
+    if (std::abs(levels[static_cast<std::size_t>(i)] - x) < std::abs(levels[static_cast<std::size_t>(best)] - x))
+      best = i;
   return best;
 }
 
@@ -31,7 +32,8 @@ inline NuqNumber nuq_key(const std::vector<double>& levels, double lower, double
 }
 
 /// A token of values: the (listed + 1)th numbers from either end are its range, those beyond are outliers.
-inline std::vector<double> nuq_value_row(const std::vector<double>& levels, std::size_t listed, const std::vector<double>& row) {
+inline std::vector<double> nuq_value_row(const std::vector<double>& levels, std::size_t listed,
+                                         const std::vector<double>& row) {
   std::vector<double> sorted = row;
   std::sort(sorted.begin(), sorted.end());
   const double lower = sorted[listed], upper = sorted[sorted.size() - 1 - listed];

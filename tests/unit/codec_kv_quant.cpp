@@ -97,9 +97,7 @@ void keys_against_oracle(std::uint64_t seed) {
     }
   }
 }
-TEST(KvQuant, KeysAreTheOracles) {
-  keys_against_oracle<2>(1), keys_against_oracle<3>(2), keys_against_oracle<4>(3);
-}
+TEST(KvQuant, KeysAreTheOracles) { keys_against_oracle<2>(1), keys_against_oracle<3>(2), keys_against_oracle<4>(3); }
 
 TEST(KvQuant, OnlyTheFurthestOutliersAreListed) {
   const auto state = state_of<2>(8, -1, 1, example_levels);
@@ -154,7 +152,8 @@ TEST(KvQuant, CodebooksAreThoseOfKMeans) {
   const Doubles own_entries(normed.begin(), normed.begin() + 8);
   double total = 0, mean = 0, square = 0, own = 0, own_square = 0;
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const double y = static_cast<double>(normed[8 + static_cast<std::size_t>(oracle::nearest_entry(own_entries, x[i]))]);
+    const double y =
+        static_cast<double>(normed[8 + static_cast<std::size_t>(oracle::nearest_entry(own_entries, x[i]))]);
     total += weights[i], mean += weights[i] * y, square += weights[i] * y * y;
     own += weights[i] * x[i], own_square += weights[i] * x[i] * x[i];
   }
@@ -187,7 +186,8 @@ TEST(KvQuant, KeysLearnRangesAndLeaveOutTheFirstTokens) {
   KvQuantRanges<3>::make_state(width, measured, state.data());
   for (Index c = 0; c < width; ++c) {
     Doubles column;
-    for (Index t = 1; t < tokens; ++t) column.push_back(static_cast<double>(rows[static_cast<std::size_t>(t * width + c)]));
+    for (Index t = 1; t < tokens; ++t)
+      column.push_back(static_cast<double>(rows[static_cast<std::size_t>(t * width + c)]));
     const double lower = oracle::quantile(column, 0.005), upper = oracle::quantile(column, 0.995);
     EXPECT_NEAR(state[static_cast<std::size_t>(c)], (upper - lower) / 2, 1e-4);
     EXPECT_NEAR(state[static_cast<std::size_t>(width + c)], (upper + lower) / 2, 1e-4);

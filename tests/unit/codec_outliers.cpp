@@ -12,7 +12,8 @@
 namespace kvpare::test {
 namespace {
 
-constexpr float infinity = std::numeric_limits<float>::infinity(), not_a_number = std::numeric_limits<float>::quiet_NaN();
+constexpr float infinity = std::numeric_limits<float>::infinity(),
+                not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Outliers, BytesAreTheCodesAndThreePerNumber) {
   static_assert(Outliers<Symmetric<4>, 1>::tile_bytes({64, 128}) == 64 * (128 / 2 + 2 + 2 * 3));

@@ -40,7 +40,8 @@ TEST(Unrotated, RawRowsComeBackAsTheyAre) {
     for (Index t = 0; t < 7; ++t) {
       C::decode({16, at.width}, tile.data(), 2 + t, places[t], state.data(), row.data());
       for (Index c = 0; c < at.width; ++c)
-        EXPECT_NEAR(row[static_cast<std::size_t>(c)], rows[static_cast<std::size_t>(t * at.width + c)], 1e-6) << places[t];
+        EXPECT_NEAR(row[static_cast<std::size_t>(c)], rows[static_cast<std::size_t>(t * at.width + c)], 1e-6)
+            << places[t];
     }
   }
 }
@@ -63,7 +64,8 @@ TEST(Unrotated, WhatIsStoredIsTheOraclesRowBeforeItsRotation) {
     for (Index t = 0; t < 7; ++t) {
       Raw<float>::decode({16, at.width}, tile.data(), t, nullptr, row.data());
       for (Index c = 0; c < at.width; ++c)
-        EXPECT_NEAR(row[static_cast<std::size_t>(c)], before[static_cast<std::size_t>(t * at.width + c)], 1e-6) << places[t];
+        EXPECT_NEAR(row[static_cast<std::size_t>(c)], before[static_cast<std::size_t>(t * at.width + c)], 1e-6)
+            << places[t];
     }
   }
 }
@@ -113,8 +115,8 @@ TEST(Unrotated, StatesAreMadeOfRowsBeforeTheirRotation) {
   std::vector<float> rows;
   const Position positions[] = {7, 90};
   for (int t = 0; t < 2; ++t)
-    for (const double x :
-         oracle::rotated({before.begin() + 4 * t, before.begin() + 4 * t + 4}, rope.inverse_frequencies, false, positions[t]))
+    for (const double x : oracle::rotated({before.begin() + 4 * t, before.begin() + 4 * t + 4},
+                                          rope.inverse_frequencies, false, positions[t]))
       rows.push_back(static_cast<float>(x));
   const float peak[] = {3, 1, 4, 1}, squares[] = {2, 1, 4, 3}, nothing[4] = {};
   Measured m;
@@ -139,7 +141,8 @@ TEST(Unrotated, TilesOfCodecsThatCodeThemWhole) {
   std::vector<float> row(64);
   for (Index t = 0; t < 16; ++t) {
     C::decode({16, 64}, tile.data(), t, positions[static_cast<std::size_t>(t)], state.data(), row.data());
-    for (Index c = 0; c < 64; ++c) EXPECT_NEAR(row[static_cast<std::size_t>(c)], rows[static_cast<std::size_t>(t * 64 + c)], 0.4f);
+    for (Index c = 0; c < 64; ++c)
+      EXPECT_NEAR(row[static_cast<std::size_t>(c)], rows[static_cast<std::size_t>(t * 64 + c)], 0.4f);
   }
 }
 
@@ -152,8 +155,8 @@ TEST(Unrotated, AnyStateAndAnyPosition) {
     std::vector<float> state(static_cast<std::size_t>(C::state_floats(64)));
     for (std::size_t i = 0; i < state.size(); ++i)
       state[i] = std::bit_cast<float>(static_cast<std::uint32_t>(random_bits(seed, i)));
-    constexpr float counts[] = {0, 32, 33, -1, 1e30f, std::numeric_limits<float>::quiet_NaN(), 31.5f,
-                                std::numeric_limits<float>::infinity()};
+    constexpr float counts[] = {
+        0, 32, 33, -1, 1e30f, std::numeric_limits<float>::quiet_NaN(), 31.5f, std::numeric_limits<float>::infinity()};
     state[0] = counts[seed % 8];
     const Position p = static_cast<Position>(random_bits(seed, 999));
     C::encode({16, 64}, rows.data(), 0, 1, {&p, nullptr}, state.data(), tile.data());

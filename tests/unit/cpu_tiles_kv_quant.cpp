@@ -22,10 +22,13 @@ Inputs inputs_of(TileShape shape, Places places, bool learned) {
     in.rows.push_back(normal(1, i) * (i % shape.width % 37 == 5 ? 10.0f : 1.0f));
   for (Index t = 0; t < shape.tokens; ++t) {
     const auto p = static_cast<Position>(t);
-    in.positions.push_back(places == Places::consecutive ? p + 77 : places == Places::gaps ? 2 * p + p % 3 : p + (1 << 20));
+    in.positions.push_back(places == Places::consecutive ? p + 77
+                           : places == Places::gaps      ? 2 * p + p % 3
+                                                         : p + (1 << 20));
   }
   if (learned) {
-    const Rope rope = rope_of_base(shape.width / 2, 10000, shape.width == 64 ? RopePairing::interleaved : RopePairing::halves);
+    const Rope rope =
+        rope_of_base(shape.width / 2, 10000, shape.width == 64 ? RopePairing::interleaved : RopePairing::halves);
     in.state.resize(static_cast<std::size_t>(state_floats<C>(shape.width)));
     Measured m;
     m.rows = in.rows.data(), m.positions = in.positions.data(), m.tokens = shape.tokens, m.rope = rope.view();
@@ -81,11 +84,17 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
     ASSERT_TRUE(moved.intact());
 
     const Index n = static_cast<Index>(slots.list.size());
-    TileRows listed{tile.data(), shape, state, slots.list.data(), static_cast<int>(n), slots.gapless,
+    TileRows listed{tile.data(),
+                    shape,
+                    state,
+                    slots.list.data(),
+                    static_cast<int>(n),
+                    slots.gapless,
                     ops->reads_positions ? positions.data() : nullptr};
     if (side == Side::keys) {
       const Index stride = shape.width + 3, out_stride = 67;
-      std::vector<float> q(static_cast<std::size_t>(rows * stride), nan), out(static_cast<std::size_t>(rows * out_stride), nan);
+      std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
+          out(static_cast<std::size_t>(rows * out_stride), nan);
       for (Index i = 0; i < rows; ++i)
         for (Index c = 0; c < shape.width; ++c) q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
       TileMemory prepared(ops->query_bytes(rows, shape.width));
@@ -106,16 +115,19 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
             const double y = static_cast<double>(q[static_cast<std::size_t>(i * stride) + c]);
             sum += x * y, size += x * x, peak = std::max(peak, std::abs(x));
           }
-          ASSERT_NEAR(static_cast<double>(score), sum, bound * 4 * std::sqrt(size + static_cast<double>(w) * peak * peak) + 1e-5)
+          ASSERT_NEAR(static_cast<double>(score), sum,
+                      bound * 4 * std::sqrt(size + static_cast<double>(w) * peak * peak) + 1e-5)
               << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
         }
     } else {
       const Index acc_stride = round_up(shape.width, 16);
-      std::vector<float> p(static_cast<std::size_t>(rows * 64), nan), acc(static_cast<std::size_t>(rows * acc_stride), nan);
+      std::vector<float> p(static_cast<std::size_t>(rows * 64), nan),
+          acc(static_cast<std::size_t>(rows * acc_stride), nan);
       std::vector<float> alpha(static_cast<std::size_t>(rows));
       for (Index i = 0; i < rows; ++i) {
         alpha[static_cast<std::size_t>(i)] = i % 2 == 0 ? 0.0f : 0.25f;
-        for (Index t = 0; t < n; ++t) p[static_cast<std::size_t>(i * 64 + t)] = std::pow(random_unit(3, i * 64 + t), 4.0f);
+        for (Index t = 0; t < n; ++t)
+          p[static_cast<std::size_t>(i * 64 + t)] = std::pow(random_unit(3, i * 64 + t), 4.0f);
         for (Index c = 0; c < shape.width && i % 2 != 0; ++c)
           acc[static_cast<std::size_t>(i * acc_stride + c)] = normal(4, i * 300 + c);
       }
@@ -134,7 +146,8 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
             for (const float v : decoded[static_cast<std::size_t>(t)])
               largest = std::max(largest, std::abs(static_cast<double>(v)));
           }
-          ASSERT_NEAR(static_cast<double>(acc[at]), sum, bound * largest * std::sqrt(static_cast<double>(n)) + 1e-5) << "row " << i << " channel " << c;
+          ASSERT_NEAR(static_cast<double>(acc[at]), sum, bound * largest * std::sqrt(static_cast<double>(n)) + 1e-5)
+              << "row " << i << " channel " << c;
         }
     }
     ASSERT_TRUE(tile.intact());

@@ -166,9 +166,8 @@ class CodebookFit {
     bool moved = false;
     std::array<double, 16> next{};
     std::copy_n(centres, count, next.begin());
-    each_cluster(centres, count, [&](Index k, double weight, double all) {
-      next[static_cast<std::size_t>(k)] = all / weight;
-    });
+    each_cluster(centres, count,
+                 [&](Index k, double weight, double all) { next[static_cast<std::size_t>(k)] = all / weight; });
     for (Index k = 0; k < count; ++k) {
       moved = moved || next[static_cast<std::size_t>(k)] != centres[k];
       centres[k] = next[static_cast<std::size_t>(k)];
@@ -212,8 +211,8 @@ inline float quantile(std::vector<float>& x, double q) {
   const float a = x[static_cast<std::size_t>(low)];
   if (low + 1 >= static_cast<std::ptrdiff_t>(x.size())) return a;
   const float b = *std::min_element(x.begin() + low + 1, x.end());
-  return static_cast<float>(static_cast<double>(a) + (static_cast<double>(b) - static_cast<double>(a)) *
-                                                         (at - static_cast<double>(low)));
+  return static_cast<float>(static_cast<double>(a) +
+                            (static_cast<double>(b) - static_cast<double>(a)) * (at - static_cast<double>(low)));
 }
 
 }  // namespace detail
@@ -228,8 +227,7 @@ inline float quantile(std::vector<float>& x, double q) {
 /// NaN       counts as 0
 /// State     a Codebook
 template <int bits>
-struct NuqCodes : detail::GroupTiles<NuqCodes<bits>,
-                                     GroupForm{.bits = bits, .table = true, .scale = ScaleType::one}> {
+struct NuqCodes : detail::GroupTiles<NuqCodes<bits>, GroupForm{.bits = bits, .table = true, .scale = ScaleType::one}> {
  private:
   static constexpr ShortText text = [] { return ShortText("nuq") << Index{bits}; }();
 
@@ -285,8 +283,8 @@ struct NuqCodes : detail::GroupTiles<NuqCodes<bits>,
 /// NaN     counts as 0, infinities as ±2^126; range and middle beyond 65504 are that; a range of 0 decodes to the middle
 /// State   a Codebook
 template <int bits>
-struct NuqRange : detail::GroupTiles<NuqRange<bits>,
-                                     GroupForm{.bits = bits, .table = true, .zero = ZeroType::minimum}> {
+struct NuqRange
+    : detail::GroupTiles<NuqRange<bits>, GroupForm{.bits = bits, .table = true, .zero = ZeroType::minimum}> {
  private:
   static constexpr ShortText text = [] { return ShortText("nuq") << Index{bits} << "_range"; }();
 
@@ -405,8 +403,7 @@ struct KvQuantRanges : ChannelAffine<Outliers<NuqCodes<bits>, per_side>> {
       std::copy_n(rows.rows + t * width, width, row.begin());
       Base::forward(width, state, row.data());
       for (Index c = 0; c < width; ++c)
-        if (state[c] >= detail::least_scale)
-          book.add(row[static_cast<std::size_t>(c)], rows.weight(t * width + c));
+        if (state[c] >= detail::least_scale) book.add(row[static_cast<std::size_t>(c)], rows.weight(t * width + c));
     }
     book.make_state<bits>(fit, state + 2 * width);
   }

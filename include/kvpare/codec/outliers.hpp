@@ -1,6 +1,7 @@
 // A few numbers of every token beside its codes: those that would stretch the range of all others.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "../core/text.hpp"
@@ -13,7 +14,8 @@ namespace kvpare {
 /// A codec that says itself which numbers lie outside: `pick(width, state, row, per_side, channels)` writes at most
 /// 2 * per_side different channels and gives their count. It codes the row as it is, what it picked included.
 template <class C>
-concept PicksOutliers = Codec<C> && requires(Index width, const float* state, const float* row, std::uint16_t* channels) {
+concept PicksOutliers = Codec<C> &&
+    requires(Index width, const float* state, const float* row, std::uint16_t* channels) {
   { C::pick(width, state, row, width, channels) } -> std::same_as<Index>;
 };
 
@@ -52,9 +54,7 @@ struct Outliers {
   static constexpr KVPARE_HD bool fits(TileShape t) {
     return slots < t.width && t.width <= detail::max_coded_width && Inner::fits({1, t.width}) && Inner::fits(t);
   }
-  static constexpr KVPARE_HD Index row_bytes(Index width) {
-    return Inner::tile_bytes({1, width}) + list_bytes(width);
-  }
+  static constexpr KVPARE_HD Index row_bytes(Index width) { return Inner::tile_bytes({1, width}) + list_bytes(width); }
   static constexpr KVPARE_HD Index tile_bytes(TileShape t) { return t.tokens * row_bytes(t.width); }
   static constexpr KVPARE_HD Index state_floats(Index width) { return kvpare::state_floats<Inner>(width); }
 
@@ -82,14 +82,15 @@ struct Outliers {
     const std::byte* list = bytes + Inner::tile_bytes({1, t.width});
     Inner::decode({1, t.width}, bytes, 0, state, row);
     for (Index k = 0; k < slots; ++k) {
-      const auto c = static_cast<Index>(
-          detail::get_bytes(list + 2 * slots + k * channel_bytes(t.width), channel_bytes(t.width)));
+      const auto c =
+          static_cast<Index>(detail::get_bytes(list + 2 * slots + k * channel_bytes(t.width), channel_bytes(t.width)));
       if (c < t.width) row[c] += detail::half_to_float(static_cast<std::uint16_t>(detail::get_bytes(list + 2 * k, 2)));
     }
   }
 
   /// What Inner codes of a row, NaN and infinities gone, and the channels that are listed: their count.
-  static KVPARE_HD Index split(Index width, const float* state, const float* row, float* seen, std::uint16_t* channels) {
+  static KVPARE_HD Index split(Index width, const float* state, const float* row, float* seen,
+                               std::uint16_t* channels) {
     for (Index c = 0; c < width; ++c) seen[c] = detail::as_coded(row[c]);
     if constexpr (inner_picks) {
       return Inner::pick(width, state, seen, per_side, channels);
@@ -108,8 +109,8 @@ struct Outliers {
   static void make_state(Index width, const Measured& measured, float* state) requires(MakesState<Inner>) {
     if (inner_picks || measured.rows == nullptr) return Inner::make_state(width, measured, state);
     const auto w = static_cast<std::size_t>(width);
-    std::vector<float> rows(measured.rows, measured.rows + measured.tokens * width), low(w, INFINITY), high(w, -INFINITY),
-        seen(w);
+    std::vector<float> rows(measured.rows, measured.rows + measured.tokens * width), low(w, INFINITY),
+        high(w, -INFINITY), seen(w);
     std::uint16_t channels[slots];
     for (Index r = 0; r < measured.tokens; ++r) {
       float* row = rows.data() + r * width;

@@ -147,13 +147,14 @@ struct Unrotated {
       encode_rows<Inner>(t, turned, first + r, n, facts.from(r), inner_state(t.width, state), tile);
     }
   }
-  static void decode(TileShape t, const std::byte* tile, Index slot, Position position, const float* state, float* row) {
+  static void decode(TileShape t, const std::byte* tile, Index slot, Position position, const float* state,
+                     float* row) {
     decode_row<Inner>(t, tile, slot, position, inner_state(t.width, state), row);
     Rotation(t.width, state).turn(row, position);
   }
 
-  static void make_state(Index width, const Measured& m, float* state)
-      requires(kvpare::state_floats<Inner>(1) == 0 || MakesState<Inner>) {
+  static void make_state(Index width, const Measured& m,
+                         float* state) requires(kvpare::state_floats<Inner>(1) == 0 || MakesState<Inner>) {
     Rotation::write_state(width, m.rope, state);
     if constexpr (MakesState<Inner>) {
       const auto w = static_cast<std::size_t>(width);

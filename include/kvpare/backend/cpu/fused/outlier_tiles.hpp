@@ -58,7 +58,8 @@ struct OutlierTiles {
   static void decode_block(TileShape s, const std::byte* tile, Index first, const float* state, const float* gain,
                            const float* shift, float* out) requires requires {
     Tiles::decode_block(s, tile, first, state, gain, shift, out);
-  } {
+  }
+  {
     Tiles::decode_block(s, tile, first, state, gain, shift, out);
     Set::add_listed(list_of(s, tile), first, s.width, gain, out);
   }
@@ -100,9 +101,7 @@ struct OutlierTiles {
   }
 
   /// Behind the prepared queries: the rows as floats [rows][max_width], for the list.
-  static Index query_bytes(Index rows, Index width) {
-    return Tiles::query_bytes(rows, width) + rows * max_width * 4;
-  }
+  static Index query_bytes(Index rows, Index width) { return Tiles::query_bytes(rows, width) + rows * max_width * 4; }
   static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
                             const float* state, std::byte* prepared) {
     Tiles::prepare_query(k, q, q_stride, rows, width, state, prepared);
@@ -121,7 +120,8 @@ struct OutlierTiles {
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     Tiles::accumulate(k, p, p_stride, alpha, rows, values, ahead, acc, acc_stride);
-    if (values.count > 0) Set::accumulate_listed(list_of(values.shape, values.tile), values, p, p_stride, rows, acc, acc_stride);
+    if (values.count > 0)
+      Set::accumulate_listed(list_of(values.shape, values.tile), values, p, p_stride, rows, acc, acc_stride);
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 

@@ -92,7 +92,8 @@ struct UnrotatedTiles {
       straight = bent == 0;
     }
     for (Index b = 0; b < blocks; ++b) {
-      for (Index i = lines * b / blocks; i < lines * (b + 1) / blocks; ++i) __builtin_prefetch(ahead.data + i * 64, 0, 3);
+      for (Index i = lines * b / blocks; i < lines * (b + 1) / blocks; ++i)
+        __builtin_prefetch(ahead.data + i * 64, 0, 3);
       if ((listed >> 16 * b & 0xffff) == 0) continue;
       Position positions[16] = {}, base = 0;
       bool in_line = true;

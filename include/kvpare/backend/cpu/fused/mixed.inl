@@ -134,6 +134,9 @@ void score_mixed(const MixedKeyCall& call) {
 
 // ---- values ----
 
+// Scales are taken times this: products with the smallest probabilities stay normal numbers, which are a lot faster.
+inline constexpr float p_unit = 0x1p40f;
+
 struct MixedValueRun {
   const MixedTile& tile;
   const ValueRow* p;
@@ -268,13 +271,13 @@ void accumulate_mixed_rows(const MixedValueCall& call, const std::uint8_t* at, c
   ValueRow rows[R];
   alignas(64) float up[max_tokens];
   KVPARE_UNROLL for (int i = 0; i < R; ++i) {
-    const bool counts = top[i] >= 0x1p-100f && bad[i] == 0;
+    const bool counts = top[i] >= 0x1p-100f * p_unit && bad[i] == 0;
     const Vec factor_up = broadcast(counts ? largest_p<wide> / top[i] : 0.0f);
     for (Index t = 0; t < max_tokens; t += lanes) store(up + t, factor_up);
     if (!counts)
       for (Index t = 0; t < max_tokens; t += lanes) store(x[i] + t, zero());
     pack_row<wide>(x[i], up, 1.0f, max_tokens, rows[i]);
-    factor[i] = (counts ? top[i] / largest_p<wide> : 0.0f) + bad[i];
+    factor[i] = (counts ? top[i] / (largest_p<wide> * p_unit) : 0.0f) + bad[i];
   }
   alignas(64) float sums[MixedLoop<wide, R, 1>::by_fours ? (R + 3) / 4 * 4 * max_width : 1];
 #if KVPARE_MANY_REGISTERS
@@ -309,7 +312,7 @@ void accumulate_mixed(const MixedValueCall& call) {
         delta[k + t] = delta[k + tile.slots[t]], channel[k + t] = channel[k + tile.slots[t]];
   for (Index t = 0; t < tile.shape.tokens; t += lanes) {
     const int bits = tile.bits[t / 16];  // codes are taken at the top of a byte
-    store(scale + t, mul(absolute(load(scale + t)), broadcast(bits > 0 ? 1.0f / static_cast<float>(1 << (8 - bits)) : 0.0f)));
+    store(scale + t, mul(absolute(load(scale + t)), broadcast(bits > 0 ? p_unit / static_cast<float>(1 << (8 - bits)) : 0.0f)));
   }
   for (Index t = 0; t < max_tokens; ++t) at[t] = max_tokens - 1;  // p has no 64th one, or every place is written now
   for (int t = 0; t < tile.count; ++t) at[tile.places[t]] = static_cast<std::uint8_t>(t);

@@ -14,6 +14,7 @@
 // | `C::state_floats(width)`                               | `Index`  | optional, 0 without: floats of state, see below      |
 // | `C::reads_facts`                                       | `bool`   | optional: `encode(shape, rows, first, count, facts, state, tile)`, |
 // |                                                        |          | see TokenFacts                                       |
+// | `C::reads_attention`                                   | `bool`   | optional, with reads_facts: false where positions are all it reads |
 // | `C::reads_positions`                                   | `bool`   | optional, with reads_facts: `decode(shape, tile, slot, position, state, row)` |
 // | `C::host_only`                                         | `bool`   | optional: no kernel can call it; a device refuses the format       |
 //
@@ -166,6 +167,14 @@ constexpr KVPARE_HD bool reads_facts() {
     return C::reads_facts;
   else
     return false;
+}
+/// And does it go by their attention? It does unless `C::reads_attention` is false.
+template <Codec C>
+constexpr KVPARE_HD bool reads_attention() {
+  if constexpr (requires { C::reads_attention; })
+    return C::reads_attention;
+  else
+    return reads_facts<C>();
 }
 /// Does its decode take the position of the token?
 template <Codec C>

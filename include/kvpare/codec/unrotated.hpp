@@ -121,6 +121,8 @@ struct Unrotated {
   static constexpr bool needs_rope = true, ranges_of_all = kvpare::ranges_of_all<Inner>();
   static constexpr bool needs_query_peak = kvpare::needs_query_peak<Inner>();
   static constexpr bool needs_query_window = kvpare::needs_query_window<Inner>();
+  static constexpr bool state_of_layer = kvpare::state_of_layer<Inner>(), needs_state = kvpare::needs_state<Inner>();
+  static constexpr bool reads_attention = kvpare::reads_attention<Inner>();
 
   static constexpr bool fits(TileShape t) {
     return t.width >= 1 && t.width <= detail::max_coded_width && (rows_move || t.tokens <= 64) && Inner::fits(t);

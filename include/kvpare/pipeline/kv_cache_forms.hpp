@@ -330,14 +330,14 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     running.start(*be_, at.running.scorer(), at.running.data(), at.running.slots(), source, page_tokens_);
     running.count_rows_up_to(at.running.last_row());
   }
-  if constexpr (detail::any_reads_facts<FormatList>())
+  if constexpr (detail::any_reads_attention<FormatList>())
     if (at.aging.park) park(at, layer, lists);
   std::vector<EncodeList> encodes;
   std::vector<Buffer<B, float>> attention;
   for (std::size_t h = 0; h < lists.size(); ++h) {
     if (lists[h].pages.empty()) continue;
     attention.emplace_back();
-    if constexpr (detail::any_reads_facts<FormatList>()) attention.back() = attention_of(at, h, written_from(lists[h]));
+    if constexpr (detail::any_reads_attention<FormatList>()) attention.back() = attention_of(at, h, written_from(lists[h]));
     encodes.push_back({formats, at.heads[h].states, lists[h].pages, lists[h].pieces, shape(layer).key_dim,
                        shape(layer).value_dim, page_tokens_, lists[h].positions, attention.back().data()});
   }

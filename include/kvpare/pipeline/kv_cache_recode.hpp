@@ -20,13 +20,13 @@ struct TakeAttention {
   }
 };
 
-/// Does a format of the list code tokens by what is known of them?
+/// Does a format of the list (any of them, or `wanted`) code tokens by their attention?
 template <class FormatList>
-constexpr bool any_reads_facts(int wanted = -1) {
+constexpr bool any_reads_attention(int wanted = -1) {
   bool any = false;
   FormatList::for_each([&](int format, auto pair) {
     if (wanted < 0 || wanted == format)
-      any = any || reads_facts<typename decltype(pair)::Key>() || reads_facts<typename decltype(pair)::Value>();
+      any = any || reads_attention<typename decltype(pair)::Key>() || reads_attention<typename decltype(pair)::Value>();
   });
   return any;
 }
@@ -87,7 +87,7 @@ void KvCache<B, Listed>::park(Layer& at, Index layer, const std::vector<Reformed
     std::vector<std::uint64_t> words(list.entries.size(), 0);
     bool any = false;
     for (const EncodePage& page : lists[h].pages) {
-      if (!detail::any_reads_facts<FormatList>(page.format)) continue;
+      if (!detail::any_reads_attention<FormatList>(page.format)) continue;
       for (Index slot = 0; slot < page_tokens_; ++slot) {
         const std::int32_t from = lists[h].source[static_cast<std::size_t>(page.entry * page_tokens_ + slot)];
         if (from < 0) continue;
@@ -110,7 +110,7 @@ void KvCache<B, Listed>::park(Layer& at, Index layer, const std::vector<Reformed
 /// Codes anew, in lots of a few pages: rows as appended go to pages taken for the while, and from there into the form.
 template <Backend B, class Listed>
 void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
-  if constexpr (!detail::any_reads_facts<FormatList>()) return;
+  if constexpr (!detail::any_reads_attention<FormatList>()) return;
   for (Index l = 0; l < layers(); ++l) {
     Layer& at = s.layers[static_cast<std::size_t>(l)];
     if (!at.aging.recode || !at.running.is_of(RecentMaximum::name)) continue;
@@ -118,7 +118,7 @@ void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
       std::vector<std::size_t> due;
       for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e)
         if (const Entry& entry = at.heads[h].entries[e];
-            entry.live != 0 && detail::any_reads_facts<FormatList>(entry.format))
+            entry.live != 0 && detail::any_reads_attention<FormatList>(entry.format))
           due.push_back(e);
       constexpr std::size_t few = 16;
       for (std::size_t first = 0; first < due.size(); first += few)

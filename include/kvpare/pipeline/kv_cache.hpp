@@ -97,6 +97,21 @@ struct LayerScores {
   std::vector<std::vector<float>> values;  // [kv head][token]
 };
 
+namespace detail {
+
+/// Does a format of the list (any of them, or `wanted`) code tokens by their attention?
+template <class FormatList>
+constexpr bool any_reads_attention(int wanted = -1) {
+  bool any = false;
+  FormatList::for_each([&](int format, auto pair) {
+    if (wanted < 0 || wanted == format)
+      any = any || reads_attention<typename decltype(pair)::Key>() || reads_attention<typename decltype(pair)::Value>();
+  });
+  return any;
+}
+
+}  // namespace detail
+
 /// The KV cache of many sequences of one model, in pages of the listed formats from one pool.
 ///
 /// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an

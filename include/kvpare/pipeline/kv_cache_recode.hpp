@@ -20,17 +20,6 @@ struct TakeAttention {
   }
 };
 
-/// Does a format of the list (any of them, or `wanted`) code tokens by their attention?
-template <class FormatList>
-constexpr bool any_reads_attention(int wanted = -1) {
-  bool any = false;
-  FormatList::for_each([&](int format, auto pair) {
-    if (wanted < 0 || wanted == format)
-      any = any || reads_attention<typename decltype(pair)::Key>() || reads_attention<typename decltype(pair)::Value>();
-  });
-  return any;
-}
-
 }  // namespace detail
 
 /// What is known of the attention of slots about to be coded: `source` says from which slot each of them comes.

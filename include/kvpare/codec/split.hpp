@@ -83,6 +83,7 @@ struct Split {
   static void encode(TileShape t, const float* rows, Index first_slot, Index count, const float* state,
                      std::byte* tile) requires(!rows_move) {
     float part[64 * detail::max_coded_width];
+    part[0] = 0;  // or g++ 12 takes it for uninitialised: it does not see that there are rows
     const Index n = first_width(t.width);
     gather(rows, t.width, 0, n, count, part);
     A::encode(first(t), part, first_slot, count, first_state(t.width, state), tile);

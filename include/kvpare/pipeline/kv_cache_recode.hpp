@@ -99,25 +99,25 @@ void KvCache<B, Listed>::park(Layer& at, Index layer, const std::vector<Reformed
 /// Codes anew, in lots of a few pages: rows as appended go to pages taken for the while, and from there into the form.
 template <Backend B, class Listed>
 void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
-  if constexpr (!detail::any_reads_attention<FormatList>()) return;
-  for (Index l = 0; l < layers(); ++l) {
-    Layer& at = s.layers[static_cast<std::size_t>(l)];
-    if (!at.aging.recode || !at.running.is_of(RecentMaximum::name)) continue;
-    for (std::size_t h = 0; h < at.heads.size(); ++h) {
-      std::vector<std::size_t> due;
-      for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e)
-        if (const Entry& entry = at.heads[h].entries[e];
-            entry.live != 0 && detail::any_reads_attention<FormatList>(entry.format))
-          due.push_back(e);
-      constexpr std::size_t few = 16;
-      for (std::size_t first = 0; first < due.size(); first += few)
-        recode_some(at, l, h, std::span(due).subspan(first, std::min(few, due.size() - first)), report);
-      std::erase_if(at.heads[h].parked, [&](const auto& lot) {
-        const HeadPages list = list_of(at.heads[h], l);
-        return selection_at(list, lot->positions).count() == 0;
-      });
+  if constexpr (detail::any_reads_attention<FormatList>())
+    for (Index l = 0; l < layers(); ++l) {
+      Layer& at = s.layers[static_cast<std::size_t>(l)];
+      if (!at.aging.recode || !at.running.is_of(RecentMaximum::name)) continue;
+      for (std::size_t h = 0; h < at.heads.size(); ++h) {
+        std::vector<std::size_t> due;
+        for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e)
+          if (const Entry& entry = at.heads[h].entries[e];
+              entry.live != 0 && detail::any_reads_attention<FormatList>(entry.format))
+            due.push_back(e);
+        constexpr std::size_t few = 16;
+        for (std::size_t first = 0; first < due.size(); first += few)
+          recode_some(at, l, h, std::span(due).subspan(first, std::min(few, due.size() - first)), report);
+        std::erase_if(at.heads[h].parked, [&](const auto& lot) {
+          const HeadPages list = list_of(at.heads[h], l);
+          return selection_at(list, lot->positions).count() == 0;
+        });
+      }
     }
-  }
 }
 
 template <Backend B, class Listed>

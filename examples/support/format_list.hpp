@@ -4,6 +4,12 @@
 #include <algorithm>
 #include <iomanip>
 #include <kvpare/any_backend.hpp>
+#include <kvpare/codec/kv_quant.hpp>
+#include <kvpare/codec/qaq.hpp>
+#include <kvpare/codec/sparse.hpp>
+#include <kvpare/codec/thin.hpp>
+#include <kvpare/codec/unrotated.hpp>
+#include <kvpare/codec/vid_kv.hpp>
 #include <ostream>
 #include <sstream>
 #include <string>

@@ -20,7 +20,10 @@ namespace {
 template <class... Cs>
 std::vector<CodecEntry> entries() {
   return {CodecEntry{Cs::name, [](kvpare::TileShape s) { return Cs::fits(s); },
-                     [](kvpare::TileShape s) { return Cs::tile_bytes(s); }, kvpare::round_trip<Cs>}...};
+                     [](kvpare::TileShape s) { return Cs::tile_bytes(s); },
+                     [](const std::vector<float>& rows, Index width, Index page_tokens, const std::vector<float>& query_peak) {
+                       return kvpare::round_trip<Cs>(rows, width, page_tokens, {.query_peak = query_peak});
+                     }}...};
 }
 
 template <Index group>

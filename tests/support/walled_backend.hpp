@@ -10,6 +10,7 @@ namespace kvpare::test {
 class WalledBackend : public WalledMemory {
  public:
   static constexpr std::string_view name = "walled";
+  static constexpr bool on_host = true;
 
   explicit WalledBackend(Index arena_bytes = Index{256} << 20) : WalledMemory(arena_bytes), verbs_({.threads = 1}) {}
 

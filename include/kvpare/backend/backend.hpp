@@ -27,6 +27,8 @@
 // | `be.support(geometry)`            | how well it attends to pages of that format: fused or generic                    |
 // | `be.attend(shape, batch, kind)`   | paged attention of a batch, see AttendSequence                                   |
 //
+// | `B::on_host`                      | optional `bool`: `each` and the codecs run on the host, any codec goes            |
+//
 // Verbs are queued in order on one stream of work; none waits, none throws after the work has begun.
 #pragma once
 
@@ -54,6 +56,15 @@ struct Fill {
   KVPARE_HD void operator()(Index i) const { to[i] = value; }
 };
 }  // namespace detail
+
+/// Does a backend run what cannot run on a device?
+template <class B>
+constexpr bool is_on_host() {
+  if constexpr (requires { B::on_host; })
+    return B::on_host;
+  else
+    return false;
+}
 
 template <class B>
 concept Backend = requires(B& be, Index n, void* memory, const void* source, std::span<const MaskedRow> rows,

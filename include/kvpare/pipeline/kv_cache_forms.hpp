@@ -520,7 +520,8 @@ class KvCache<B, Listed>::StateSources {
     }
     const Buffer<B, float> numbers(be, std::span<const float>(at_.aging.numbers)),
         gathered(be, state_reads_rows<C>() ? starts.back() * width : 0);
-    const Buffer<B, Position> places(be, std::span<const Position>(positions));
+    Buffer<B, Position> places;
+    if constexpr (state_reads_rows<C>()) places = Buffer<B, Position>(be, std::span<const Position>(positions));
     Index states = heads;
     if constexpr (state_of_layer<C>()) {
       states = 1, starts = {0, starts.back()};
@@ -565,7 +566,7 @@ std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
       const auto block = empty_state(layer, format);
       const StateSources sources(*this, at, layer, words);
       const auto make = [&]<class C>(C*, Side side, Index floats) {
-        if constexpr (MakesState<C>)
+        if constexpr (MakesState<C> && (is_on_host<B>() || !host_only<C>()))  // a device refuses the others
           sources.template make<C>(side, block->memory.data() + block->offset(side, 0), block->stride());
         else  // Neutral: as null would be, which a block cannot say for one side only.
           require(floats == 0, "layer ", layer, ": ", C::name,

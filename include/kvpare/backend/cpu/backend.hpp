@@ -34,6 +34,7 @@ struct Options {
 class Backend {
  public:
   static constexpr std::string_view name = "cpu";
+  static constexpr bool on_host = true;
   struct Ticket {};
 
   explicit Backend(Options options = {}) : isa_(options.isa), probability_bits_(options.probability_bits) {

@@ -21,7 +21,7 @@ namespace {
 
 using Half = Raw<half>;
 using Dictionary = Pair<Unrotated<CsrKeys<8, 0, 64>>, CsrValues<8, 0, 64>>;
-using Listed = Formats<Pair<Half, Half>, Pair<Symmetric<4, 32>, Symmetric<4, 32>>,        // beside the others
+using Listed = Formats<Pair<Half, Half>, Pair<Symmetric<4, 16>, Symmetric<4, 16>>,        // beside the others
                        Pair<Thin<Half, 40>, Half>,                                         //
                        Pair<Thin<Symmetric<4, 16>, 50, 16>, Symmetric<4, 32>>,             //
                        Pair<Thin<KiviKeys<4, 32>, 50, 16>, KiviValues<4, 32>>,             //

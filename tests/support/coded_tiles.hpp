@@ -83,6 +83,79 @@ inline double square_of_ranges(Index group, const std::vector<float>& row) {
   return sum;
 }
 
+/// Scores of drawn queries are those of the rows that the listed slots decode to, within `tolerance(t)` of the t-th slot.
+template <class Tolerance>
+void expect_scores(const TileOps* ops, const Kernels& k, const TileRows& listed, Index rows,
+                   const std::vector<std::vector<float>>& decoded, const Tolerance& tolerance) {
+  const Index n = listed.count, width = listed.shape.width, stride = width + 3, out_stride = 67;
+  std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
+      out(static_cast<std::size_t>(rows * out_stride), nan);
+  for (Index i = 0; i < rows; ++i)
+    for (Index c = 0; c < width; ++c) q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
+  TileMemory prepared(ops->query_bytes(rows, width));
+  ops->prepare_query(k, q.data(), stride, rows, width, listed.state, prepared.data());
+  ASSERT_TRUE(prepared.intact());
+  ops->score(k, prepared.data(), rows, listed, {listed.tile, ops->tile_bytes(listed.shape)}, out.data(), out_stride);
+  ASSERT_TRUE(prepared.intact());
+  for (Index i = 0; i < rows; ++i) {
+    for (Index t = n; t < out_stride; ++t) ASSERT_TRUE(std::isnan(out[static_cast<std::size_t>(i * out_stride + t)]));
+    for (Index t = 0; t < n; ++t) {
+      double sum = 0;
+      for (Index c = 0; c < width; ++c)
+        sum += static_cast<double>(decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)]) *
+               static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
+      ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum, tolerance(t) + 1e-5)
+          << "row " << i << " slot " << int{listed.slots[t]};
+    }
+  }
+}
+
+/// Sums of drawn probabilities, behind scaled accumulators or at their start, are those of the rows that the listed slots
+/// decode to, within `tolerance(p)` for the probabilities of a row.
+template <class Tolerance>
+void expect_sums(const TileOps* ops, const Kernels& k, const TileRows& listed, Index rows,
+                 const std::vector<std::vector<float>>& decoded, const Tolerance& tolerance) {
+  const Index n = listed.count, width = listed.shape.width, stride = 64, acc_stride = round_up(width, 16);
+  std::vector<float> p(static_cast<std::size_t>(rows * stride), nan),
+      acc(static_cast<std::size_t>(rows * acc_stride), nan), alpha(static_cast<std::size_t>(rows));
+  for (Index i = 0; i < rows; ++i) {
+    alpha[static_cast<std::size_t>(i)] = ops->folds || i % 3 == 0 ? 0.0f : 0.25f;
+    const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
+    for (Index t = 0; t < n; ++t)
+      p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
+    if (i % 3 != 0)
+      for (Index c = 0; c < width; ++c)
+        acc[static_cast<std::size_t>(i * acc_stride + c)] = tiny * normal(4, i * 300 + c);
+  }
+  const float* factors = rows == 2 ? nullptr : alpha.data();
+  if (factors == nullptr) std::fill(acc.begin(), acc.end(), 0.0f);
+  const std::vector<float> before = acc;
+  ops->accumulate(k, p.data(), stride, factors, rows, listed, {listed.tile, ops->tile_bytes(listed.shape)}, acc.data(),
+                  acc_stride);
+  if (ops->folds) {  // what is stored becomes what it stands for
+    std::vector<float> sums(static_cast<std::size_t>(rows), 0.0f);
+    for (Index i = 0; i < rows; ++i)
+      for (Index t = 0; t < n; ++t) sums[static_cast<std::size_t>(i)] += p[static_cast<std::size_t>(i * stride + t)];
+    ops->finish_output(rows, width, listed.state, sums.data(), acc.data(), acc_stride);
+  }
+  for (Index i = 0; i < rows; ++i) {
+    const float* of_row = p.data() + i * stride;
+    const double allowed = tolerance(of_row);
+    for (Index c = 0; c < width; ++c) {
+      const auto at = static_cast<std::size_t>(i * acc_stride + c);
+      const float a = factors == nullptr ? 0.0f : alpha[static_cast<std::size_t>(i)];
+      double sum = a == 0 ? 0.0 : static_cast<double>(a) * static_cast<double>(before[at]);
+      double size = std::abs(sum);
+      for (Index t = 0; t < n; ++t) {
+        const double x = static_cast<double>(of_row[t]) *
+                         static_cast<double>(decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)]);
+        sum += x, size += std::abs(x);
+      }
+      ASSERT_NEAR(static_cast<double>(acc[at]), sum, allowed + 1e-6 * size) << "row " << i << " channel " << c;
+    }
+  }
+}
+
 template <Codec C>
 void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vector<Index> row_counts, double bound,
            const float* given_state = nullptr) {
@@ -151,79 +224,26 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
       }
       for (const float x : peak) square_of_peaks += static_cast<double>(x) * static_cast<double>(x);
     }
+    // An integer query is off by a share of its largest number: relative to |k| times that, by sqrt(width).
+    const auto of_score = [&](Index t) {
+      const std::vector<float>& row = decoded[static_cast<std::size_t>(t)];
+      double size = square_of_peaks;
+      for (const float x : row) size += static_cast<double>(x) * static_cast<double>(x);
+      if constexpr (GroupCodec<C>)
+        size += square_of_ranges(C::form.along == Along::channels ? C::form.group_of(shape) : shape.width, row);
+      return bound * 4 * std::sqrt(size);
+    };
+    const auto of_sum = [&](const float* p) {
+      double largest = 0;
+      for (const std::vector<float>& row : decoded)
+        for (const float v : row) largest = std::max(largest, std::abs(static_cast<double>(v)));
+      return bound * largest * static_cast<double>(*std::max_element(p, p + n)) * 8;
+    };
     for (const Index rows : row_counts)
-      if (side == Side::keys) {
-        const Index stride = shape.width + 3, out_stride = 67;
-        std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
-            out(static_cast<std::size_t>(rows * out_stride), nan);
-        for (Index i = 0; i < rows; ++i)
-          for (Index c = 0; c < shape.width; ++c)
-            q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
-        TileMemory prepared(ops->query_bytes(rows, shape.width));
-        ops->prepare_query(k, q.data(), stride, rows, shape.width, state, prepared.data());
-        ASSERT_TRUE(prepared.intact());
-        ops->score(k, prepared.data(), rows, listed, {tile.data(), bytes}, out.data(), out_stride);
-        for (Index i = 0; i < rows; ++i) {
-          for (Index t = n; t < out_stride; ++t)
-            ASSERT_TRUE(std::isnan(out[static_cast<std::size_t>(i * out_stride + t)]));
-          for (Index t = 0; t < n; ++t) {
-            double sum = 0, size = square_of_peaks;
-            for (Index c = 0; c < shape.width; ++c) {
-              const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
-              const double y = static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
-              sum += x * y, size += x * x;
-            }
-            if constexpr (GroupCodec<C>)
-              size += square_of_ranges(C::form.along == Along::channels ? C::form.group_of(shape) : shape.width,
-                                       decoded[static_cast<std::size_t>(t)]);
-            // An integer query is off by a share of its largest number: relative to |k| times that, by sqrt(width).
-            ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
-                        bound * 4 * std::sqrt(size) + 1e-5)
-                << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
-          }
-        }
-      } else {
-        const Index stride = 64, acc_stride = round_up(shape.width, 16);
-        std::vector<float> p(static_cast<std::size_t>(rows * stride), nan),
-            acc(static_cast<std::size_t>(rows * acc_stride), nan);
-        std::vector<float> alpha(static_cast<std::size_t>(rows));
-        for (Index i = 0; i < rows; ++i) {
-          alpha[static_cast<std::size_t>(i)] = ops->folds || i % 3 == 0 ? 0.0f : 0.25f;
-          const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
-          for (Index t = 0; t < n; ++t)
-            p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
-          if (i % 3 != 0)
-            for (Index c = 0; c < shape.width; ++c)
-              acc[static_cast<std::size_t>(i * acc_stride + c)] = tiny * normal(4, i * 300 + c);
-        }
-        const std::vector<float> before = acc;
-        ops->accumulate(k, p.data(), stride, alpha.data(), rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
-        if (ops->folds) {  // what is stored becomes what it stands for
-          std::vector<float> sums(static_cast<std::size_t>(rows), 0.0f);
-          for (Index i = 0; i < rows; ++i)
-            for (Index t = 0; t < n; ++t)
-              sums[static_cast<std::size_t>(i)] += p[static_cast<std::size_t>(i * stride + t)];
-          ops->finish_output(rows, shape.width, state, sums.data(), acc.data(), acc_stride);
-        }
-        for (Index i = 0; i < rows; ++i)
-          for (Index c = 0; c < shape.width; ++c) {
-            const float a = alpha[static_cast<std::size_t>(i)];
-            double sum = a == 0 ? 0.0
-                                : static_cast<double>(a) *
-                                      static_cast<double>(before[static_cast<std::size_t>(i * acc_stride + c)]);
-            double size = std::abs(sum), largest = 0, top = 0;
-            for (Index t = 0; t < n; ++t) {
-              const double x = decoded[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)];
-              const double y = static_cast<double>(p[static_cast<std::size_t>(i * stride + t)]);
-              sum += x * y, size += std::abs(x * y), top = std::max(top, y);
-              for (const float v : decoded[static_cast<std::size_t>(t)])
-                largest = std::max(largest, std::abs(static_cast<double>(v)));
-            }
-            ASSERT_NEAR(static_cast<double>(acc[static_cast<std::size_t>(i * acc_stride + c)]), sum,
-                        bound * largest * top * 8 + 1e-6 * size)
-                << "row " << i << " channel " << c;
-          }
-      }
+      if (side == Side::keys)
+        expect_scores(ops, k, listed, rows, decoded, of_score);
+      else
+        expect_sums(ops, k, listed, rows, decoded, of_sum);
     ASSERT_TRUE(tile.intact());
   }
 }

@@ -84,72 +84,31 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
     ASSERT_TRUE(moved.intact());
 
     const Index n = static_cast<Index>(slots.list.size());
-    TileRows listed{tile.data(),
-                    shape,
-                    state,
-                    slots.list.data(),
-                    static_cast<int>(n),
-                    slots.gapless,
-                    ops->reads_positions ? positions.data() : nullptr};
-    if (side == Side::keys) {
-      const Index stride = shape.width + 3, out_stride = 67;
-      std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
-          out(static_cast<std::size_t>(rows * out_stride), nan);
-      for (Index i = 0; i < rows; ++i)
-        for (Index c = 0; c < shape.width; ++c) q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
-      TileMemory prepared(ops->query_bytes(rows, shape.width));
-      ops->prepare_query(k, q.data(), stride, rows, shape.width, state, prepared.data());
-      ASSERT_TRUE(prepared.intact());
-      ops->score(k, prepared.data(), rows, listed, {tile.data(), bytes}, out.data(), out_stride);
-      ASSERT_TRUE(prepared.intact());
-      for (Index i = 0; i < rows; ++i)
-        for (Index t = 0; t < out_stride; ++t) {
-          const float score = out[static_cast<std::size_t>(i * out_stride + t)];
-          if (t >= n) {
-            ASSERT_TRUE(std::isnan(score));
-            continue;
-          }
-          double sum = 0, size = 0, peak = 0;
-          for (std::size_t c = 0; c < w; ++c) {
-            const double x = decoded[static_cast<std::size_t>(t)][c];
-            const double y = static_cast<double>(q[static_cast<std::size_t>(i * stride) + c]);
-            sum += x * y, size += x * x, peak = std::max(peak, std::abs(x));
-          }
-          ASSERT_NEAR(static_cast<double>(score), sum,
-                      bound * 4 * std::sqrt(size + static_cast<double>(w) * peak * peak) + 1e-5)
-              << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
-        }
-    } else {
-      const Index acc_stride = round_up(shape.width, 16);
-      std::vector<float> p(static_cast<std::size_t>(rows * 64), nan),
-          acc(static_cast<std::size_t>(rows * acc_stride), nan);
-      std::vector<float> alpha(static_cast<std::size_t>(rows));
-      for (Index i = 0; i < rows; ++i) {
-        alpha[static_cast<std::size_t>(i)] = i % 2 == 0 ? 0.0f : 0.25f;
-        for (Index t = 0; t < n; ++t)
-          p[static_cast<std::size_t>(i * 64 + t)] = std::pow(random_unit(3, i * 64 + t), 4.0f);
-        for (Index c = 0; c < shape.width && i % 2 != 0; ++c)
-          acc[static_cast<std::size_t>(i * acc_stride + c)] = normal(4, i * 300 + c);
+    const TileRows listed{tile.data(),
+                          shape,
+                          state,
+                          slots.list.data(),
+                          static_cast<int>(n),
+                          slots.gapless,
+                          ops->reads_positions ? positions.data() : nullptr};
+    const auto of_score = [&](Index t) {
+      double size = 0, peak = 0;
+      for (const float v : decoded[static_cast<std::size_t>(t)]) {
+        const double x = static_cast<double>(v);
+        size += x * x, peak = std::max(peak, std::abs(x));
       }
-      const std::vector<float> before = acc;
-      ops->accumulate(k, p.data(), 64, alpha.data(), rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
-      std::vector<float> total(static_cast<std::size_t>(rows), 0.0f);
-      ops->finish_output(rows, shape.width, state, total.data(), acc.data(), acc_stride);
-      for (Index i = 0; i < rows; ++i)
-        for (std::size_t c = 0; c < w; ++c) {
-          const float a = alpha[static_cast<std::size_t>(i)];
-          const auto at = static_cast<std::size_t>(i * acc_stride) + c;
-          double sum = a == 0 ? 0.0 : static_cast<double>(a) * static_cast<double>(before[at]), largest = 0;
-          for (Index t = 0; t < n; ++t) {
-            sum += static_cast<double>(decoded[static_cast<std::size_t>(t)][c]) *
-                   static_cast<double>(p[static_cast<std::size_t>(i * 64 + t)]);
-            for (const float v : decoded[static_cast<std::size_t>(t)])
-              largest = std::max(largest, std::abs(static_cast<double>(v)));
-          }
-          ASSERT_NEAR(static_cast<double>(acc[at]), sum, bound * largest * std::sqrt(static_cast<double>(n)) + 1e-5)
-              << "row " << i << " channel " << c;
-        }
-    }
+      return bound * 4 * std::sqrt(size + static_cast<double>(w) * peak * peak);
+    };
+    const auto of_sum = [&](const float* p) {
+      double largest = 0;
+      for (const std::vector<float>& of_slot : decoded)
+        for (const float v : of_slot) largest = std::max(largest, std::abs(static_cast<double>(v)));
+      return bound * largest * static_cast<double>(*std::max_element(p, p + n)) * std::sqrt(static_cast<double>(n));
+    };
+    if (side == Side::keys)
+      expect_scores(ops, k, listed, rows, decoded, of_score);
+    else
+      expect_sums(ops, k, listed, rows, decoded, of_sum);
     ASSERT_TRUE(tile.intact());
   }
 }

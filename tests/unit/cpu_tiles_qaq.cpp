@@ -61,73 +61,27 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
     const TileRows listed{tile.data(),   shape,  state, slots.list.data(), static_cast<int>(slots.list.size()),
                           slots.gapless, nullptr};
     const Index n = listed.count;
-    const auto at = [&](Index t) -> const std::vector<float>& {
-      return decoded[slots.list[static_cast<std::size_t>(t)]];
+    std::vector<std::vector<float>> rows_read;
+    for (const std::uint8_t slot : slots.list) rows_read.push_back(decoded[slot]);
+    const auto of_score = [&](Index t) {
+      const double range = ranges[slots.list[static_cast<std::size_t>(t)]];
+      double size = static_cast<double>(shape.width) * range * range;
+      for (const float x : rows_read[static_cast<std::size_t>(t)])
+        size += static_cast<double>(x) * static_cast<double>(x);
+      return 4.0 / 127 * std::sqrt(size);
+    };
+    // The largest p * scale is the largest integer: each is off by half of one, over codes up to 2^bits.
+    const auto of_sum = [&](const float* p) {
+      double largest = 0;
+      for (Index t = 0; t < n; ++t)
+        largest = std::max(largest, static_cast<double>(p[t]) * ranges[slots.list[static_cast<std::size_t>(t)]]);
+      return largest * 4 * (probability_bits == 16 ? 1.0 / 32767 : 1.0 / 255);
     };
     for (const Index rows : row_counts)
-      if (side == Side::keys) {
-        const Index stride = shape.width + 3, out_stride = 67;
-        std::vector<float> q(static_cast<std::size_t>(rows * stride), nan),
-            out(static_cast<std::size_t>(rows * out_stride), nan);
-        for (Index i = 0; i < rows; ++i)
-          for (Index c = 0; c < shape.width; ++c)
-            q[static_cast<std::size_t>(i * stride + c)] = normal(2, i * stride + c);
-        TileMemory prepared(ops->query_bytes(rows, shape.width));
-        ops->prepare_query(k, q.data(), stride, rows, shape.width, state, prepared.data());
-        ASSERT_TRUE(prepared.intact());
-        ops->score(k, prepared.data(), rows, listed, {tile.data(), bytes}, out.data(), out_stride);
-        for (Index i = 0; i < rows; ++i) {
-          for (Index t = n; t < out_stride; ++t)
-            ASSERT_TRUE(std::isnan(out[static_cast<std::size_t>(i * out_stride + t)]));
-          for (Index t = 0; t < n; ++t) {
-            double sum = 0, size = 0;
-            const double range = ranges[slots.list[static_cast<std::size_t>(t)]];
-            for (Index c = 0; c < shape.width; ++c) {
-              const double v = static_cast<double>(at(t)[static_cast<std::size_t>(c)]);
-              sum += v * static_cast<double>(q[static_cast<std::size_t>(i * stride + c)]);
-              size += v * v + range * range;
-            }
-            ASSERT_NEAR(static_cast<double>(out[static_cast<std::size_t>(i * out_stride + t)]), sum,
-                        4.0 / 127 * std::sqrt(size) + 1e-5)
-                << "row " << i << " slot " << int{slots.list[static_cast<std::size_t>(t)]};
-          }
-        }
-      } else {
-        const Index stride = 64, acc_stride = round_up(shape.width, 16);
-        std::vector<float> p(static_cast<std::size_t>(rows * stride), nan),
-            acc(static_cast<std::size_t>(rows * acc_stride), nan), alpha(static_cast<std::size_t>(rows));
-        for (Index i = 0; i < rows; ++i) {
-          alpha[static_cast<std::size_t>(i)] = i % 3 == 0 ? 0.0f : 0.25f;
-          const float tiny = i % 2 == 0 ? 1.0f : 1e-20f;  // pages of tiny probabilities lose nothing
-          for (Index t = 0; t < n; ++t)
-            p[static_cast<std::size_t>(i * stride + t)] = tiny * std::pow(random_unit(3, i * 64 + t), 4.0f);
-          if (i % 3 != 0)
-            for (Index c = 0; c < shape.width; ++c)
-              acc[static_cast<std::size_t>(i * acc_stride + c)] = tiny * normal(4, i * 300 + c);
-        }
-        const std::vector<float> before = acc;
-        const float* factors = rows == 2 ? nullptr : alpha.data();
-        if (factors == nullptr) std::fill(acc.begin(), acc.end(), 0.0f);
-        ops->accumulate(k, p.data(), stride, factors, rows, listed, {tile.data(), bytes}, acc.data(), acc_stride);
-        for (Index i = 0; i < rows; ++i)
-          for (Index c = 0; c < shape.width; ++c) {
-            const float a = factors == nullptr ? 0.0f : alpha[static_cast<std::size_t>(i)];
-            double sum = a == 0 ? 0.0
-                                : static_cast<double>(a) *
-                                      static_cast<double>(before[static_cast<std::size_t>(i * acc_stride + c)]);
-            double size = std::abs(sum), largest = 0;
-            for (Index t = 0; t < n; ++t) {
-              const double y = static_cast<double>(p[static_cast<std::size_t>(i * stride + t)]);
-              const double v = static_cast<double>(at(t)[static_cast<std::size_t>(c)]);
-              sum += v * y, size += std::abs(v * y);
-              largest = std::max(largest, y * ranges[slots.list[static_cast<std::size_t>(t)]]);
-            }
-            // The largest p * scale is the largest integer: each is off by half of one, over codes up to 2^bits.
-            ASSERT_NEAR(static_cast<double>(acc[static_cast<std::size_t>(i * acc_stride + c)]), sum,
-                        largest * 4 * (probability_bits == 16 ? 1.0 / 32767 : 1.0 / 255) + 1e-6 * size)
-                << "row " << i << " channel " << c;
-          }
-      }
+      if (side == Side::keys)
+        expect_scores(ops, k, listed, rows, rows_read, of_score);
+      else
+        expect_sums(ops, k, listed, rows, rows_read, of_sum);
     ASSERT_TRUE(tile.intact());
   }
 }

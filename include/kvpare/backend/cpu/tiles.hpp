@@ -5,12 +5,11 @@
 // looked at. `tile_ops<C, side>` picks; `support<C>` tells.
 #pragma once
 
-#include <array>
-#include <cstring>
 #include <vector>
 
 #include "../../codec/codec.hpp"
 #include "../arguments.hpp"
+#include "canonical_tiles.hpp"
 #include "fused/folded_tiles.hpp"
 #include "fused/group_tiles.hpp"
 #include "fused/outlier_tiles.hpp"
@@ -29,8 +28,7 @@ namespace detail {
 
 /// Any codec: canonical bytes, rows decoded to floats where they are looked at, then the loops over raw rows.
 template <class C>
-struct GenericTiles {
-  static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
+struct GenericTiles : CanonicalTiles<C> {
   static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count,
                      const TokenFacts& facts, const float* state, std::byte* tile) {
     encode_rows<C>(shape, rows, first, count, facts, state, tile);
@@ -39,36 +37,13 @@ struct GenericTiles {
                      const float* state, float* row) {
     decode_row<C>(shape, tile, slot, position, state, row);
   }
-  /// Rows of a codec that moves them are canonically one after the other.
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
-    const Index row = C::tile_bytes({1, shape.width});
-    std::memmove(to + to_slot * row, from + from_slot * row, static_cast<std::size_t>(count * row));
-  }
-  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    std::memcpy(to, from, static_cast<std::size_t>(C::tile_bytes(shape)));
-  }
-  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) { to_canonical(shape, from, to); }
-
-  static Index query_stride(Index width) { return round_up(width, 16); }
-  static Index query_bytes(Index rows, Index width) { return rows * query_stride(width) * 4; }
-  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float*,
-                            std::byte* prepared) {
-    for (Index i = 0; i < rows; ++i)
-      std::memcpy(prepared + i * query_stride(width) * 4, q + i * q_stride, static_cast<std::size_t>(width * 4));
-  }
-
   /// The rows listed, as floats one after the other.
   static RowSet decoded(const TileRows& tile, float* memory) {
-    static constexpr auto in_order = [] {
-      std::array<std::uint8_t, 64> slots{};
-      for (std::uint8_t s = 0; s < 64; ++s) slots[s] = s;
-      return slots;
-    }();
     for (int t = 0; t < tile.count; ++t)
       decode_row<C>(tile.shape, tile.tile, tile.slots[t], tile.positions != nullptr ? tile.positions[t] : Position{0},
                     tile.state, memory + t * tile.shape.width);
-    return {reinterpret_cast<const std::byte*>(memory), tile.shape.width * 4, in_order.data(), tile.count, DType::f32};
+    return {reinterpret_cast<const std::byte*>(memory), tile.shape.width * 4, slots_in_order.data(), tile.count,
+            DType::f32};
   }
   static float* memory_for(const TileRows& tile) {
     thread_local std::vector<float> memory;
@@ -78,20 +53,15 @@ struct GenericTiles {
   }
   static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes,
                     float* out, Index out_stride) {
-    k.dot(reinterpret_cast<const float*>(prepared), query_stride(keys.shape.width), rows, keys.shape.width,
-          decoded(keys, memory_for(keys)), {}, out, out_stride);
+    k.dot(reinterpret_cast<const float*>(prepared), GenericTiles::query_stride(keys.shape.width), rows,
+          keys.shape.width, decoded(keys, memory_for(keys)), {}, out, out_stride);
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes, float* acc, Index acc_stride) {
     k.accumulate(p, p_stride, alpha, rows, values.shape.width, decoded(values, memory_for(values)), {}, acc,
                  acc_stride);
   }
-  static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 };
-
-}  // namespace detail
-
-namespace detail {
 
 /// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
 template <Codec C, Side side, class Set, bool wide, class F>
@@ -104,7 +74,7 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
   } else if constexpr (SplitCodec<C>) {
     return with_tiles<typename C::First, side, Set, wide>(C::first(shape), [&]<class A, Support a>() {
       return with_tiles<typename C::Second, side, Set, wide>(C::second(shape), [&]<class B, Support b>() {
-        return f.template operator()<fused::SplitTiles<C, A, B>, a == b ? a : Support::generic>();
+        return f.template operator() < fused::SplitTiles<C, A, B>, a == b ? a : Support::generic > ();
       });
     });
   } else if constexpr (is_raw<C>) {
@@ -160,8 +130,8 @@ const TileOps* ops_for(TileShape shape, int probability_bits) {
 template <Codec C, Side side>
 const TileOps* tile_ops(TileShape shape, Isa isa, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  return fused::with_set(
-      isa, [&](auto set) { return detail::ops_for<C, side, decltype(set)>(shape, probability_bits); });
+  return fused::with_set(isa,
+                         [&](auto set) { return detail::ops_for<C, side, decltype(set)>(shape, probability_bits); });
 }
 template <Codec C>
 const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {

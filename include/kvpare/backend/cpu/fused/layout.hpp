@@ -334,13 +334,13 @@ inline constexpr Index turned_floats = 2 * max_width;
 
 /// A prepared query for keys that are stored before their rotation. Behind it: rows, floats [rows][turned_floats].
 struct alignas(64) TurnedQuery {
-  Index pairs = 0, width = 0;
-  Index first_step = 1, partner = 0;     // pair i: channels i * first_step and that + partner
+  Index pairs, width;
+  Index first_step, partner;             // pair i: channels i * first_step and that + partner
   std::uint64_t phases[max_width / 2];   // 0 from pairs on; see Rotation
   float cosines[max_width / 2 * 16];     // of 0 … 15 positions further on: [pairs][16]
   float sines[max_width / 2 * 16];
   float step_cosines[max_width / 2], step_sines[max_width / 2];  // of 16 positions further on
-  bool stretched = false;
+  bool stretched;
   float gain[max_width], shift[max_width];  // of channels, where stretched
 };
 

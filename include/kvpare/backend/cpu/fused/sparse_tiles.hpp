@@ -7,22 +7,14 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "../../../codec/sparse.hpp"
-#include "../tile_ops.hpp"
+#include "../canonical_tiles.hpp"
 
 namespace kvpare::cpu::fused {
-
-/// Sixty-four slots in order.
-inline constexpr auto slots_in_order = [] {
-  std::array<std::uint8_t, 64> slots{};
-  for (std::uint8_t s = 0; s < 64; ++s) slots[s] = s;
-  return slots;
-}();
 
 /// The largest products of some rows with all atoms.
 class AtomSearch {
@@ -138,9 +130,7 @@ class AtomSearch {
 
 /// The bytes, and attention by decoding: for lists too short to meet the dictionary.
 template <SparseCodec C>
-struct DecodedSparseTiles {
-  static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
-
+struct DecodedSparseTiles : CanonicalTiles<C> {
   static void encode(const Kernels& k, TileShape shape, const float* rows, Index first, Index count, const TokenFacts&,
                      const float* state, std::byte* tile) {
     if (state == nullptr) return C::encode(shape, rows, first, count, state, tile);
@@ -185,32 +175,15 @@ struct DecodedSparseTiles {
     }
   }
 
-  static void move_rows(TileShape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot, Index count) {
-    std::memmove(to + to_slot * C::row_bytes, from + from_slot * C::row_bytes,
-                 static_cast<std::size_t>(count * C::row_bytes));
-  }
-  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    std::memcpy(to, from, static_cast<std::size_t>(C::tile_bytes(shape)));
-  }
-  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) { to_canonical(shape, from, to); }
-
-  static Index query_stride(Index width) { return round_up(width, 16); }
-  static Index query_bytes(Index rows, Index width) { return rows * query_stride(width) * 4; }
-  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float*,
-                            std::byte* prepared) {
-    for (Index i = 0; i < rows; ++i)
-      std::memcpy(prepared + i * query_stride(width) * 4, q + i * q_stride, static_cast<std::size_t>(width * 4));
-  }
   static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
-    k.dot(reinterpret_cast<const float*>(prepared), query_stride(keys.shape.width), rows, keys.shape.width,
-          decoded(k, keys, ahead), {}, out, out_stride);
+    k.dot(reinterpret_cast<const float*>(prepared), DecodedSparseTiles::query_stride(keys.shape.width), rows,
+          keys.shape.width, decoded(k, keys, ahead), {}, out, out_stride);
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     k.accumulate(p, p_stride, alpha, rows, values.shape.width, decoded(k, values, ahead), {}, acc, acc_stride);
   }
-  static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
  protected:
   static float* grown(std::vector<float>& memory, Index floats) {

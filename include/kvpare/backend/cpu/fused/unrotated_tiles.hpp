@@ -55,16 +55,15 @@ struct UnrotatedTiles {
   static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
                             std::byte* prepared) {
     const Rotation rotation(width, state);
-    TurnedQuery& to = *new (prepared) TurnedQuery;
+    TurnedQuery& to = *std::launder(reinterpret_cast<TurnedQuery*>(prepared));  // lives there by itself: nvcc has no new for it
     to.pairs = rotation.pairs, to.width = width;
     to.first_step = rotation.pairing == RopePairing::halves ? 1 : 2;
     to.partner = rotation.pairing == RopePairing::halves ? rotation.pairs : 1;
     std::copy_n(rotation.phases, max_width / 2, to.phases);
     Set::turn_offsets(to);
-    if constexpr (requires { Tiles::stretch(width, state, to.gain, to.shift); }) {
+    to.stretched = requires { Tiles::stretch(width, state, to.gain, to.shift); };
+    if constexpr (requires { Tiles::stretch(width, state, to.gain, to.shift); })
       Tiles::stretch(width, inner(width, state), to.gain, to.shift);
-      to.stretched = true;
-    }
     float* row = reinterpret_cast<float*>(prepared + sizeof(TurnedQuery));
     for (Index i = 0; i < rows; ++i, row += turned_floats, q += q_stride) {
       std::fill_n(row, max_width, 0.0f);

@@ -1,5 +1,5 @@
-# The kernels and the attention loops over codes compiled once, as a static library: kvpare_loops. Programs of many files link it and need not
-# compile them in each (see include/kvpare/backend/cpu/fused/sets.hpp).
+# The kernels, dense products and the attention loops over codes compiled once, as a static library: kvpare_loops. Programs
+# of many files link it and need not compile them in each (see include/kvpare/backend/cpu/fused/sets.hpp).
 set(kvpare_loop_files)
 foreach(set RANGE 1 6)
   set(file ${CMAKE_CURRENT_BINARY_DIR}/loops/${set}.cpp)
@@ -7,6 +7,7 @@ foreach(set RANGE 1 6)
 "#undef KVPARE_COMPILED_LOOPS
 #define KVPARE_COMPILED_LOOPS ${set}
 #include <kvpare/backend/cpu/fused/sets.hpp>
+#include <kvpare/backend/cpu/product.hpp>
 ")
   list(APPEND kvpare_loop_files ${file})
 endforeach()

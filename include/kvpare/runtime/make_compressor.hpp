@@ -200,69 +200,74 @@ void for_each_part(C& compressor, F&& f) {
   f(compressor.selector);
 }
 
+// Settings are parsed and printed by type of value, not of policy: there are far fewer.
+template <class V>
+void set_value(V& out, std::string_view recipe, std::string_view key, std::string_view value) {
+  V parsed{};
+  using kvpare::parse_setting;
+  using detail::parse_setting;
+  require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be one of: ", allowed_values(parsed));
+  out = parsed;
+}
+template <class V>
+void set_value(V& out, std::string_view recipe, std::string_view key, std::string_view value, V low, V high) {
+  V parsed{};
+  require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", low, ", ", high,
+          "]");
+  require(parsed >= low && parsed <= high, recipe, ": ", key, " = ", value, ", must be within [", low, ", ", high, "]");
+  out = parsed;
+}
+
 template <class P>
 bool set_field(P& part, std::string_view recipe, std::string_view key, std::string_view value) {
   bool known = false;
   for_each_field<P>([&](const auto& field) {
     if (known || field.name != key) return;
     known = true;
-    using Value = typename std::remove_cvref_t<decltype(field)>::Value;
-    Value parsed{};
-    using kvpare::parse_setting;
-    using detail::parse_setting;
-    if constexpr (std::is_arithmetic_v<Value> && !std::is_same_v<Value, bool>) {
-      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value, "', must be a number within [", field.low,
-              ", ", field.high, "]");
-      require(parsed >= field.low && parsed <= field.high, recipe, ": ", key, " = ", value, ", must be within [",
-              field.low, ", ", field.high, "]");
-    } else {
-      require(parse_setting(value, parsed), recipe, ": ", key, " = '", value,
-              "', must be one of: ", allowed_values(parsed));
-    }
-    part.*field.member = parsed;
+    if constexpr (requires { field.low; })
+      set_value(part.*field.member, recipe, key, value, field.low, field.high);
+    else
+      set_value(part.*field.member, recipe, key, value);
   });
   return known;
 }
 
-/// Settings that the budget has in common with the scorer, as PyramidKV's window, become the scorer's.
-inline void agree(AnyCompressor& compressor, std::string_view recipe) {
-  std::visit(
-      [&](const auto& scorer) {
-        using S = std::remove_cvref_t<decltype(scorer)>;
-        for_each_field<S>([&](const auto& field) {
-          using kvpare::print_setting;
-          using detail::print_setting;
-          const std::string value = print_setting(scorer.*field.member);
-          std::visit([&](auto& budget) { set_field(budget, recipe, field.name, value); }, compressor.budget.held);
-        });
-      },
-      compressor.scorer.held);
+template <class V>
+std::string printed(const V& value) {
+  using kvpare::print_setting;
+  using detail::print_setting;
+  return print_setting(value);
 }
-
-inline std::string_view trimmed(std::string_view s) {
-  const auto first = s.find_first_not_of(" \t\r\n");
-  if (first == std::string_view::npos) return {};
-  return s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
-}
-
-}  // namespace detail
-
-namespace detail {
 
 template <class P>
 void add_settings(const P& part, std::vector<SettingText>& out) {
   for_each_field<P>([&](const auto& field) {
     if (std::any_of(out.begin(), out.end(), [&](const SettingText& s) { return s.name == field.name; })) return;
     const auto& value = part.*field.member;
-    using kvpare::print_setting;
-    using detail::print_setting;
     std::string allowed;
     if constexpr (requires { field.low; })
       allowed = message("[", field.low, ", ", field.high, "]");
     else
-      allowed = detail::allowed_values(value);
-    out.push_back({std::string(field.name), print_setting(value), allowed, std::string(field.help)});
+      allowed = allowed_values(value);
+    out.push_back({std::string(field.name), printed(value), std::move(allowed), std::string(field.help)});
   });
+}
+
+/// Settings that the budget has in common with the scorer, as PyramidKV's window, become the scorer's.
+inline void agree(AnyCompressor& compressor, std::string_view recipe) {
+  std::vector<SettingText> settings;
+  std::visit([&](const auto& scorer) { add_settings(scorer, settings); }, compressor.scorer.held);
+  std::visit(
+      [&](auto& budget) {
+        for (const SettingText& s : settings) set_field(budget, recipe, s.name, s.value);
+      },
+      compressor.budget.held);
+}
+
+inline std::string_view trimmed(std::string_view s) {
+  const auto first = s.find_first_not_of(" \t\r\n");
+  if (first == std::string_view::npos) return {};
+  return s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
 }
 
 template <class Known>

@@ -1,12 +1,12 @@
 // The verbs that walk over rows of K and V on a CPU: append, compact, gather, statistics; and the dense product.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "../arguments.hpp"
+#include "product.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
@@ -283,16 +283,7 @@ inline void statistics(const Team& team, std::span<const StatisticsRow> rows) {
 }
 
 inline void product(const Team& team, const ProductArguments& p) {
-  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using In = Eigen::Map<const Matrix>;
-  team.run(p.batch, [&](Index b) {
-    const In a(p.a + b * p.m * p.k, p.m, p.k);
-    Eigen::Map<Matrix> c(p.c + b * p.m * p.n, p.m, p.n);
-    if (p.b_transposed)
-      c.noalias() = a * In(p.b + b * p.n * p.k, p.n, p.k).transpose();
-    else
-      c.noalias() = a * In(p.b + b * p.k * p.n, p.k, p.n);
-  });
+  team.run(p.batch, [&](Index b) { multiply(p, b); });
 }
 
 }  // namespace kvpare::cpu

@@ -58,6 +58,19 @@ KVPARE_INSTANCE void score_small<false>(const KeyCall&);
 KVPARE_INSTANCE void score_small<true>(const KeyCall&);
 KVPARE_INSTANCE void accumulate_small<false>(const ValueCall&);
 KVPARE_INSTANCE void accumulate_small<true>(const ValueCall&);
+#define KVPARE_BLOCK(bits)                                                                                             \
+  KVPARE_INSTANCE void block_of_keys<bits>(const Layout&, const Values&, const float*, const std::byte*, Index, const float*, \
+                                           const float*, float*);
+KVPARE_BLOCK(4)
+KVPARE_BLOCK(3)
+KVPARE_BLOCK(2)
+KVPARE_BLOCK(1)
+#undef KVPARE_BLOCK
+KVPARE_INSTANCE void score_mixed<false>(const MixedKeyCall&);
+KVPARE_INSTANCE void accumulate_mixed<true>(const MixedValueCall&);
+#if KVPARE_DOTS
+KVPARE_INSTANCE void accumulate_mixed<false>(const MixedValueCall&);
+#endif
 #undef KVPARE_INSTANCE
 #undef KVPARE_KEYS
 #undef KVPARE_VALUES

@@ -134,6 +134,23 @@ void keys_as_floats(const FloatBlock& b) {
   }
 }
 
+// Keys of one block of 16 slots as floats [channel][16], `gain` and `shift` by channel where they are given.
+template <int bits>
+void block_of_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile, Index first,
+                   const float* gain, const float* shift, float* out) {
+  const FloatBlock block{layout, tile, first, levels, nullptr, nullptr, gain, shift, out};
+  if (layout.scale == ScaleType::one && layout.zero == ZeroType::none && values.factor == 1) {
+    if (gain != nullptr) return keys_as_floats<bits, false, true>(block);
+    return keys_as_floats<bits, false, false>(block);
+  }
+  alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
+  read_groups(layout, values, tile, 0, layout.groups(), scale, zeros);
+  FloatBlock scaled = block;
+  scaled.scale = scale, scaled.zero = zeros;
+  if (gain != nullptr) return keys_as_floats<bits, true, true>(scaled);
+  keys_as_floats<bits, true, false>(scaled);
+}
+
 // The listed numbers of 16 keys, times the gains of their channels (null = 1), on top of the block.
 inline void add_listed_block(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
   alignas(64) float deltas[16];

@@ -1190,17 +1190,7 @@ struct Set {
   template <int bits>
   static void decode_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile,
                           Index first, const float* gain, const float* shift, float* out) {
-    const FloatBlock block{layout, tile, first, levels, nullptr, nullptr, gain, shift, out};
-    if (layout.scale == ScaleType::one && layout.zero == ZeroType::none && values.factor == 1) {
-      if (gain != nullptr) return keys_as_floats<bits, false, true>(block);
-      return keys_as_floats<bits, false, false>(block);
-    }
-    alignas(64) float scale[max_groups * max_tokens], zeros[max_groups * max_tokens];
-    read_groups(layout, values, tile, 0, layout.groups(), scale, zeros);
-    FloatBlock scaled = block;
-    scaled.scale = scale, scaled.zero = zeros;
-    if (gain != nullptr) return keys_as_floats<bits, true, true>(scaled);
-    keys_as_floats<bits, true, false>(scaled);
+    block_of_keys<bits>(layout, values, levels, tile, first, gain, shift, out);
   }
   static void add_listed(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
     add_listed_block(list, first, width, gain, block);

@@ -2,8 +2,8 @@
 //
 // They are templates, and a program whose many files use many codecs compiles them over and over. KVPARE_COMPILED_LOOPS, defined
 // for all its files as 0, leaves them to five files that define it as 1 … 5 before they include this header (one per set), and
-// the kernels of ../kernels.hpp to one that defines it as 6: cmake/loops.cmake makes a library of these. Without it nothing
-// needs to be linked.
+// the kernels of ../kernels.hpp and ../product.hpp to one that defines it as 6: cmake/loops.cmake makes a library of these.
+// Without it nothing needs to be linked.
 #pragma once
 
 #include "../kernels.hpp"

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -21,9 +23,9 @@
 #include "../cache/compaction.hpp"
 #include "../cache/page_pool.hpp"
 #include "../cache/sequence_image.hpp"
-#include "../codec/raw.hpp"
 #include "byte_budget.hpp"
 #include "feature_scores.hpp"
+#include "page_format.hpp"
 #include "planning.hpp"
 #include "sequence.hpp"
 
@@ -97,65 +99,43 @@ struct LayerScores {
   std::vector<std::vector<float>> values;  // [kv head][token]
 };
 
-namespace detail {
-
-/// Does a format of the list (any of them, or `wanted`) code tokens by their attention?
-template <class FormatList>
-constexpr bool any_reads_attention(int wanted = -1) {
-  bool any = false;
-  FormatList::for_each([&](int format, auto pair) {
-    if (wanted < 0 || wanted == format)
-      any = any || reads_attention<typename decltype(pair)::Key>() || reads_attention<typename decltype(pair)::Value>();
-  });
-  return any;
-}
-
-}  // namespace detail
-
-/// The KV cache of many sequences of one model, in pages of the listed formats from one pool.
-///
-/// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an
-/// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, create, fork and
-/// release among them; calls that concern one sequence take turns, which is the caller's to see to.
-template <Backend B, class Listed>
-class KvCache {
+/// All of KvCache that does not depend on which formats it lists; see there.
+template <Backend B>
+class BasicKvCache {
  public:
-  using FormatList = Listed;
   static constexpr int append_format = 0;
+  using PageFormat = detail::PageFormat<B>;
 
-  /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
-  KvCache(B& be, Model model, CacheOptions options)
-      : be_(&be), model_(checked(std::move(model))), page_tokens_(options.page_tokens) {
+  /// `formats` live as long as the cache. Throws as KvCache does.
+  BasicKvCache(B& be, Model model, CacheOptions options, std::span<const PageFormat> formats)
+      : be_(&be), formats_(formats), model_(checked(std::move(model))), page_tokens_(options.page_tokens) {
     require(page_tokens_ == 16 || page_tokens_ == 32 || page_tokens_ == 64, "cache: page_tokens = ", page_tokens_,
             ", must be 16, 32 or 64");
     require(options.pool_bytes > 0, "cache: pool_bytes = ", options.pool_bytes, ", must be positive");
     std::vector<Index> sizes;
     for (Index l = 0; l < layers(); ++l) {
       auto& sizes_of_layer = size_class_.emplace_back();
-      FormatList::for_each([&](int format, auto pair) {
-        using P = decltype(pair);
-        const bool fits = takes<P>(be, shape(l));
-        require(fits || format != append_format, "cache: format ", format, " (", P::Key::name, " keys, ",
-                P::Value::name, " values), which append writes, has no tiles of ", page_tokens_, " tokens with ",
-                shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
+      for (const PageFormat& format : formats_) {
+        const bool fits = takes(format, shape(l));
+        require(fits || &format != &formats_[append_format], "cache: format ", append_format, " (", format.keys.name,
+                " keys, ", format.values.name, " values), which append writes, has no tiles of ", page_tokens_,
+                " tokens with ", shape(l).key_dim, " and ", shape(l).value_dim, " channels (layer ", l, ")");
         if (!fits) {  // of no use in this layer, see `support`
           sizes_of_layer.push_back(-1);
-          return;
+          continue;
         }
-        const Index bytes = P::page_bytes(page_tokens_, shape(l).key_dim, shape(l).value_dim);
+        const Index bytes = round_up(tile_bytes(format, Side::keys, shape(l)), 64) +
+                            round_up(tile_bytes(format, Side::values, shape(l)), 64);
         auto at = std::find(sizes.begin(), sizes.end(), bytes);
         sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
         if (at == sizes.end()) sizes.push_back(bytes);
-      });
+      }
     }
-    FormatList::for_each([&](int format, auto pair) {
-      using P = decltype(pair);
-      if (format == append_format)
-        require(P::Key::rows_move && P::Value::rows_move && state_floats<typename P::Key>(1) == 0 &&
-                    state_floats<typename P::Value>(1) == 0,
-                "cache: the first format is what append writes, ", P::Key::name, " keys and ", P::Value::name,
-                " values; both must code each token by itself and take no state");
-    });
+    const PageFormat& appended = formats_[append_format];
+    require(appended.keys.rows_move && appended.values.rows_move && appended.keys.state_floats(1) == 0 &&
+                appended.values.state_floats(1) == 0,
+            "cache: the first format is what append writes, ", appended.keys.name, " keys and ", appended.values.name,
+            " values; both must code each token by itself and take no state");
     std::byte* memory = static_cast<std::byte*>(options.pool_memory);
     if (memory == nullptr) {
       owned_memory_ = Buffer<B, std::byte>(be, options.pool_bytes);
@@ -163,46 +143,23 @@ class KvCache {
     }
     pool_ = std::make_unique<PagePool>(memory, options.pool_bytes, sizes);
     for (int size = 0; size < static_cast<int>(sizes.size()); ++size) {
-      const bool appended = std::any_of(size_class_.begin(), size_class_.end(),
-                                        [&](const auto& of_layer) { return of_layer[append_format] == size; });
-      if (!appended && pool_->stats().chunks >= 4 * std::ssize(sizes))
+      const bool of_append = std::any_of(size_class_.begin(), size_class_.end(),
+                                         [&](const auto& of_layer) { return of_layer[append_format] == size; });
+      if (!of_append && pool_->stats().chunks >= 4 * std::ssize(sizes))
         (void)pool_->reserve(size, 1);  // so that forms can change in a full pool; few chunks are too dear for that
     }
     for (const LayerShape& shape : model_.layers) {
       auto& geometry = geometry_.emplace_back();
-      FormatList::for_each([&](int, auto pair) {
-        using P = decltype(pair);
-        PageGeometry g;
-        geometry.push_back(g);
-        if (!takes<P>(be, shape)) return;
-        g.keys = memory;
-        g.values = memory + P::key_bytes(page_tokens_, shape.key_dim);
-        g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
-        const auto set = [&]<class C, Side side>(Index width, Index& row_bytes, DType& type, const void*& codec,
-                                                 Index& tile_bytes) {
-          tile_bytes = C::tile_bytes({page_tokens_, width});
-          if constexpr (is_raw<C>)
-            row_bytes = C::row_bytes(width), type = C::dtype;
-          else
-            codec = be.template codec<C, side>({page_tokens_, width});
-        };
-        set.template operator()<typename P::Key, Side::keys>(shape.key_dim, g.key_row_bytes, g.key_type, g.key_codec,
-                                                             g.key_tile_bytes);
-        set.template operator()<typename P::Value, Side::values>(shape.value_dim, g.value_row_bytes, g.value_type,
-                                                                 g.value_codec, g.value_tile_bytes);
-        g.pair = be.template pair<P>({page_tokens_, shape.key_dim}, {page_tokens_, shape.value_dim});
-        g.keys_move = P::Key::rows_move, g.values_move = P::Value::rows_move;
-        g.rows_move = g.keys_move && g.values_move;
-        geometry.back() = g;
-      });
+      for (const PageFormat& format : formats_) geometry.push_back(geometry_of(format, shape, memory));
     }
   }
-  KvCache(const KvCache&) = delete;
-  KvCache& operator=(const KvCache&) = delete;
+  BasicKvCache(const BasicKvCache&) = delete;
+  BasicKvCache& operator=(const BasicKvCache&) = delete;
 
   const Model& model() const { return model_; }
   Index layers() const { return static_cast<Index>(model_.layers.size()); }
   Index page_tokens() const { return page_tokens_; }
+  std::span<const PageFormat> formats() const { return formats_; }
   const PagePool& pool() const { return *pool_; }
   B& backend() const { return *be_; }
 
@@ -241,7 +198,7 @@ class KvCache {
     sequences_.erase(id);
   }
 
-  ~KvCache() {
+  ~BasicKvCache() {
     while (!sequences_.empty()) release(sequences_.begin()->first);
   }
 
@@ -397,7 +354,11 @@ class KvCache {
     plan.layers.resize(model_.layers.size());
     const Precision precision = precision_of(compressor, layers());
     if (!precision.choice.empty()) {
-      plan_joint(s, compressor, precision, plan);
+      const ScoresOfLayer scores = [&](Index l, const LayerLists& lists, const Columns& columns,
+                                       ObservedLayer<B>& made) -> const ObservedLayer<B>& {
+        return scores_of(s.layers[static_cast<std::size_t>(l)], l, lists, columns, compressor, made, "compress");
+      };
+      plan_joint(s, compressor.keep, compressor.selector, scores, precision, plan);
       plan.epoch = s.epoch;
       return plan;
     }
@@ -536,8 +497,8 @@ class KvCache {
   /// error.
   Support support(Index layer, int format) const {
     check_layer(layer, "support");
-    require(format >= 0 && format < FormatList::count, "support: format = ", format, ", must be within [0, ",
-            FormatList::count, ")");
+    require(format >= 0 && format < format_count(), "support: format = ", format, ", must be within [0, ",
+            format_count(), ")");
     if (size_class(layer, format) < 0) return Support::unsupported;
     return be_->support(geometry_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(format)]);
   }
@@ -727,7 +688,7 @@ class KvCache {
   struct LayerLists {
     std::vector<HeadPages> heads;
     Index compressed_to = 0;
-    LayerLists(const KvCache& cache, const Sequence& s, Index layer) {
+    LayerLists(const BasicKvCache& cache, const Sequence& s, Index layer) {
       const Layer& at = s.layers[static_cast<std::size_t>(layer)];
       compressed_to = at.compressed_to;
       heads.reserve(at.heads.size());
@@ -931,8 +892,11 @@ class KvCache {
                   const KeyRanges& key_ranges, Plan& plan) const;
   struct FormSample;  // rows to measure forms on
   int find_form(const Precision& precision, const Form& form, Index layer) const;
-  template <class C>
-  void plan_joint(const Sequence& s, const C& compressor, const Precision& precision, Plan& plan) const;
+  /// The scores that a method goes by in one layer, perhaps made in `made`.
+  using ScoresOfLayer = std::function<const ObservedLayer<B>&(Index layer, const LayerLists& lists,
+                                                              const Columns& columns, ObservedLayer<B>& made)>;
+  void plan_joint(const Sequence& s, const Keep& keep, const TopK& selector, const ScoresOfLayer& scores,
+                  const Precision& precision, Plan& plan) const;
   double form_error(int format, Index layer, const FormSample& sample) const;
   using TierTokens = std::map<std::pair<Index, std::size_t>, std::vector<std::vector<Position>>>;
   void watch_queries(Layer& at, Index layer, const ConstTensor& queries);
@@ -1069,14 +1033,46 @@ class KvCache {
     return model;
   }
   const LayerShape& shape(Index layer) const { return model_.layers[static_cast<std::size_t>(layer)]; }
+  static Index width_of(const LayerShape& shape, Side side) { return side == Side::keys ? shape.key_dim : shape.value_dim; }
+  Index tile_bytes(const PageFormat& format, Side side, const LayerShape& shape) const {
+    return format.of(side).tile_bytes({page_tokens_, width_of(shape, side)});
+  }
   /// Has a format tiles for this shape, and the backend kernels for them?
-  template <class P>
-  bool takes(B& be, const LayerShape& shape) const {
-    using K = typename P::Key;
-    using V = typename P::Value;
-    return P::fits(page_tokens_, shape.key_dim, shape.value_dim) &&
-           (is_raw<K> || be.template codec<K, Side::keys>({page_tokens_, shape.key_dim}) != nullptr) &&
-           (is_raw<V> || be.template codec<V, Side::values>({page_tokens_, shape.value_dim}) != nullptr);
+  bool takes(const PageFormat& format, const LayerShape& shape) const {
+    return std::ranges::all_of(std::array{Side::keys, Side::values}, [&](Side side) {
+      const TileShape tile{page_tokens_, width_of(shape, side)};
+      const auto& of = format.of(side);
+      return of.fits(tile) && (of.raw || of.codec(*be_, tile) != nullptr);
+    });
+  }
+  PageGeometry geometry_of(const PageFormat& format, const LayerShape& shape, std::byte* memory) const {
+    PageGeometry g;
+    if (!takes(format, shape)) return g;
+    const TileShape keys{page_tokens_, shape.key_dim}, values{page_tokens_, shape.value_dim};
+    g.key_tile_bytes = format.keys.tile_bytes(keys), g.value_tile_bytes = format.values.tile_bytes(values);
+    g.keys = memory;
+    g.values = memory + round_up(g.key_tile_bytes, 64);
+    g.key_page_bytes = g.value_page_bytes = 64;  // a PageId counts 64-byte units
+    if (format.keys.raw)
+      g.key_row_bytes = format.keys.row_bytes(keys.width), g.key_type = format.keys.type;
+    else
+      g.key_codec = format.keys.codec(*be_, keys);
+    if (format.values.raw)
+      g.value_row_bytes = format.values.row_bytes(values.width), g.value_type = format.values.type;
+    else
+      g.value_codec = format.values.codec(*be_, values);
+    g.pair = format.pair(*be_, keys, values);
+    g.keys_move = format.keys.rows_move, g.values_move = format.values.rows_move;
+    g.rows_move = g.keys_move && g.values_move;
+    return g;
+  }
+
+  int format_count() const { return static_cast<int>(formats_.size()); }
+  const PageFormat& format_at(int format) const { return formats_[static_cast<std::size_t>(format)]; }
+  std::string format_names() const { return detail::names_of(formats_); }
+  bool reads_attention(int format) const { return format_at(format).reads_attention(); }
+  bool any_reads_attention() const {
+    return std::ranges::any_of(formats_, [](const PageFormat& format) { return format.reads_attention(); });
   }
 
   int size_class(Index layer, int format) const {
@@ -1118,6 +1114,7 @@ class KvCache {
   Sequence& get(SequenceId id) { return const_cast<Sequence&>(std::as_const(*this).get(id)); }
 
   B* be_;
+  std::span<const PageFormat> formats_;
   Model model_;
   Index page_tokens_;
   Buffer<B, std::byte> owned_memory_;
@@ -1128,6 +1125,21 @@ class KvCache {
   std::vector<std::pair<Index, std::shared_ptr<const detail::StateBlock<B>>>> shared_states_;  // by layer
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   SequenceId next_id_ = 1;
+};
+
+/// The KV cache of many sequences of one model, in pages of the listed formats from one pool.
+///
+/// Memory of keys, values, queries and outputs is the backend's; positions, tags and plans are host memory. After an
+/// InvalidArgument nothing has changed. Calls that concern different sequences may run in parallel, create, fork and
+/// release among them; calls that concern one sequence take turns, which is the caller's to see to.
+template <Backend B, class Listed>
+class KvCache : public BasicKvCache<B> {
+ public:
+  using FormatList = Listed;
+
+  /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
+  KvCache(B& be, Model model, CacheOptions options)
+      : BasicKvCache<B>(be, std::move(model), options, detail::page_formats<B, Listed>) {}
 };
 
 }  // namespace kvpare

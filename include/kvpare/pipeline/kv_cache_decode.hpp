@@ -6,8 +6,8 @@
 namespace kvpare {
 
 /// One sequence of a decode step.
-template <Backend B, class Listed>
-struct KvCache<B, Listed>::DecodeStep {
+template <Backend B>
+struct BasicKvCache<B>::DecodeStep {
   Sequence* sequence;
   Layer* at;
   LayerLists lists;
@@ -35,8 +35,8 @@ struct KvCache<B, Listed>::DecodeStep {
 };
 
 /// One list over its budget, or all lists of a layer whose heads choose together.
-template <Backend B, class Listed>
-struct KvCache<B, Listed>::DecodeChoice {
+template <Backend B>
+struct BasicKvCache<B>::DecodeChoice {
   DecodeStep* step;
   Index head = 0, heads = 1;  // from `head` on, all that choose together
   detail::EvictionRow row;
@@ -44,9 +44,9 @@ struct KvCache<B, Listed>::DecodeChoice {
 };
 
 /// Everything that can be wrong is found here.
-template <Backend B, class Listed>
+template <Backend B>
 template <class C>
-auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest> batch, const C& method)
+auto BasicKvCache<B>::decode_steps(Index layer, std::span<const AttendRequest> batch, const C& method)
     -> std::vector<DecodeStep> {
   check_layer(layer, "decode");
   kvpare::check(method);
@@ -87,9 +87,9 @@ auto KvCache<B, Listed>::decode_steps(Index layer, std::span<const AttendRequest
 }
 
 /// Which lists are over their budget, and what of them is up for choice.
-template <Backend B, class Listed>
+template <Backend B>
 template <class C>
-auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method)
+auto BasicKvCache<B>::decode_choices(Index layer, std::vector<DecodeStep>& steps, const C& method)
     -> std::vector<DecodeChoice> {
   std::vector<DecodeChoice> choices;
   if (!takes_part(layer, method.selector)) return choices;
@@ -120,9 +120,9 @@ auto KvCache<B, Listed>::decode_choices(Index layer, std::vector<DecodeStep>& st
 
 /// The backend memory that a sequence's part of the step takes, so that the step cannot run out half-way; and the scores
 /// of a scorer that reads no rows.
-template <Backend B, class Listed>
+template <Backend B>
 template <class C>
-void KvCache<B, Listed>::prepare_decode(Index layer, DecodeStep& step, Position position, const C& method) {
+void BasicKvCache<B>::prepare_decode(Index layer, DecodeStep& step, Position position, const C& method) {
   const Reads reads = method.scorer.reads();
   const std::string_view scorer = policy_name(method.scorer);
   const std::span<const HeadPages> heads = step.lists.heads;
@@ -153,8 +153,8 @@ void KvCache<B, Listed>::prepare_decode(Index layer, DecodeStep& step, Position 
 }
 
 /// What does not stay takes the form of the rest.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
+template <Backend B>
+void BasicKvCache<B>::demote(Index layer, std::vector<DecodeStep>& steps, std::span<const DecodeChoice> choices,
                                 std::span<const std::uint64_t> stay, std::span<const Index> nans,
                                 EvictReport& report) {
   for (DecodeStep& step : steps) {
@@ -188,8 +188,8 @@ void KvCache<B, Listed>::demote(Index layer, std::vector<DecodeStep>& steps, std
 
 /// Clears the bits of what does not stay, packs lists that have holes enough, gives pages back. `stay` has a word for every
 /// word of candidates.
-template <Backend B, class Listed>
-EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& steps,
+template <Backend B>
+EvictReport BasicKvCache<B>::evict(Index layer, std::vector<DecodeStep>& steps,
                                       std::span<const DecodeChoice> choices, std::span<const std::uint64_t> stay,
                                       std::span<const Index> nans) {
   EvictReport report;
@@ -268,9 +268,9 @@ EvictReport KvCache<B, Listed>::evict(Index layer, std::vector<DecodeStep>& step
   return report;
 }
 
-template <Backend B, class Listed>
+template <Backend B>
 template <class C>
-EvictReport KvCache<B, Listed>::decode(Index layer, std::span<const AttendRequest> batch, const C& method) {
+EvictReport BasicKvCache<B>::decode(Index layer, std::span<const AttendRequest> batch, const C& method) {
   std::vector<DecodeStep> steps = decode_steps(layer, batch, method);
   const std::vector<DecodeChoice> choices = decode_choices(layer, steps, method);
   std::vector<std::uint64_t> candidates;

@@ -74,40 +74,20 @@ struct LayerRanges {
   }
 };
 
-/// One head per call. Pointers of `first` are those of head 0.
-template <class C>
-struct MakeState {
-  Measured first;
-  const Index* row_starts;  // [heads + 1] in `first.rows`
-  Index width, stride;      // stride: floats of a head's block
-  float* state;             // of head 0
-  KVPARE_HD void operator()(Index head) const {
-    Measured m = first;
-    const auto move = [&](const float*& p) {
-      if (p != nullptr) p += head * width;
-    };
-    move(m.min), move(m.max), move(m.sum_squares), move(m.query_peak), move(m.query_squares);
-    const Index start = row_starts[head];
-    m.tokens = row_starts[head + 1] - start;
-    if (m.rows != nullptr) m.rows += start * width, m.positions += start;
-    C::make_state(width, m, state + head * stride);
-  }
-};
-
 }  // namespace detail
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::check_format(int format, Index layer, const char* what) const {
-  require(format >= 0 && format < FormatList::count, what, ": layer ", layer, ": format ", format,
-          ", must be within [0, ", FormatList::count, "), this cache's formats being ",
-          detail::format_names<FormatList>());
+template <Backend B>
+void BasicKvCache<B>::check_format(int format, Index layer, const char* what) const {
+  require(format >= 0 && format < format_count(), what, ": layer ", layer, ": format ", format,
+          ", must be within [0, ", format_count(), "), this cache's formats being ",
+          format_names());
   require(size_class(layer, format) >= 0, what, ": layer ", layer, ": format ", format,
           " has no tiles for its shape, or no kernels on ", B::name, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
-          shape(layer).value_dim, " channels; the formats are ", detail::format_names<FormatList>());
+          shape(layer).value_dim, " channels; the formats are ", format_names());
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer, const char* verb) const {
+template <Backend B>
+void BasicKvCache<B>::check_aging(const Aging& aging, Index layer, const char* verb) const {
   if (aging.format < 0) {
     require(aging.format == -1 && aging.keys_first == -1, verb, ": layer ", layer, ": aging: format = ", aging.format,
             ", keys_first = ", aging.keys_first, ", must be -1 (none) together");
@@ -125,7 +105,7 @@ void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer, const char
                 first.value_type == appended.value_type,
             verb, ": layer ", layer, ": keys_first = ", aging.keys_first, " must have the keys of format ",
             aging.format, " and the values of format ", append_format, "; the formats are ",
-            detail::format_names<FormatList>());
+            format_names());
   }
   require(aging.keep_raw_keys >= 0 && aging.keep_raw_values >= 0 && aging.flush_keys >= 1 && aging.flush_values >= 1 &&
               aging.sinks >= 0,
@@ -134,8 +114,8 @@ void KvCache<B, Listed>::check_aging(const Aging& aging, Index layer, const char
           ", sinks = ", aging.sinks, "; counts must not be negative, flushes at least 1");
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index layer) const {
+template <Backend B>
+void BasicKvCache<B>::check_forms(const LayerPlan& lp, const Layer& at, Index layer) const {
   if (lp.aging) check_aging(*lp.aging, layer, "commit");
   for (const Tier& tier : lp.tiers) {
     check_format(tier.format, layer, "commit");
@@ -157,22 +137,21 @@ void KvCache<B, Listed>::check_forms(const LayerPlan& lp, const Layer& at, Index
       }
     }
   // State is made of what was observed: find out now whether it can be.
-  FormatList::for_each([&](int format, auto pair) {
-    using K = typename decltype(pair)::Key;
+  for (int format = 0; format < format_count(); ++format) {
+    const auto& keys = format_at(format).keys;
     const bool wanted = (lp.aging && (lp.aging->format == format || lp.aging->keys_first == format)) ||
                         std::any_of(lp.tiers.begin(), lp.tiers.end(), [&](const Tier& t) { return t.format == format; });
-    if constexpr (needs_query_peak<K>() || needs_query_window<K>())
-      require(!wanted || at.query_peaks.size() > 0 || at.state_of(format) != 0, "commit: layer ", layer, ": ", K::name,
+    if (!wanted) continue;
+    if (keys.needs_query_peak || keys.needs_query_window)
+      require(at.query_peaks.size() > 0 || at.state_of(format) != 0, "commit: layer ", layer, ": ", keys.name,
               " keys depend on the queries, but no queries were observed; observe the prompt first");
-    if constexpr (needs_rope<K>())
-      if (wanted) plain_rope_of(shape(layer), layer, message("commit: ", K::name));
-    (void)wanted;
-  });
+    if (keys.needs_rope) plain_rope_of(shape(layer), layer, message("commit: ", keys.name));
+  }
 }
 
 /// Tiers name slots; eviction moves rows. So they are kept by position until the lists have their new slots.
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::tiers_after_eviction(const Plan& plan, const Sequence& s) const -> TierTokens {
+template <Backend B>
+auto BasicKvCache<B>::tiers_after_eviction(const Plan& plan, const Sequence& s) const -> TierTokens {
   TierTokens tokens;
   for (Index l = 0; l < layers(); ++l) {
     const LayerPlan& lp = plan.layers[static_cast<std::size_t>(l)];
@@ -190,8 +169,8 @@ auto KvCache<B, Listed>::tiers_after_eviction(const Plan& plan, const Sequence& 
 }
 
 /// The tiers of one layer, on its lists as they are after eviction.
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers)
+template <Backend B>
+auto BasicKvCache<B>::tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers)
     -> FormChanges {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   FormChanges changes(at.heads.size());
@@ -214,8 +193,8 @@ auto KvCache<B, Listed>::tier_changes(Sequence& s, Index layer, const LayerPlan&
 }
 
 /// The states of the forms of age are made while all tokens are as they were: tiers are about to round some of them.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers) {
+template <Backend B>
+void BasicKvCache<B>::make_states_of_age(Sequence& s, Index layer, const FormChanges& tiers) {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   std::vector<std::vector<std::uint64_t>> left;
   bool any = false;
@@ -235,8 +214,8 @@ void KvCache<B, Listed>::make_states_of_age(Sequence& s, Index layer, const Form
 /// Layer by layer where the pool has the pages. Where not, the tokens of a few pages at a time, in all layers and heads by
 /// turns, with the rest of the lists packed behind them: pages taken at the same time share chunks, and a chunk serves
 /// another form once all of its pages are back. What finds no room, or fills no page, keeps its form.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report) {
+template <Backend B>
+void BasicKvCache<B>::reform(Sequence& s, const std::map<Index, FormChanges>& work, CompressReport& report) {
   struct Pending {
     Index layer;
     std::size_t head;
@@ -288,8 +267,8 @@ void KvCache<B, Listed>::reform(Sequence& s, const std::map<Index, FormChanges>&
 }
 
 /// One transaction. False, and nothing changed: no room, or nothing to do.
-template <Backend B, class Listed>
-bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report) {
+template <Backend B>
+bool BasicKvCache<B>::reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report) {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   const auto& formats = geometry_[static_cast<std::size_t>(layer)];
   std::vector<ReformedList> lists;
@@ -330,14 +309,14 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
     running.start(*be_, at.running.scorer(), at.running.data(), at.running.slots(), source, page_tokens_);
     running.count_rows_up_to(at.running.last_row());
   }
-  if constexpr (detail::any_reads_attention<FormatList>())
-    if (at.aging.park) park(at, layer, lists);
+  const bool by_attention = any_reads_attention();
+  if (by_attention && at.aging.park) park(at, layer, lists);
   std::vector<EncodeList> encodes;
   std::vector<Buffer<B, float>> attention;
   for (std::size_t h = 0; h < lists.size(); ++h) {
     if (lists[h].pages.empty()) continue;
     attention.emplace_back();
-    if constexpr (detail::any_reads_attention<FormatList>()) attention.back() = attention_of(at, h, written_from(lists[h]));
+    if (by_attention) attention.back() = attention_of(at, h, written_from(lists[h]));
     encodes.push_back({formats, at.heads[h].states, lists[h].pages, lists[h].pieces, shape(layer).key_dim,
                        shape(layer).value_dim, page_tokens_, lists[h].positions, attention.back().data()});
   }
@@ -358,8 +337,8 @@ bool KvCache<B, Listed>::reform_some(Sequence& s, Index layer, const FormChanges
 }
 
 /// Which tokens of a layer are old enough for another form.
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
+template <Backend B>
+auto BasicKvCache<B>::aged_changes(Sequence& s, Index layer) -> FormChanges {
   Layer& at = s.layers[static_cast<std::size_t>(layer)];
   const Aging rule = at.aging;
   if (rule.format < 0) return {};
@@ -446,34 +425,31 @@ auto KvCache<B, Listed>::aged_changes(Sequence& s, Index layer) -> FormChanges {
   return changes;
 }
 
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::empty_state(Index layer, int wanted) const -> std::shared_ptr<detail::StateBlock<B>> {
+template <Backend B>
+auto BasicKvCache<B>::empty_state(Index layer, int wanted) const -> std::shared_ptr<detail::StateBlock<B>> {
   auto block = std::make_shared<detail::StateBlock<B>>();
   block->format = wanted;
-  FormatList::for_each([&](int format, auto pair) {
-    if (format != wanted || size_class(layer, format) < 0) return;
-    using K = typename decltype(pair)::Key;
-    using V = typename decltype(pair)::Value;
-    block->key_floats = state_floats<K>(shape(layer).key_dim), block->keys_of_layer = state_of_layer<K>();
-    block->value_floats = state_floats<V>(shape(layer).value_dim), block->values_of_layer = state_of_layer<V>();
-  });
+  if (wanted >= 0 && wanted < format_count() && size_class(layer, wanted) >= 0) {
+    const auto &keys = format_at(wanted).keys, &values = format_at(wanted).values;
+    block->key_floats = keys.state_floats(shape(layer).key_dim), block->keys_of_layer = keys.state_of_layer;
+    block->value_floats = values.state_floats(shape(layer).value_dim), block->values_of_layer = values.state_of_layer;
+  }
   block->heads = shape(layer).kv_heads;
   if (block->floats() > 0) block->memory = Buffer<B, float>(*be_, block->floats());
   return block;
 }
 
 /// What codecs make their state of: measured of some tokens of a layer, `words` per head and entry, or of all of them.
-template <Backend B, class Listed>
-class KvCache<B, Listed>::StateSources {
+template <Backend B>
+class BasicKvCache<B>::StateSources {
  public:
-  StateSources(const KvCache& cache, const Layer& at, Index layer, const std::vector<std::vector<std::uint64_t>>& words)
+  StateSources(const BasicKvCache& cache, const Layer& at, Index layer, const std::vector<std::vector<std::uint64_t>>& words)
       : cache_(cache), at_(at), layer_(layer), words_(words) {
     for (const auto& of_head : words) masks_.emplace_back(*cache.be_, std::span<const std::uint64_t>(of_head));
   }
 
   /// State of one side, head h's at state + h * stride; where heads share it, at `state`.
-  template <class C>
-  void make(Side side, float* state, Index stride) const {
+  void make(const detail::SideFormat<B>& codec, Side side, float* state, Index stride) const {
     B& be = *cache_.be_;
     const LayerShape& shape = cache_.shape(layer_);
     const Index width = side == Side::keys ? shape.key_dim : shape.value_dim, heads = shape.kv_heads;
@@ -486,14 +462,14 @@ class KvCache<B, Listed>::StateSources {
       StatisticsRow row;
       row.pages = cache_.list_of(at_.heads[static_cast<std::size_t>(h)], layer_);
       row.side = side, row.width = width;
-      row.mask = ranges_of_all<C>() ? nullptr : masks_[static_cast<std::size_t>(h)].data();
+      row.mask = codec.ranges_of_all ? nullptr : masks_[static_cast<std::size_t>(h)].data();
       row.min = least.data() + h * width, row.max = most.data() + h * width, row.sum_squares = squares.data() + h * width;
       Index tokens = 0;
       for (std::size_t e = 0; e < row.pages.entries.size(); ++e) {
         const Entry& entry = row.pages.entries[e];
-        const std::uint64_t word = ranges_of_all<C>() ? entry.live : entry.live & words_[static_cast<std::size_t>(h)][e];
+        const std::uint64_t word = codec.ranges_of_all ? entry.live : entry.live & words_[static_cast<std::size_t>(h)][e];
         tokens += std::popcount(word);
-        if constexpr (state_reads_rows<C>())
+        if (codec.state_reads_rows)
           for_each_bit(word, [&](Index slot) { positions.push_back(row.pages.position(entry, slot)); });
       }
       starts.push_back(starts.back() + tokens);
@@ -513,17 +489,17 @@ class KvCache<B, Listed>::StateSources {
         be.each(heads * width, detail::SumNewest{at_.query_newest.data(), seen, heads * width, newest.data()});
         m.query_squares = newest.data(), m.query_vectors = seen * shape.group();
       }
-      if constexpr (needs_rope<C>()) {
-        rope = BackendRope<B>(be, plain_rope_of(shape, layer_, C::name));
+      if (codec.needs_rope) {
+        rope = BackendRope<B>(be, plain_rope_of(shape, layer_, std::string(codec.name)));
         m.rope = rope.view();
       }
     }
     const Buffer<B, float> numbers(be, std::span<const float>(at_.aging.numbers)),
-        gathered(be, state_reads_rows<C>() ? starts.back() * width : 0);
+        gathered(be, codec.state_reads_rows ? starts.back() * width : 0);
     Buffer<B, Position> places;
-    if constexpr (state_reads_rows<C>()) places = Buffer<B, Position>(be, std::span<const Position>(positions));
+    if (codec.state_reads_rows) places = Buffer<B, Position>(be, std::span<const Position>(positions));
     Index states = heads;
-    if constexpr (state_of_layer<C>()) {
+    if (codec.state_of_layer) {
       states = 1, starts = {0, starts.back()};
       m.min = m.layer_min, m.max = m.layer_max;
       m.sum_squares = m.query_peak = m.query_squares = nullptr, m.query_vectors = 0;
@@ -541,11 +517,11 @@ class KvCache<B, Listed>::StateSources {
       be.gather(from);
       m.rows = gathered.data(), m.positions = places.data();
     }
-    be.each(states, detail::MakeState<C>{m, row_starts.data(), width, stride, state});
+    codec.make_state(be, states, m, row_starts.data(), width, stride, state);
   }
 
  private:
-  const KvCache& cache_;
+  const BasicKvCache& cache_;
   const Layer& at_;
   Index layer_;
   const std::vector<std::vector<std::uint64_t>>& words_;
@@ -553,39 +529,33 @@ class KvCache<B, Listed>::StateSources {
 };
 
 /// The state that tokens about to take a form are coded with: the layer's own, or one made of these tokens.
-template <Backend B, class Listed>
-std::uint32_t KvCache<B, Listed>::state_for(Layer& at, Index layer, int wanted,
+template <Backend B>
+std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
                                             const std::vector<std::vector<std::uint64_t>>& words, bool fresh) {
   if (const std::uint32_t known = at.state_of(wanted); known != 0 && !fresh) return known;
-  std::uint32_t made = 0;
-  FormatList::for_each([&](int format, auto pair) {
-    using K = typename decltype(pair)::Key;
-    using V = typename decltype(pair)::Value;
-    if constexpr (MakesState<K> || MakesState<V>) {
-      if (format != wanted) return;
-      const auto block = empty_state(layer, format);
-      const StateSources sources(*this, at, layer, words);
-      const auto make = [&]<class C>(C*, Side side, Index floats) {
-        if constexpr (MakesState<C> && (is_on_host<B>() || !host_only<C>()))  // a device refuses the others
-          sources.template make<C>(side, block->memory.data() + block->offset(side, 0), block->stride());
-        else  // Neutral: as null would be, which a block cannot say for one side only.
-          require(floats == 0, "layer ", layer, ": ", C::name,
-                  " takes a state that it cannot make; give one by set_state");
-      };
-      make(static_cast<K*>(nullptr), Side::keys, block->key_floats);
-      make(static_cast<V*>(nullptr), Side::values, block->value_floats);
-      at.add_state(block);
-      made = static_cast<std::uint32_t>(at.states.size());
-    } else {
-      require(format != wanted || !(needs_state<K>() || needs_state<V>()), "layer ", layer, ": ", K::name, " keys and ",
-              V::name, " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
-    }
-  });
-  return made;
+  const PageFormat& format = format_at(wanted);
+  if (!format.keys.makes_state && !format.values.makes_state) {
+    require(!format.keys.needs_state && !format.values.needs_state, "layer ", layer, ": ", format.keys.name, " keys and ",
+            format.values.name,
+            " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
+    return 0;
+  }
+  const auto block = empty_state(layer, wanted);
+  const StateSources sources(*this, at, layer, words);
+  for (const Side side : {Side::keys, Side::values}) {
+    const auto& codec = format.of(side);
+    if (codec.make_state != nullptr)
+      sources.make(codec, side, block->memory.data() + block->offset(side, 0), block->stride());
+    else  // Neutral: as null would be, which a block cannot say for one side only.
+      require((side == Side::keys ? block->key_floats : block->value_floats) == 0, "layer ", layer, ": ", codec.name,
+              " takes a state that it cannot make; give one by set_state");
+  }
+  at.add_state(block);
+  return static_cast<std::uint32_t>(at.states.size());
 }
 
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::given_state(const char* verb, Index layer, int format, std::span<const float> keys,
+template <Backend B>
+auto BasicKvCache<B>::given_state(const char* verb, Index layer, int format, std::span<const float> keys,
                                      std::span<const float> values) const
     -> std::shared_ptr<detail::StateBlock<B>> {
   check_layer(layer, verb);
@@ -604,8 +574,8 @@ auto KvCache<B, Listed>::given_state(const char* verb, Index layer, int format, 
   return block;
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::span<const float> keys,
+template <Backend B>
+void BasicKvCache<B>::set_state(SequenceId id, Index layer, int format, std::span<const float> keys,
                                    std::span<const float> values) {
   Sequence& s = get(id);
   const auto block = given_state("set_state", layer, format, keys, values);
@@ -614,8 +584,8 @@ void KvCache<B, Listed>::set_state(SequenceId id, Index layer, int format, std::
   ++s.epoch;
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::share_state(Index first_layer, Index last_layer, int format, std::span<const float> keys,
+template <Backend B>
+void BasicKvCache<B>::share_state(Index first_layer, Index last_layer, int format, std::span<const float> keys,
                                      std::span<const float> values) {
   check_layer(first_layer, "share_state"), check_layer(last_layer, "share_state");
   require(first_layer <= last_layer, "share_state: layers ", first_layer, " to ", last_layer, ", must ascend");
@@ -631,13 +601,13 @@ void KvCache<B, Listed>::share_state(Index first_layer, Index last_layer, int fo
   for (Index l = first_layer; l <= last_layer; ++l) shared_states_.emplace_back(l, block);
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
+template <Backend B>
+void BasicKvCache<B>::watch_queries(Layer& at, Index layer, const ConstTensor& queries) {
   bool coded = false, window = false;
-  FormatList::for_each([&](int, auto pair) {
-    coded = coded || !is_raw<typename decltype(pair)::Key> || !is_raw<typename decltype(pair)::Value>;
-    window = window || needs_query_window<typename decltype(pair)::Key>();
-  });
+  for (const PageFormat& format : formats_) {
+    coded = coded || !format.keys.raw || !format.values.raw;
+    window = window || format.keys.needs_query_window;
+  }
   if (!coded || queries.rows == 0) return;
   const Index heads = shape(layer).kv_heads, width = shape(layer).key_dim;
   if (at.query_peaks.size() == 0) {

@@ -6,8 +6,8 @@
 namespace kvpare {
 
 /// The coded tiles of one page, keys first, with room for their canonical bytes from `at` on.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::add_coded_tiles(const HeadPages& list, const Entry& e, const LayerShape& shape,
+template <Backend B>
+void BasicKvCache<B>::add_coded_tiles(const HeadPages& list, const Entry& e, const LayerShape& shape,
                                          std::byte* canonical, Index& at, std::vector<RepackTile>& tiles) {
   const PageGeometry& g = list.formats[e.format];
   if (g.key_codec != nullptr) {
@@ -20,8 +20,8 @@ void KvCache<B, Listed>::add_coded_tiles(const HeadPages& list, const Entry& e, 
   }
 }
 
-template <Backend B, class Listed>
-SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
+template <Backend B>
+SequenceImage BasicKvCache<B>::image(SequenceId id) const {
   const Sequence& s = get(id);
   SequenceImage image;
   image.page_tokens = page_tokens_;
@@ -119,8 +119,8 @@ SequenceImage KvCache<B, Listed>::image(SequenceId id) const {
   return image;
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index layer) const {
+template <Backend B>
+void BasicKvCache<B>::check_image(const SequenceImage::Layer& from, Index layer) const {
   const LayerShape& sh = shape(layer);
   require(static_cast<Index>(from.heads.size()) == sh.kv_heads, "restore: layer ", layer, " has ", from.heads.size(),
           " kv heads, must be ", sh.kv_heads);
@@ -137,8 +137,8 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
           from.compressed_to, " of ", from.compressed_from, " tokens, must be between 0 and these");
   for (std::size_t b = 0; b < from.states.size(); ++b) {
     const SequenceImage::State& state = from.states[b];
-    require(state.format < FormatList::count, "restore: layer ", layer, " state ", b, ": format ", state.format,
-            ", must be below ", FormatList::count);
+    require(state.format < format_count(), "restore: layer ", layer, " state ", b, ": format ", state.format,
+            ", must be below ", format_count());
     const auto floats = static_cast<std::size_t>(empty_state(layer, state.format)->memory.size());
     require(state.values.size() == floats && floats > 0, "restore: layer ", layer, " state ", b, " has ",
             state.values.size(), " floats, format ", state.format, " takes ", floats);
@@ -156,7 +156,7 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
         fail(message("restore: layer ", layer, " head ", h, " page ", p, ": ", what...));
       };
       const Index used = static_cast<Index>(page.offsets.size());
-      if (page.format >= FormatList::count) wrong("format ", page.format, ", must be below ", FormatList::count);
+      if (page.format >= format_count()) wrong("format ", page.format, ", must be below ", format_count());
       if (used < 1 || used > page_tokens_) wrong(used, " slots, must be within [1, ", page_tokens_, "]");
       if (page.live == 0 || (page.live & ~low_bits(used)) != 0) wrong("live slots beyond the ", used, " used, or none");
       if (page.state > from.states.size() ||
@@ -193,8 +193,8 @@ void KvCache<B, Listed>::check_image(const SequenceImage::Layer& from, Index lay
   }
 }
 
-template <Backend B, class Listed>
-std::optional<SequenceId> KvCache<B, Listed>::restore(const SequenceImage& image) {
+template <Backend B>
+std::optional<SequenceId> BasicKvCache<B>::restore(const SequenceImage& image) {
   require(image.page_tokens == page_tokens_, "restore: page_tokens = ", image.page_tokens, ", must be ", page_tokens_);
   require(static_cast<Index>(image.layers.size()) == layers(), "restore: ", image.layers.size(), " layers, must be ",
           layers());

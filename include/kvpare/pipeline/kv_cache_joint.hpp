@@ -33,66 +33,60 @@
 namespace kvpare {
 
 /// Rows of one head, on the host.
-template <Backend B, class Listed>
-struct KvCache<B, Listed>::FormSample {
+template <Backend B>
+struct BasicKvCache<B>::FormSample {
   std::vector<float> keys, values;          // [tokens, width], consecutive tokens of whole pages as far as there are any
   std::vector<float> query_peak, query_square;  // [key_dim]; square: mean of q^2; empty: no queries observed
   Index tokens = 0;
 };
 
 /// c_f of the formula above, for one head.
-template <Backend B, class Listed>
-double KvCache<B, Listed>::form_error(int wanted, Index layer, const FormSample& sample) const {
-  double error = 1;
-  FormatList::for_each([&](int format, auto pair) {
-    if (format != wanted) return;
-    using P = decltype(pair);
-    const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
-    RoundTripFacts facts{.query_peak = sample.query_peak, .query_squares = sample.query_square, .query_vectors = 1};
-    if (shape(layer).rope && shape(layer).rope->axes.empty()) facts.rope = shape(layer).rope->view();
-    const auto keys = round_trip<typename P::Key>(sample.keys, key_dim, page_tokens_, facts);
-    const auto values = round_trip<typename P::Value>(sample.values, value_dim, page_tokens_);
-    // Of a side: what its channels are off by, and how far they lie from their mean, both weighed by `weight` of the channel.
-    const auto compare = [&](const std::vector<float>& exact, const std::vector<float>& coded, Index width, const auto& weight) {
-      const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
-      std::pair<double, double> found{0, 0};
-      for (Index c = 0; c < width; ++c) {
-        double off = 0, sum = 0, square = 0;
-        for (Index t = 0; t < sample.tokens; ++t) {
-          const auto at = static_cast<std::size_t>(t * width + c);
-          const double x = static_cast<double>(exact[at]), d = static_cast<double>(coded[at]) - x;
-          off += d * d, sum += x, square += x * x;
-        }
-        found.first += off / n * weight(c), found.second += (square - sum * sum / n) / n * weight(c);
+template <Backend B>
+double BasicKvCache<B>::form_error(int wanted, Index layer, const FormSample& sample) const {
+  const PageFormat& format = format_at(wanted);
+  const Index key_dim = shape(layer).key_dim, value_dim = shape(layer).value_dim;
+  RoundTripFacts facts{.query_peak = sample.query_peak, .query_squares = sample.query_square, .query_vectors = 1};
+  if (shape(layer).rope && shape(layer).rope->axes.empty()) facts.rope = shape(layer).rope->view();
+  const auto keys = format.keys.round_trip(sample.keys, key_dim, page_tokens_, facts);
+  const auto values = format.values.round_trip(sample.values, value_dim, page_tokens_, {});
+  // Of a side: what its channels are off by, and how far they lie from their mean, both weighed by `weight` of the channel.
+  const auto compare = [&](const std::vector<float>& exact, const std::vector<float>& coded, Index width, const auto& weight) {
+    const double n = static_cast<double>(std::max<Index>(1, sample.tokens));
+    std::pair<double, double> found{0, 0};
+    for (Index c = 0; c < width; ++c) {
+      double off = 0, sum = 0, square = 0;
+      for (Index t = 0; t < sample.tokens; ++t) {
+        const auto at = static_cast<std::size_t>(t * width + c);
+        const double x = static_cast<double>(exact[at]), d = static_cast<double>(coded[at]) - x;
+        off += d * d, sum += x, square += x * x;
       }
-      return found;
-    };
-    const double scale = static_cast<double>(shape(layer).scale);
-    const bool watched = !sample.query_square.empty();
-    const auto [logit_error, logit_spread] = compare(sample.keys, keys, key_dim, [&](Index c) {
-      return watched ? scale * scale * static_cast<double>(sample.query_square[static_cast<std::size_t>(c)]) : 1.0;
-    });
-    const auto [value_error, value_spread] = compare(sample.values, values, value_dim, [](Index) { return 1.0; });
-    const auto share = [](double part, double whole) { return whole > 0 ? part / whole : part > 0 ? 1.0 : 0.0; };
-    const double of_logits = share(logit_error, watched ? std::max(1.0, logit_spread) : logit_spread);
-    const double of_values = share(value_error, value_spread);
-    error = std::min(1.0, of_values + of_logits);
+      found.first += off / n * weight(c), found.second += (square - sum * sum / n) / n * weight(c);
+    }
+    return found;
+  };
+  const double scale = static_cast<double>(shape(layer).scale);
+  const bool watched = !sample.query_square.empty();
+  const auto [logit_error, logit_spread] = compare(sample.keys, keys, key_dim, [&](Index c) {
+    return watched ? scale * scale * static_cast<double>(sample.query_square[static_cast<std::size_t>(c)]) : 1.0;
   });
-  return error;
+  const auto [value_error, value_spread] = compare(sample.values, values, value_dim, [](Index) { return 1.0; });
+  const auto share = [](double part, double whole) { return whole > 0 ? part / whole : part > 0 ? 1.0 : 0.0; };
+  const double of_logits = share(logit_error, watched ? std::max(1.0, logit_spread) : logit_spread);
+  const double of_values = share(value_error, value_spread);
+  return std::min(1.0, of_values + of_logits);
 }
 
-template <Backend B, class Listed>
-template <class C>
-void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, const Precision& precision,
-                                    Plan& plan) const {
-  require(compressor.keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
-          ": keep = ", print_setting(compressor.keep), ", must be in bytes, such as 8MiB");
-  require(!compressor.selector.refines() && !compressor.selector.only_positive, "plan: ", precision.said,
+template <Backend B>
+void BasicKvCache<B>::plan_joint(const Sequence& s, const Keep& keep, const TopK& selector, const ScoresOfLayer& scores,
+                                 const Precision& precision, Plan& plan) const {
+  require(keep.unit == Keep::Unit::bytes, "plan: ", precision.said,
+          ": keep = ", print_setting(keep), ", must be in bytes, such as 8MiB");
+  require(!selector.refines() && !selector.only_positive, "plan: ", precision.said,
           " chooses by bytes and scores; chunk, represent, recover, merge, granularity = page and only_positive do not go "
           "with it");
-  require(compressor.selector.mode == Mode::paper, "plan: ", precision.said,
+  require(selector.mode == Mode::paper, "plan: ", precision.said,
           " is of no published code; mode = reference does not go with it");
-  require(!compressor.selector.splits(), "plan: ", precision.said,
+  require(!selector.splits(), "plan: ", precision.said,
           " meets one budget in bytes; each and also, which give groups of tokens budgets of their own, do not go with it");
   constexpr Index sampled_pages = 4;
   constexpr double least_weight = 1e-30;  // a token that nobody looks at is still worth bytes that nobody else wants
@@ -112,10 +106,10 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   std::optional<typename B::Ticket> last;
   for (Index l = 0; l < layers(); ++l) {
     const Layer& at = s.layers[static_cast<std::size_t>(l)];
-    if (!takes_part(l, compressor.selector) || at.empty()) continue;
+    if (!takes_part(l, selector) || at.empty()) continue;
     OfLayer& w = work.emplace_back(OfLayer{l, LayerLists(*this, s, l), {}, {}, {}, {}, {}, {}, 0, {}, {}, {}, {}});
     w.columns = columns_of(w.lists.heads, s.tags);
-    const ObservedLayer<B>& observed = scores_of(at, l, w.lists, w.columns, compressor, w.made, "compress");
+    const ObservedLayer<B>& observed = scores(l, w.lists, w.columns, w.made);
     const Index heads = shape(l).kv_heads;
     w.scored_columns = observed.columns();
     w.scores.resize(static_cast<std::size_t>(heads * w.scored_columns));
@@ -175,7 +169,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
   for (OfLayer& w : work) {
     ScoredLayer layer;
     layer.heads = w.lists.heads, layer.columns = &w.columns, layer.scored_columns = w.scored_columns;
-    const detail::PlanPart everything{.tokens = w.columns.at(s.tags.of_class(compressor.selector.among))};
+    const detail::PlanPart everything{.tokens = w.columns.at(s.tags.of_class(selector.among))};
     const Layer& at = s.layers[static_cast<std::size_t>(w.layer)];
     const auto& geometry = geometry_[static_cast<std::size_t>(w.layer)];
     const auto page_bytes = [&](int format) { return pool_->page_bytes(size_class(w.layer, format)); };
@@ -183,7 +177,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
     for (Index h = 0; h < shape(w.layer).kv_heads; ++h) {
       const HeadPages& list = w.lists.heads[static_cast<std::size_t>(h)];
       const detail::PlanRow row =
-          detail::plan_row(layer, everything, detail::open_columns(layer, h), compressor.selector);
+          detail::plan_row(layer, everything, detail::open_columns(layer, h), selector);
       const std::vector<std::uint64_t> candidates = w.columns.to_slots(list, h, row.candidates);
       const std::size_t first = held.size();
       held.push_back({&w, h, append_format, {}, 0, {}});
@@ -281,7 +275,7 @@ void KvCache<B, Listed>::plan_joint(const Sequence& s, const C& compressor, cons
       }
     }
   }
-  const Index budget = static_cast<Index>(compressor.keep.amount);
+  const Index budget = static_cast<Index>(keep.amount);
   require(fixed_bytes + settled_bytes <= budget, "plan: keep = ", budget, " bytes, but tokens that are not up for choice take ",
           fixed_bytes + settled_bytes);
   const BudgetSplit split = split_bytes(lists, page_tokens_, budget - settled_bytes);

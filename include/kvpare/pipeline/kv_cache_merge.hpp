@@ -54,10 +54,10 @@ struct JoinRows {
 /// The merges of one layer. Made before anything moves, it computes the merged rows, of the element type that raw pages have, so
 /// that `write`, once rows have moved, has only to copy them to their place. Pages that others share get a page of their own
 /// first, in `lists`.
-template <Backend B, class Listed>
-class KvCache<B, Listed>::Merging {
+template <Backend B>
+class BasicKvCache<B>::Merging {
  public:
-  Merging(KvCache& cache, const Sequence& s, Index layer, std::span<const Merge> merges,
+  Merging(BasicKvCache& cache, const Sequence& s, Index layer, std::span<const Merge> merges,
           std::span<CompactedList* const> lists, CompressReport& report)
       : cache_(&cache), layer_(layer) {
     const LayerShape& sh = cache.shape(layer);
@@ -209,7 +209,7 @@ class KvCache<B, Listed>::Merging {
                              out.at(0, head)});
   }
 
-  KvCache* cache_;
+  BasicKvCache* cache_;
   Index layer_;
   std::deque<FreshPages> fresh_;
   std::vector<WriteRun> runs_;
@@ -218,8 +218,8 @@ class KvCache<B, Listed>::Merging {
 };
 
 /// Throws unless every merge is of tokens that go into tokens that stay.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::check_merges(const LayerPlan& lp, const Layer& at, Index layer) const {
+template <Backend B>
+void BasicKvCache<B>::check_merges(const LayerPlan& lp, const Layer& at, Index layer) const {
   if (lp.merges.empty()) return;
   require(lp.touched && lp.merges.size() == at.heads.size(), "commit: layer ", layer, " has merges for ",
           lp.merges.size(), " heads, must be ", at.heads.size(), " and come with what stays");

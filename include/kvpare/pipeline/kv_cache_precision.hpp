@@ -6,18 +6,18 @@
 namespace kvpare {
 
 /// Indices of formats, -1 = none. A layer that stays as appended has none at all.
-template <Backend B, class Listed>
-struct KvCache<B, Listed>::LayerForms {
+template <Backend B>
+struct BasicKvCache<B>::LayerForms {
   Aging aging;
   int rest = -1;
   Aging guarded;  // in place of `aging`, where the guard says so
 };
 
 /// Largest |k| per channel and head of every layer, on their way to the host.
-template <Backend B, class Listed>
-class KvCache<B, Listed>::KeyRanges {
+template <Backend B>
+class BasicKvCache<B>::KeyRanges {
  public:
-  KeyRanges(const KvCache& cache, const Sequence& s, const Precision& precision) : be_(cache.be_) {
+  KeyRanges(const BasicKvCache& cache, const Sequence& s, const Precision& precision) : be_(cache.be_) {
     if (precision.guard == 0) return;
     for (Index l = 0; l < cache.layers(); ++l) {
       const Layer& layer = s.layers[static_cast<std::size_t>(l)];
@@ -80,15 +80,13 @@ class KvCache<B, Listed>::KeyRanges {
 };
 
 /// The format of this name. Throws where the cache does not list it, or it has no tiles in the layer.
-template <Backend B, class Listed>
-int KvCache<B, Listed>::find_form(const Precision& p, const Form& form, Index layer) const {
+template <Backend B>
+int BasicKvCache<B>::find_form(const Precision& p, const Form& form, Index layer) const {
   int found = -1;
-  FormatList::for_each([&](int format, auto pair) {
-    if (found < 0 && decltype(pair)::Key::name == form.keys && decltype(pair)::Value::name == form.values)
-      found = format;
-  });
+  for (int format = 0; format < format_count() && found < 0; ++format)
+    if (format_at(format).keys.name == form.keys && format_at(format).values.name == form.values) found = format;
   require(found >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values, " is none of this cache's: ",
-          detail::format_names<FormatList>());
+          format_names());
   require(size_class(layer, found) >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values,
           " has no tiles in layer ", layer, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
           shape(layer).value_dim, " channels");
@@ -96,17 +94,14 @@ int KvCache<B, Listed>::find_form(const Precision& p, const Form& form, Index la
 }
 
 /// Names become formats of this cache.
-template <Backend B, class Listed>
-auto KvCache<B, Listed>::forms_of(const Precision& p, Index layer) const -> LayerForms {
+template <Backend B>
+auto BasicKvCache<B>::forms_of(const Precision& p, Index layer) const -> LayerForms {
   LayerForms of;
   if (!p.changes_forms()) return of;
   require(p.layers.empty() || p.layers.size() == model_.layers.size(), "precision ", p.said, ": forms for ",
           p.layers.size(), " layers, the model has ", model_.layers.size());
   if (!shape(layer).compress || layer < p.first_layers || layer >= layers() - p.last_layers) return of;
-  std::string_view appended_values;
-  FormatList::for_each([&](int format, auto pair) {
-    if (format == append_format) appended_values = decltype(pair)::Value::name;
-  });
+  const std::string_view appended_values = format_at(append_format).values.name;
   const auto aging = [&](const Form& form) {
     Aging a;
     if (form.as_appended()) return a;
@@ -130,8 +125,8 @@ auto KvCache<B, Listed>::forms_of(const Precision& p, Index layer) const -> Laye
 }
 
 /// Tokens that were to go take the form `rest` instead; layers get their rule for tokens that grow old.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::plan_forms(const Sequence& s, const Precision& p, const std::vector<LayerForms>& forms,
+template <Backend B>
+void BasicKvCache<B>::plan_forms(const Sequence& s, const Precision& p, const std::vector<LayerForms>& forms,
                                     const KeyRanges& key_ranges, Plan& plan) const {
   if (!p.changes_forms()) return;
   for (Index l = 0; l < layers(); ++l) {

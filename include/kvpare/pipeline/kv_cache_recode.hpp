@@ -23,8 +23,8 @@ struct TakeAttention {
 }  // namespace detail
 
 /// What is known of the attention of slots about to be coded: `source` says from which slot each of them comes.
-template <Backend B, class Listed>
-Buffer<B, float> KvCache<B, Listed>::attention_of(const Layer& at, std::size_t head,
+template <Backend B>
+Buffer<B, float> BasicKvCache<B>::attention_of(const Layer& at, std::size_t head,
                                                   std::vector<std::int32_t> source) const {
   if (!at.running.is_of(RecentMaximum::name)) return {};
   const Index filled = at.running.filled(static_cast<Index>(head));
@@ -38,8 +38,8 @@ Buffer<B, float> KvCache<B, Listed>::attention_of(const Layer& at, std::size_t h
 }
 
 /// The slots that come to be written, page by page: where they are now.
-template <Backend B, class Listed>
-std::vector<std::int32_t> KvCache<B, Listed>::written_from(const ReformedList& list) const {
+template <Backend B>
+std::vector<std::int32_t> BasicKvCache<B>::written_from(const ReformedList& list) const {
   std::vector<std::int32_t> source;
   for (const EncodePage& page : list.pages) {
     const auto first = list.source.begin() + static_cast<std::ptrdiff_t>(page.entry * page_tokens_);
@@ -49,12 +49,12 @@ std::vector<std::int32_t> KvCache<B, Listed>::written_from(const ReformedList& l
 }
 
 /// Rows of some live tokens of a list as floats, keys and values, ascending; and where they stand.
-template <Backend B, class Listed>
-struct KvCache<B, Listed>::RowsOut {
+template <Backend B>
+struct BasicKvCache<B>::RowsOut {
   std::vector<Position> positions;
   Buffer<B, float> keys, values;  // [tokens, width]
 
-  RowsOut(const KvCache& cache, const HeadPages& list, const std::vector<std::uint64_t>& words, const LayerShape& shape) {
+  RowsOut(const BasicKvCache& cache, const HeadPages& list, const std::vector<std::uint64_t>& words, const LayerShape& shape) {
     for (std::size_t e = 0; e < list.entries.size(); ++e)
       for_each_bit(list.entries[e].live & words[e],
                    [&](Index slot) { positions.push_back(list.position(list.entries[e], slot)); });
@@ -69,14 +69,14 @@ struct KvCache<B, Listed>::RowsOut {
 };
 
 /// Keeps the rows, as appended, of tokens that are about to be coded by what is known of them. Waits.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::park(Layer& at, Index layer, const std::vector<ReformedList>& lists) {
+template <Backend B>
+void BasicKvCache<B>::park(Layer& at, Index layer, const std::vector<ReformedList>& lists) {
   for (std::size_t h = 0; h < lists.size(); ++h) {
     const HeadPages list = list_of(at.heads[h], layer);
     std::vector<std::uint64_t> words(list.entries.size(), 0);
     bool any = false;
     for (const EncodePage& page : lists[h].pages) {
-      if (!detail::any_reads_attention<FormatList>(page.format)) continue;
+      if (!reads_attention(page.format)) continue;
       for (Index slot = 0; slot < page_tokens_; ++slot) {
         const std::int32_t from = lists[h].source[static_cast<std::size_t>(page.entry * page_tokens_ + slot)];
         if (from < 0) continue;
@@ -97,9 +97,9 @@ void KvCache<B, Listed>::park(Layer& at, Index layer, const std::vector<Reformed
 }
 
 /// Codes anew, in lots of a few pages: rows as appended go to pages taken for the while, and from there into the form.
-template <Backend B, class Listed>
-void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
-  if constexpr (detail::any_reads_attention<FormatList>())
+template <Backend B>
+void BasicKvCache<B>::recode(Sequence& s, CompressReport& report) {
+  if (any_reads_attention())
     for (Index l = 0; l < layers(); ++l) {
       Layer& at = s.layers[static_cast<std::size_t>(l)];
       if (!at.aging.recode || !at.running.is_of(RecentMaximum::name)) continue;
@@ -107,7 +107,7 @@ void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
         std::vector<std::size_t> due;
         for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e)
           if (const Entry& entry = at.heads[h].entries[e];
-              entry.live != 0 && detail::any_reads_attention<FormatList>(entry.format))
+              entry.live != 0 && reads_attention(entry.format))
             due.push_back(e);
         constexpr std::size_t few = 16;
         for (std::size_t first = 0; first < due.size(); first += few)
@@ -120,8 +120,8 @@ void KvCache<B, Listed>::recode(Sequence& s, CompressReport& report) {
     }
 }
 
-template <Backend B, class Listed>
-void KvCache<B, Listed>::recode_some(Layer& at, Index layer, std::size_t h, std::span<const std::size_t> due,
+template <Backend B>
+void BasicKvCache<B>::recode_some(Layer& at, Index layer, std::size_t h, std::span<const std::size_t> due,
                                      CompressReport& report) {
   Head& head = at.heads[h];
   const LayerShape& sh = shape(layer);

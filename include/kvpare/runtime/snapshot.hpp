@@ -181,15 +181,15 @@ inline Reader read_section(std::istream& in, std::string_view tag, std::string& 
 }
 
 /// What a snapshot must agree on with the cache it is read into, as text: equal texts, equal bytes of attention.
-template <class Cache>
-std::string shape_of(const Cache& cache) {
+template <Backend B>
+std::string shape_of(const BasicKvCache<B>& cache) {
   Content c;
   c.put(static_cast<std::uint32_t>(cache.page_tokens()));
-  c.put(static_cast<std::uint32_t>(Cache::FormatList::count));
-  Cache::FormatList::for_each([&](int, auto pair) {
-    c.put_name(decltype(pair)::Key::name);
-    c.put_name(decltype(pair)::Value::name);
-  });
+  c.put(static_cast<std::uint32_t>(cache.formats().size()));
+  for (const auto& format : cache.formats()) {
+    c.put_name(format.keys.name);
+    c.put_name(format.values.name);
+  }
   c.put(static_cast<std::uint32_t>(cache.layers()));
   for (const LayerShape& s : cache.model().layers) {
     for (const Index n : {s.q_heads, s.kv_heads, s.key_dim, s.value_dim, s.window}) c.put(n);
@@ -201,18 +201,18 @@ std::string shape_of(const Cache& cache) {
 }
 
 /// Throws with the first thing that differs.
-template <class Cache>
-void require_same_shape(Reader& in, const Cache& cache) {
+template <Backend B>
+void require_same_shape(Reader& in, const BasicKvCache<B>& cache) {
   if (in.holds(shape_of(cache))) return;
   const auto same = [](const auto& got, const auto& wanted, const auto&... what) {
     require(got == wanted, "snapshot: ", what..., " = ", got, ", the cache's is ", wanted);
   };
   same(in.get<std::uint32_t>(), static_cast<std::uint32_t>(cache.page_tokens()), "page_tokens");
-  same(in.get<std::uint32_t>(), static_cast<std::uint32_t>(Cache::FormatList::count), "number of page formats");
-  Cache::FormatList::for_each([&](int format, auto pair) {
-    same(in.get_name(), std::string(decltype(pair)::Key::name), "keys of format ", format);
-    same(in.get_name(), std::string(decltype(pair)::Value::name), "values of format ", format);
-  });
+  same(in.get<std::uint32_t>(), static_cast<std::uint32_t>(cache.formats().size()), "number of page formats");
+  for (std::size_t f = 0; f < cache.formats().size(); ++f) {
+    same(in.get_name(), std::string(cache.formats()[f].keys.name), "keys of format ", f);
+    same(in.get_name(), std::string(cache.formats()[f].values.name), "values of format ", f);
+  }
   same(in.get<std::uint32_t>(), static_cast<std::uint32_t>(cache.layers()), "number of layers");
   for (Index l = 0; l < cache.layers(); ++l) {
     const LayerShape& s = cache.model().layers[static_cast<std::size_t>(l)];
@@ -233,8 +233,8 @@ void require_same_shape(Reader& in, const Cache& cache) {
 
 /// Writes a sequence. The sequence stays as it is. What it takes: the live rows, about 20 bytes per page and 4 per running
 /// score. Host memory: the sequence once. Throws when the stream fails.
-template <Backend B, class F>
-void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
+template <Backend B>
+void save(std::ostream& out, const BasicKvCache<B>& cache, SequenceId id) {
   using namespace detail::snapshot;
   const SequenceImage image = cache.image(id);
   out.write(magic.data(), static_cast<std::streamsize>(magic.size()));
@@ -293,8 +293,8 @@ void save(std::ostream& out, const KvCache<B, F>& cache, SequenceId id) {
 /// Reads what `save` wrote, as a new sequence; none when the pool has no room for it. Throws InvalidArgument on bytes that
 /// are damaged, of another version or no snapshot at all, and on one of another model, page size or list of formats: the
 /// message says which. The cache is then as it was.
-template <Backend B, class F>
-std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
+template <Backend B>
+std::optional<SequenceId> load(std::istream& in, BasicKvCache<B>& cache) {
   using namespace detail::snapshot;
   char found[8];
   in.read(found, 8);
@@ -345,7 +345,8 @@ std::optional<SequenceId> load(std::istream& in, KvCache<B, F>& cache) {
       head.pages.resize(c.get_count(20));
       for (SequenceImage::Page& page : head.pages) {
         page.format = c.get<std::uint16_t>();
-        require(page.format < F::count, "snapshot: a page of format ", page.format, ", must be below ", F::count);
+        require(page.format < cache.formats().size(), "snapshot: a page of format ", page.format, ", must be below ",
+                cache.formats().size());
         const auto slots = c.get<std::uint16_t>();
         page.state = c.get<std::uint32_t>();
         page.first = c.get<Position>();

@@ -9,3 +9,4 @@
 #include "codec/thin.hpp"
 #include "codec/unrotated.hpp"
 #include "codec/vid_kv.hpp"
+#include "compiled.hpp"

@@ -110,27 +110,24 @@ class Runner {
     Index bytes = 0;
     for (const kvpare::HeadPages& list : cache_.pages(sequence, layer))
       for (const kvpare::Entry& entry : list.entries)
-        Formats::for_each([&](int format, auto pair) {
-          if (format == entry.format)
-            bytes += decltype(pair)::page_bytes(options_.page_tokens, shape.key_dim, shape.value_dim);
-        });
+        bytes += cache_.formats()[entry.format].page_bytes(options_.page_tokens, shape.key_dim, shape.value_dim);
     return bytes;
   }
 
   std::vector<FormInUse> forms(kvpare::SequenceId sequence) const {
     std::vector<FormInUse> all;
-    Formats::for_each([&](int format, auto pair) {
-      using P = decltype(pair);
-      FormInUse form{kvpare::print_setting(kvpare::Form(P::Key::name, P::Value::name)), 0, kvpare::Support::fused};
+    for (std::size_t f = 0; f < cache_.formats().size(); ++f) {
+      const auto& format = cache_.formats()[f];
+      FormInUse form{kvpare::print_setting(kvpare::Form(format.keys.name, format.values.name)), 0, kvpare::Support::fused};
       for (Index l = 0; l < cache_.layers(); ++l)
         for (const kvpare::HeadPages& list : cache_.pages(sequence, l))
           for (const kvpare::Entry& entry : list.entries) {
-            if (entry.format != format || entry.live == 0) continue;
+            if (entry.format != f || entry.live == 0) continue;
             form.tokens += std::popcount(entry.live);
-            form.support = std::min(form.support, cache_.support(l, format));
+            form.support = std::min(form.support, cache_.support(l, entry.format));
           }
       if (form.tokens > 0) all.push_back(std::move(form));
-    });
+    }
     return all;
   }
 

@@ -5,8 +5,6 @@
 #include <sstream>
 #include <stdexcept>
 
-template class kvpare::KvCache<kvpare::cpu::Backend, story::Formats>;
-
 namespace story {
 namespace {
 

@@ -101,5 +101,3 @@ class Context {
 };
 
 }  // namespace story
-
-extern template class kvpare::KvCache<kvpare::cpu::Backend, story::Formats>;  // in context.cpp

@@ -117,22 +117,22 @@ template <class Cache>
 void print_formats(std::ostream& out, const Cache& cache) {
   out << "formats, for pages of " << cache.page_tokens() << " tokens and heads of " << cache.model().layers[0].key_dim
       << " and " << cache.model().layers[0].value_dim << " channels: keys/values, bits per number, how attention runs\n";
-  Cache::FormatList::for_each([&](int format, auto pair) {
-    using P = decltype(pair);
-    const kvpare::LayerShape& shape = cache.model().layers[0];
+  const kvpare::LayerShape& shape = cache.model().layers[0];
+  for (int f = 0; f < static_cast<int>(std::ssize(cache.formats())); ++f) {
+    const auto& format = cache.formats()[static_cast<std::size_t>(f)];
     kvpare::Support support = kvpare::Support::fused;
-    for (kvpare::Index l = 0; l < cache.layers(); ++l) support = std::min(support, cache.support(l, format));
+    for (kvpare::Index l = 0; l < cache.layers(); ++l) support = std::min(support, cache.support(l, f));
     std::ostringstream bits;
     if (support == kvpare::Support::unsupported)
       bits << '-';
     else
       bits << std::fixed << std::setprecision(2)
-           << 8 * static_cast<double>(P::page_bytes(cache.page_tokens(), shape.key_dim, shape.value_dim)) /
+           << 8 * static_cast<double>(format.page_bytes(cache.page_tokens(), shape.key_dim, shape.value_dim)) /
                   static_cast<double>(cache.page_tokens() * (shape.key_dim + shape.value_dim));
-    out << "  " << std::left << std::setw(48)
-        << kvpare::print_setting(kvpare::Form(P::Key::name, P::Value::name)) << std::right << std::setw(6) << bits.str()
-        << "  " << name_of(support) << (format == Cache::append_format ? ", as appended" : "") << '\n';
-  });
+    out << "  " << std::left << std::setw(48) << kvpare::print_setting(kvpare::Form(format.keys.name, format.values.name))
+        << std::right << std::setw(6) << bits.str() << "  " << name_of(support)
+        << (f == Cache::append_format ? ", as appended" : "") << '\n';
+  }
 }
 
 }  // namespace example

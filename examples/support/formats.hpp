@@ -5,3 +5,9 @@
 
 #include "codecs.hpp"
 #include "format_list.hpp"
+
+// In formats_lists.cpp.
+extern template class kvpare::KvCache<kvpare::cpu::Backend, example::ModelFormats<float, 8>>;
+extern template class kvpare::KvCache<kvpare::cpu::Backend, example::ModelFormats<float, 32>>;
+extern template class kvpare::KvCache<kvpare::cpu::Backend, example::ModelFormats<kvpare::half, 32>>;
+extern template class kvpare::KvCache<kvpare::cpu::Backend, example::ModelFormats<kvpare::bfloat16, 32>>;

@@ -3,5 +3,3 @@
 
 #include "decoder.hpp"
 #include "support/formats.hpp"
-
-extern template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;  // in decoder.cpp

@@ -6,8 +6,6 @@
 #include "cpu.hpp"
 #include "decoder.inl"
 
-template class kvpare::KvCache<kvpare::cpu::Backend, vlm::Formats>;
-
 namespace vlm {
 namespace {
 

@@ -104,7 +104,7 @@ template <Backend B>
 class BasicKvCache {
  public:
   static constexpr int append_format = 0;
-  using PageFormat = detail::PageFormat<B>;
+  using PageFormat = kvpare::PageFormat<B>;
 
   /// `formats` live as long as the cache. Throws as KvCache does.
   BasicKvCache(B& be, Model model, CacheOptions options, std::span<const PageFormat> formats)
@@ -124,8 +124,7 @@ class BasicKvCache {
           sizes_of_layer.push_back(-1);
           continue;
         }
-        const Index bytes = round_up(tile_bytes(format, Side::keys, shape(l)), 64) +
-                            round_up(tile_bytes(format, Side::values, shape(l)), 64);
+        const Index bytes = format.page_bytes(page_tokens_, shape(l).key_dim, shape(l).value_dim);
         auto at = std::find(sizes.begin(), sizes.end(), bytes);
         sizes_of_layer.push_back(static_cast<int>(at - sizes.begin()));
         if (at == sizes.end()) sizes.push_back(bytes);
@@ -159,7 +158,7 @@ class BasicKvCache {
   const Model& model() const { return model_; }
   Index layers() const { return static_cast<Index>(model_.layers.size()); }
   Index page_tokens() const { return page_tokens_; }
-  std::span<const PageFormat> formats() const { return formats_; }
+  std::span<const PageFormat> formats() const { return formats_; }  // by Entry::format
   const PagePool& pool() const { return *pool_; }
   B& backend() const { return *be_; }
 
@@ -1034,9 +1033,6 @@ class BasicKvCache {
   }
   const LayerShape& shape(Index layer) const { return model_.layers[static_cast<std::size_t>(layer)]; }
   static Index width_of(const LayerShape& shape, Side side) { return side == Side::keys ? shape.key_dim : shape.value_dim; }
-  Index tile_bytes(const PageFormat& format, Side side, const LayerShape& shape) const {
-    return format.of(side).tile_bytes({page_tokens_, width_of(shape, side)});
-  }
   /// Has a format tiles for this shape, and the backend kernels for them?
   bool takes(const PageFormat& format, const LayerShape& shape) const {
     return std::ranges::all_of(std::array{Side::keys, Side::values}, [&](Side side) {
@@ -1138,9 +1134,11 @@ class KvCache : public BasicKvCache<B> {
   using FormatList = Listed;
 
   /// Throws on a shape that makes no sense, a page size other than 16, 32 or 64, or a budget below one chunk.
-  KvCache(B& be, Model model, CacheOptions options)
-      : BasicKvCache<B>(be, std::move(model), options, detail::page_formats<B, Listed>) {}
+  KvCache(B& be, Model model, CacheOptions options);
 };
+template <Backend B, class Listed>
+KvCache<B, Listed>::KvCache(B& be, Model model, CacheOptions options)
+    : BasicKvCache<B>(be, std::move(model), options, detail::page_formats<B, Listed>) {}
 
 }  // namespace kvpare
 

@@ -449,7 +449,7 @@ class BasicKvCache<B>::StateSources {
   }
 
   /// State of one side, head h's at state + h * stride; where heads share it, at `state`.
-  void make(const detail::SideFormat<B>& codec, Side side, float* state, Index stride) const {
+  void make(const SideFormat<B>& codec, Side side, float* state, Index stride) const {
     B& be = *cache_.be_;
     const LayerShape& shape = cache_.shape(layer_);
     const Index width = side == Side::keys ? shape.key_dim : shape.value_dim, heads = shape.kv_heads;

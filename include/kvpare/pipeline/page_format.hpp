@@ -12,7 +12,9 @@
 #include "../codec/round_trip.hpp"
 #include "../policy/observation.hpp"
 
-namespace kvpare::detail {
+namespace kvpare {
+
+namespace detail {
 
 /// One head per call. Pointers of `first` are those of head 0.
 template <class C>
@@ -34,6 +36,8 @@ struct MakeState {
   }
 };
 
+}  // namespace detail
+
 /// A codec on one side: what codec/codec.hpp asks of it, as values.
 template <Backend B>
 struct SideFormat {
@@ -53,6 +57,25 @@ struct SideFormat {
   std::vector<float> (*round_trip)(const std::vector<float>& rows, Index width, Index page_tokens,
                                    const RoundTripFacts& facts) = nullptr;
 };
+
+/// A page format of a cache.
+template <Backend B>
+struct PageFormat {
+  SideFormat<B> keys, values;
+  const void* (*pair)(B& be, TileShape keys, TileShape values) = nullptr;
+
+  const SideFormat<B>& of(Side side) const { return side == Side::keys ? keys : values; }
+  bool reads_attention() const { return keys.reads_attention || values.reads_attention; }
+  /// As Pair.
+  bool fits(Index tokens, Index key_dim, Index value_dim) const {
+    return keys.fits({tokens, key_dim}) && values.fits({tokens, value_dim});
+  }
+  Index page_bytes(Index tokens, Index key_dim, Index value_dim) const {
+    return round_up(keys.tile_bytes({tokens, key_dim}), 64) + round_up(values.tile_bytes({tokens, value_dim}), 64);
+  }
+};
+
+namespace detail {
 
 template <Backend B, Codec C, Side side>
 constexpr SideFormat<B> side_format() {
@@ -78,16 +101,6 @@ constexpr SideFormat<B> side_format() {
   of.round_trip = kvpare::round_trip<C>;
   return of;
 }
-
-/// A page format of a cache.
-template <Backend B>
-struct PageFormat {
-  SideFormat<B> keys, values;
-  const void* (*pair)(B& be, TileShape keys, TileShape values) = nullptr;
-
-  const SideFormat<B>& of(Side side) const { return side == Side::keys ? keys : values; }
-  bool reads_attention() const { return keys.reads_attention || values.reads_attention; }
-};
 
 template <Backend B, Codec K, Codec V>
 constexpr PageFormat<B> page_format(Pair<K, V>) {
@@ -117,4 +130,5 @@ std::string names_of(std::span<const PageFormat<B>> formats) {
   return names;
 }
 
-}  // namespace kvpare::detail
+}  // namespace detail
+}  // namespace kvpare

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -43,9 +44,8 @@ struct PlanScope {
 
 namespace detail {
 
-template <class A>
-struct AllocateLayers {
-  A allocator;
+/// What budgets are made of.
+struct LayersToAllocate {
   const RowSummary* rows;       // [parts] of mean scores; as what follows, null when the allocator needs none
   const double* const* curves;  // [parts] with how many numbers each has
   const Index* curve_counts;
@@ -60,8 +60,16 @@ struct AllocateLayers {
   LayerSummary* summaries;  // [parts] as what follows; part = group * layers + layer
   double* scratch;
   Index* keep;
+};
 
+/// One group per call.
+template <class A>
+struct AllocateLayers {
+  A allocator;
+  LayersToAllocate of;
   KVPARE_HD void operator()(Index group) const {
+    const auto& [rows, curves, curve_counts, densities, available, available_tokens, stays, recent_share, totals, quanta, layers,
+                 alike, summaries, scratch, keep] = of;
     const Index first = group * layers, end = first + layers;
     for (Index p = first; p < end; ++p) {
       summaries[p] = {};
@@ -479,25 +487,54 @@ class LayerCurves {
 
 }  // namespace detail
 
+namespace detail {
+
+/// What planning asks of a method, whatever its policies.
+template <Backend B>
+struct PlanMethod {
+  const TopK& selector;
+  BudgetNeeds needs;
+  bool budgets_scored;
+  std::function<void(Index groups, const LayersToAllocate&)> allocate;
+};
+template <Backend B>
+void plan_layers(B& be, const PlanMethod<B>& method, std::span<const TokenGroup> groups,
+                 std::span<const ScoredLayer> layers, PlanScope scope, Plan& plan);
+
+}  // namespace detail
+
 /// Fills in `plan.layers` (indexed by ScoredLayer::layer) and its counts; `groups` are those that layers say `given` of. One
 /// wait, none when nothing is up for choice.
 template <Backend B, class C>
 void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups, std::span<const ScoredLayer> layers,
                  PlanScope scope, Plan& plan) {
-  using detail::PlanPart;
-  using detail::PlanRow;
   check(compressor.keep);
-  TopK selector = compressor.selector;
+  if (layers.empty() || groups.empty() || !evicts(compressor)) return;
+  with_policy(compressor.budget, [&](const auto& a) { check_layers_of(a, std::ssize(layers)); });
+  const detail::PlanMethod<B> method{
+      compressor.selector, needs_of(compressor.budget),
+      with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); }),
+      [&](Index count, const detail::LayersToAllocate& of) {
+        with_policy(compressor.budget, [&](const auto& allocator) {
+          be.each(count, detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{allocator, of});
+        });
+      }};
+  detail::plan_layers(be, method, groups, layers, scope, plan);
+}
+
+namespace detail {
+
+template <Backend B>
+void plan_layers(B& be, const PlanMethod<B>& method, std::span<const TokenGroup> groups,
+                 std::span<const ScoredLayer> layers, PlanScope scope, Plan& plan) {
+  TopK selector = method.selector;
   const bool together = selector.heads == SelectHeads::layer || scope.heads_together;
   const std::size_t n = layers.size();
-  if (n == 0 || groups.empty() || !evicts(compressor)) return;
-
-  with_policy(compressor.budget, [&](const auto& a) { check_layers_of(a, static_cast<Index>(n)); });
 
   const auto in_pages = [](const Keep& keep) { return keep.unit == Keep::Unit::pages || keep.unit == Keep::Unit::bytes; };
   const auto quantum_of = [&](const Keep& keep) { return in_pages(keep) ? layers[0].columns->word_tokens : 1; };
   if (selector.mode == Mode::reference && selector.recent_share > 0) {  // of one group: released code knows no others
-    const Index total = detail::total_of(groups[0].keep, 0, layers) * quantum_of(groups[0].keep);
+    const Index total = total_of(groups[0].keep, 0, layers) * quantum_of(groups[0].keep);
     selector.last = std::max(selector.last, newest_of_mean(selector.recent_share, total, static_cast<Index>(n)));
     selector.recent_share = 0;
   }
@@ -509,24 +546,24 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   for (std::size_t l = 0; l < n; ++l) {
     const bool one = together && layers[l].columns->aligned;
     for (Index h = 0; h < (one ? 1 : std::ssize(layers[l].heads)); ++h)
-      open[l].push_back(detail::open_columns(layers[l], h));
+      open[l].push_back(open_columns(layers[l], h));
   }
   std::vector<PlanPart> parts;  // group by group, layer by layer
   std::vector<PlanRow> rows;
   std::vector<Index> available_tokens, available, part_of, reserved, stays, totals, quanta;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const Keep& keep = groups[g].keep;
-    totals.push_back(detail::total_of(keep, g, layers));
+    totals.push_back(total_of(keep, g, layers));
     quanta.push_back(quantum_of(keep));
     plan.dense = plan.dense || (in_pages(keep) && !whole_pages);
     for (std::size_t l = 0; l < n; ++l) {
-      PlanPart& part = parts.emplace_back(detail::plan_part(layers[l], l, groups[g].at));
+      PlanPart& part = parts.emplace_back(plan_part(layers[l], l, groups[g].at));
       part.first_row = rows.size(), part.rows = open[l].size();
       Index most = 0, anyway = 0;
       for (const auto& of_head : open[l]) {
-        rows.push_back(detail::plan_row(layers[l], part, of_head, selector));
+        rows.push_back(plan_row(layers[l], part, of_head, selector));
         if (whole_pages)
-          detail::keep_to_whole_pages(layers[l], part, std::ssize(rows) - 1 - static_cast<Index>(part.first_row),
+          keep_to_whole_pages(layers[l], part, std::ssize(rows) - 1 - static_cast<Index>(part.first_row),
                                       in_pages(keep) ? quanta.back() : 0, rows.back());
         most = std::max(most, rows.back().room() + rows.back().reserved);
         anyway = std::max(anyway, rows.back().reserved);
@@ -540,7 +577,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   const Index row_count = std::ssize(rows), part_count = std::ssize(parts);
 
   // Mean over heads, where budgets or the choice need it.
-  const BudgetNeeds needs = needs_of(compressor.budget);
+  const BudgetNeeds needs = method.needs;
   std::vector<Buffer<B, float>> means;
   if (together || needs.summary || needs.curve)
     for (const ScoredLayer& l : layers) {
@@ -548,7 +585,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
       reduce_heads(be, l.scores, static_cast<Index>(l.heads.size()), l.scored_columns, means.back().data());
     }
   Buffer<B, RowSummary> summary_rows;
-  detail::LayerCurves<B> curves;
+  LayerCurves<B> curves;
   std::vector<Buffer<B, std::uint64_t>> candidate_bits;
   for (const PlanRow& row : rows) candidate_bits.emplace_back(be, std::span<const std::uint64_t>(row.candidates));
   if (needs.summary || needs.curve) {
@@ -556,7 +593,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     std::vector<Buffer<B, float>> seen;
     for (const Buffer<B, float>& mean : means) {
       seen.emplace_back(be, mean.size());
-      be.each(mean.size(), detail::LeaveOutRanks{mean.data(), seen.back().data()});
+      be.each(mean.size(), LeaveOutRanks{mean.data(), seen.back().data()});
     }
     const auto of_any_head = [&](std::vector<std::uint64_t> PlanRow::*tokens) {
       std::vector<MaskedRow> masked;
@@ -575,7 +612,7 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
       summary_rows = Buffer<B, RowSummary>(be, part_count);
       be.reduce(of_any_head(&PlanRow::candidates), summary_rows.data());
     }
-    if (needs.curve) curves = detail::LayerCurves<B>(be, of_any_head(&PlanRow::members));
+    if (needs.curve) curves = LayerCurves<B>(be, of_any_head(&PlanRow::members));
   }
   Buffer<B, const float*> densities;
   if (needs.density) {
@@ -591,34 +628,31 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
   const Buffer<B, LayerSummary> summaries(be, part_count);
   const Buffer<B, double> wishes(be, part_count);
   const Buffer<B, Index> keep(be, part_count), k(be, row_count), nan_counts(be, row_count);
-  with_policy(compressor.budget, [&](const auto& allocator) {
-    be.each(std::ssize(groups),
-            detail::AllocateLayers<std::remove_cvref_t<decltype(allocator)>>{
-                allocator, summary_rows.data(), curves.data(), curves.counts(), densities.data(),
-                available_units.data(), available_in_tokens.data(), stay_counts.data(),
-                compressor.selector.recent_share, group_totals.data(), group_quanta.data(),
-                static_cast<Index>(n), scope.layers_alike, summaries.data(), wishes.data(), keep.data()});
-  });
-  be.each(row_count, detail::RowBudgets{keep.data(), part_map.data(), reserved_counts.data(), k.data()});
+  method.allocate(std::ssize(groups),
+                  {summary_rows.data(), curves.data(), curves.counts(), densities.data(), available_units.data(),
+                   available_in_tokens.data(), stay_counts.data(), method.selector.recent_share, group_totals.data(),
+                   group_quanta.data(), static_cast<Index>(n), scope.layers_alike, summaries.data(), wishes.data(),
+                   keep.data()});
+  be.each(row_count, RowBudgets{keep.data(), part_map.data(), reserved_counts.data(), k.data()});
 
   std::vector<Index> chosen_at(rows.size() + 1, 0);
   for (std::size_t r = 0; r < rows.size(); ++r)
     chosen_at[r + 1] = chosen_at[r] + static_cast<Index>(rows[r].candidates.size());
   if (selector.heads == SelectHeads::shared && !together)
-    detail::share_heads(be, selector, layers, parts, rows, chosen_at, k.data());
+    share_heads(be, selector, layers, parts, rows, chosen_at, k.data());
 
   // The choice.
   const Buffer<B, std::uint64_t> chosen(be, chosen_at.back());
   fill(be, chosen.data(), chosen.size(), std::uint64_t{0});
-  std::vector<detail::ChoiceRow> choices(rows.size());
+  std::vector<ChoiceRow> choices(rows.size());
   for (const PlanPart& part : parts) {
     const ScoredLayer& layer = layers[part.layer];
     for (std::size_t r = part.first_row; r < part.first_row + part.rows; ++r) {
-      detail::ChoiceRow& choice = choices[r];
+      ChoiceRow& choice = choices[r];
       choice.k = k.data() + r;
       choice.scores = layer.scores + part.before(layer), choice.heads = static_cast<Index>(layer.heads.size());
       choice.stride = layer.scored_columns;
-      choice.within_budget = with_policy(compressor.scorer, [](const auto& s) { return budgets_scored(s); });
+      choice.within_budget = method.budgets_scored;
       const Index head = static_cast<Index>(r - part.first_row);
       choice.top = {together ? means[part.layer].data() + part.before(layer) : choice.scores + head * choice.stride,
                     candidate_bits[r].data(),
@@ -632,11 +666,11 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
     }
   }
   if (whole_pages) {
-    std::vector<detail::PageChoice> of_pages;
+    std::vector<PageChoice> of_pages;
     for (std::size_t r = 0; r < rows.size(); ++r) of_pages.push_back({choices[r].top, choices[r].k, &rows[r].pages});
-    detail::choose_pages<B>(be, selector, of_pages);
+    choose_pages<B>(be, selector, of_pages);
   } else {
-    detail::choose<B>(be, selector, choices);
+    choose<B>(be, selector, choices);
   }
 
   std::vector<std::uint64_t> chosen_words;
@@ -671,12 +705,12 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
           plan.chosen += std::popcount(of_row[w]);
         }
         if (selector.merge != MergeInto::none) {
-          const auto tokens = detail::merge_tokens(layer, part, row, of_row, selector.ends_absorb);
+          const auto tokens = merge_tokens(layer, part, row, of_row, selector.ends_absorb);
           if (selector.merge == MergeInto::nearest)
-            merges.push_back(detail::merge_into_nearest(tokens, selector.merge_keys));
+            merges.push_back(merge_into_nearest(tokens, selector.merge_keys));
           else
             merges.push_back(
-                detail::merge_values(tokens,
+                merge_values(tokens,
                                      std::span(scores_on_host[l])
                                          .subspan(static_cast<std::size_t>(h * layer.scored_columns),
                                                   static_cast<std::size_t>(layer.scored_columns)),
@@ -689,9 +723,10 @@ void plan_layers(B& be, const C& compressor, std::span<const TokenGroup> groups,
       Selection selection(layer.columns->to_slots(list, h, stay));
       selection &= Selection::live(list.entries);
       out.keep.push_back(std::move(selection));
-      if (!merges.empty()) out.merges.push_back(detail::joined(std::move(merges)));
+      if (!merges.empty()) out.merges.push_back(joined(std::move(merges)));
     }
   }
 }
 
+}  // namespace detail
 }  // namespace kvpare

@@ -233,7 +233,7 @@ TEST(OddForms, TouchBackendMemoryInVerbsAlone) {
 TEST(OddForms, PrecisionsTakeThem) {
   cpu::Backend be({.threads = 1});
   for (const char* words :
-       {"think(percent=40)", "think(percent=50, align=16, keys=int4_g16, values=int4_g32)", "vid_kv",
+       {"think", "think(keys=half, values=half)", "think(percent=50, align=16, keys=int4_g16, values=int4_g32)", "vid_kv",
         "vid_kv(one_bit_decode=literal)", "vid_kv(percent=75)", "random(keep=0.4) + vid_kv(percent=75, protect=yes)",
         "qaq(capacity=4)", "qaq(capacity=2, sigma_s=0.05, sigma_x=0.05, park=yes)", "kv_quant(bits=4)", "kv_quant(bits=2)",
         "kv_quant(bits=3, before_rope=no)", "csr(nonzeros=8, dictionary=online64)"}) {
@@ -268,7 +268,7 @@ TEST(OddForms, SayWhatTheyMiss) {
   };
   EXPECT_NE(error("kv_quant(bits=4)").find("has no rope"), std::string::npos) << error("kv_quant(bits=4)");
   EXPECT_NE(error("think").find("no queries were observed"), std::string::npos) << error("think");
-  EXPECT_NE(error("think(percent=70)").find("is none of this cache's"), std::string::npos);
+  EXPECT_NE(error("think(percent=70)").find("form thin70_half/half is none of this cache's"), std::string::npos);
   EXPECT_EQ(error("kv_quant(bits=3, before_rope=no)"), "no error");
 }
 

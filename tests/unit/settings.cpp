@@ -218,7 +218,7 @@ TEST(Settings, OfScorersMadeForAPrecision) {
 TEST(Settings, OfThink) {
   Precision p = precision_of(made("think"), 4);
   EXPECT_EQ(p.said, "think");
-  EXPECT_EQ(p.kept, Form("thin40_half", "half"));
+  EXPECT_EQ(p.kept, Form("thin40_as_appended", "as_appended"));
   EXPECT_EQ(p.keep_raw_keys, 32);
   EXPECT_EQ(p.flush_keys, 1);
   const auto method = made("snap_kv(keep=0.3) + think(percent=60, align=8, keys=int4_g32, values=fp8_e4m3, recent=16, flush=4)");
@@ -265,7 +265,7 @@ TEST(Settings, OfVidKv) {
 }
 
 TEST(Settings, OfQaq) {
-  const auto alone = made("qaq(keep=0.5, rows=3, capacity=4)");
+  const auto alone = made("qaq(keep=0.5, rows=3, capacity=4, max_bits=8)");
   EXPECT_EQ(scorer_of<RecentMaximum>(alone).rows, 3);
   EXPECT_EQ(alone.keep, Keep::ratio(0.5));
   Precision p = precision_of(alone, 4);
@@ -289,6 +289,7 @@ TEST(Settings, OfQaq) {
   expect_refused("qaq(sigma_s=1)", "qaq: sigma_s = 1, sigma_x = 0, must be given both or neither");
   expect_refused("qaq(sigma_x=1)", "qaq: sigma_s = 0, sigma_x = 1, must be given both or neither");
   expect_refused("qaq(min_bits=5, max_bits=4)", "qaq.min_bits = 5, must be at most max_bits = 4");
+  expect_refused("qaq(capacity=5)", "qaq.capacity = 5, must be at most max_bits = 4");
   expect_refused("qaq(min_bits=9)", "qaq: min_bits = 9, must be within [0, 8]");
   expect_refused("qaq(capacity=0)", "qaq: capacity = 0, must be within [1, 8]");
   expect_refused("qaq(capacity=9)", "qaq: capacity = 9, must be within [1, 8]");

@@ -82,12 +82,18 @@ class BasicKvCache<B>::KeyRanges {
 /// The format of this name. Throws where the cache does not list it, or it has no tiles in the layer.
 template <Backend B>
 int BasicKvCache<B>::find_form(const Precision& p, const Form& form, Index layer) const {
+  const auto whole = [](std::string name, std::string_view appended) {
+    constexpr std::string_view as_appended = "as_appended";
+    if (name.ends_with(as_appended)) name.replace(name.size() - as_appended.size(), as_appended.size(), appended);
+    return name;
+  };
+  const PageFormat& appended = format_at(append_format);
+  const std::string keys = whole(form.keys, appended.keys.name), values = whole(form.values, appended.values.name);
   int found = -1;
   for (int format = 0; format < format_count() && found < 0; ++format)
-    if (format_at(format).keys.name == form.keys && format_at(format).values.name == form.values) found = format;
-  require(found >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values, " is none of this cache's: ",
-          format_names());
-  require(size_class(layer, found) >= 0, "precision ", p.said, ": form ", form.keys, "/", form.values,
+    if (format_at(format).keys.name == keys && format_at(format).values.name == values) found = format;
+  require(found >= 0, "precision ", p.said, ": form ", keys, "/", values, " is none of this cache's: ", format_names());
+  require(size_class(layer, found) >= 0, "precision ", p.said, ": form ", keys, "/", values,
           " has no tiles in layer ", layer, ": ", page_tokens_, " tokens of ", shape(layer).key_dim, " and ",
           shape(layer).value_dim, " channels");
   return found;

@@ -20,8 +20,8 @@ struct Think {
   static constexpr std::string_view name = "think", base = "full";
   Index percent = 40;         // channels that go
   Index align = 1;            // those that stay are rounded up to a multiple of it
-  CodecName keys{"half"};     // what the channels that stay are stored as
-  CodecName values{"half"};
+  CodecName keys{"as_appended"};  // what the channels that stay are stored as
+  CodecName values{"as_appended"};
   Index recent = 32;  // newest tokens as appended
   Index flush = 1;    // tokens that change together; KIVI's residual, for keys along tokens
 
@@ -116,7 +116,7 @@ struct QualityAdaptive {
   Index capacity = 3;  // bits a number that a page has room for
   double sigma_s = 0, sigma_x = 0;
   double query_norm = 0;
-  Index min_bits = 0, max_bits = 8;
+  Index min_bits = 0, max_bits = 4;  // the paper's grid
   BitsRule bits_rule = BitsRule::paper;
   Index residual = 16;  // newest tokens as appended
   Index sinks = 0;
@@ -139,6 +139,8 @@ struct QualityAdaptive {
   }
   void check() const {
     require(min_bits <= max_bits, name, ".min_bits = ", min_bits, ", must be at most max_bits = ", max_bits);
+    require(capacity <= max_bits, name, ".capacity = ", capacity, ", must be at most max_bits = ", max_bits,
+            ": no token would fill its share of the page");
     require((sigma_s > 0) == (sigma_x > 0), name, ": sigma_s = ", sigma_s, ", sigma_x = ", sigma_x,
             ", must be given both or neither");
   }
@@ -156,8 +158,9 @@ struct QualityAdaptive {
   friend bool operator==(const QualityAdaptive&, const QualityAdaptive&) = default;
 };
 
-/// CSR: rows as a few atoms of a dictionary, keys before RoPE. The dictionary is the caller's (`KvCache::set_state`), or made of
-/// the prompt.
+/// CSR: rows as a few atoms of a dictionary, keys before RoPE. The dictionary is the caller's, learned once and in memory once for
+/// all sequences (`KvCache::share_state`) or a sequence's own (`KvCache::set_state`); or it is made of the prompt, where the
+/// codec's name says so (dictionary=online256).
 ///
 /// Source     Zhang et al. 2024, "CSR: Achieving 1 Bit Key-Value Cache via Sparse Representation", arXiv 2412.11741
 /// Deviation  `residual` newest tokens may stay as appended (the paper has none); with before_rope = no keys are stored as attention

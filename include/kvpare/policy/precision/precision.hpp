@@ -36,7 +36,8 @@ inline bool is_codec_name(std::string_view name) {
   });
 }
 
-/// The name of a codec, or a part of one.
+/// The name of a codec, or a part of one. Where it is as_appended, alone or at the end of a name, it is that of the codec which
+/// append writes on that side.
 struct CodecName {
   std::string text;
   friend bool operator==(const CodecName&, const CodecName&) = default;

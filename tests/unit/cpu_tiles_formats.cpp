@@ -121,7 +121,6 @@ TEST(CpuTernaryTiles, RowsMove) {
 
 TEST(CpuTileSupport, SaysWhatRunsOnCodes) {
   const auto support = [](const TileOps* ops) { return ops == nullptr ? Support::unsupported : ops->support; };
-  const Isa isa = detected_isa();
   EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 128}, 16)), Support::fused);
   EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 80}, 16)), Support::unsupported);
   for (const Index tokens : {16, 32, 64})

@@ -66,8 +66,8 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
     const auto of_score = [&](Index t) {
       const double range = ranges[slots.list[static_cast<std::size_t>(t)]];
       double size = static_cast<double>(shape.width) * range * range;
-      for (const float x : rows_read[static_cast<std::size_t>(t)])
-        size += static_cast<double>(x) * static_cast<double>(x);
+      for (const float y : rows_read[static_cast<std::size_t>(t)])
+        size += static_cast<double>(y) * static_cast<double>(y);
       return 4.0 / 127 * std::sqrt(size);
     };
     // The largest p * scale is the largest integer: each is off by half of one, over codes up to 2^bits.

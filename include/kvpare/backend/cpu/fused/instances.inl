@@ -1,4 +1,5 @@
 // The loops of one set as explicit instances, see sets.hpp. Included behind loops.inl, in the set's namespace and region.
+// Loops without a parameter have an unused one, so that they are compiled where they are called or here, as the others.
 #if defined(KVPARE_COMPILED_LOOPS)
 #if KVPARE_COMPILED_LOOPS == KVPARE_SET_NUMBER
 #define KVPARE_INSTANCE template

@@ -24,8 +24,8 @@ class CodedPages {
  public:
   CodedPages(const LayerShape& layer, Index token_count, int probability_bits)
       : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()),
-        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, isa_, probability_bits)),
-        values_(cpu::tile_ops<V>(Side::values, shape_, isa_, probability_bits)),
+        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, probability_bits)),
+        values_(cpu::tile_ops<V>(Side::values, shape_, probability_bits)),
         key_bytes_(kvpare::round_up(keys_->tile_bytes(shape_), 64)),
         page_bytes_(key_bytes_ + kvpare::round_up(values_->tile_bytes(shape_), 64)),
         layers_(std::max<Index>(2, rotation_bytes() / bytes())), backend_({.threads = 1}),
@@ -93,8 +93,7 @@ class CodedPages {
     return {tile, shape_.width * 2, slots_, static_cast<int>(page_tokens), DType::f16};
   }
 
-  const cpu::Isa isa_ = cpu::chosen_isa();
-  const cpu::Kernels& kernels_ = cpu::kernels(isa_);
+  const cpu::Kernels& kernels_ = cpu::kernels(cpu::chosen_isa());
   TileShape shape_;
   Index heads_, group_, pages_;
   const cpu::TileOps* keys_;

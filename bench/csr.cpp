@@ -140,7 +140,7 @@ void encode(benchmark::State& state, const LayerShape& shape, Index tokens, Inde
   const auto atoms = dictionary<C>(shape.key_dim);
   const kvpare::TileShape tile{page_tokens, shape.key_dim};
   std::vector<std::byte> codes(static_cast<std::size_t>(C::tile_bytes(tile)));
-  const cpu::TileOps* ops = cpu::tile_ops<C>(Side::keys, tile, cpu::chosen_isa(), 16);
+  const cpu::TileOps* ops = cpu::tile_ops<C>(Side::keys, tile, 16);
   run(state, {.tokens = static_cast<double>(tokens)}, [&](Index) {
     for (Index t = 0; t < tokens; t += at_once)
       ops->encode(cpu::kernels(cpu::chosen_isa()), tile, rows.data() + t % page_tokens * shape.key_dim, t % page_tokens,

@@ -25,8 +25,8 @@ class Pages {
  public:
   Pages(const LayerShape& layer, Index token_count, bool gaps)
       : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()),
-        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, isa_, 16)),
-        values_(cpu::tile_ops<V>(Side::values, shape_, isa_, 16)),
+        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, 16)),
+        values_(cpu::tile_ops<V>(Side::values, shape_, 16)),
         key_bytes_(kvpare::round_up(keys_->tile_bytes(shape_), 64)),
         page_bytes_(key_bytes_ + kvpare::round_up(values_->tile_bytes(shape_), 64)),
         layers_(std::max<Index>(2, rotation_bytes() / bytes())), backend_({.threads = 1}),
@@ -103,8 +103,7 @@ class Pages {
 
   TileShape shape_;
   Index heads_, group_, pages_;
-  cpu::Isa isa_ = cpu::chosen_isa();
-  const cpu::Kernels& kernels_ = cpu::kernels(isa_);
+  const cpu::Kernels& kernels_ = cpu::kernels(cpu::chosen_isa());
   const cpu::TileOps *keys_, *values_;
   Index key_bytes_, page_bytes_, layers_;
   cpu::Backend backend_;

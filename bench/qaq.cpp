@@ -27,8 +27,8 @@ class Pages {
   template <class K, class V>
   static std::unique_ptr<Pages> of(const LayerShape& layer, Index token_count) {
     const TileShape shape{page_tokens, layer.key_dim};
-    return std::make_unique<Pages>(layer, token_count, cpu::tile_ops<K>(Side::keys, shape, cpu::chosen_isa(), 16),
-                                   cpu::tile_ops<V>(Side::values, shape, cpu::chosen_isa(), 16));
+    return std::make_unique<Pages>(layer, token_count, cpu::tile_ops<K>(Side::keys, shape, 16),
+                                   cpu::tile_ops<V>(Side::values, shape, 16));
   }
   Pages(const LayerShape& layer, Index token_count, const cpu::TileOps* keys, const cpu::TileOps* values)
       : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()),
@@ -91,8 +91,7 @@ class Pages {
     return {tile, shape_, nullptr, slots_, static_cast<int>(page_tokens), true, nullptr};
   }
 
-  const cpu::Isa isa_ = cpu::chosen_isa();
-  const cpu::Kernels& kernels_ = cpu::kernels(isa_);
+  const cpu::Kernels& kernels_ = cpu::kernels(cpu::chosen_isa());
   TileShape shape_;
   Index heads_, group_, pages_;
   const cpu::TileOps* keys_;

@@ -42,8 +42,8 @@ class Pages {
  public:
   Pages(const LayerShape& layer, Index token_count)
       : shape_{page_tokens, layer.key_dim}, heads_(layer.kv_heads), group_(layer.group()),
-        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, isa_, 16)),
-        values_(cpu::tile_ops<V>(Side::values, shape_, isa_, 16)),
+        pages_(token_count / page_tokens), keys_(cpu::tile_ops<K>(Side::keys, shape_, 16)),
+        values_(cpu::tile_ops<V>(Side::values, shape_, 16)),
         key_bytes_(kvpare::round_up(keys_->tile_bytes(shape_), 64)),
         page_bytes_(key_bytes_ + kvpare::round_up(values_->tile_bytes(shape_), 64)),
         layers_(std::max<Index>(2, rotation_bytes() / bytes())), backend_({.threads = 1}),
@@ -102,8 +102,7 @@ class Pages {
     return {tile, shape_, state.empty() ? nullptr : state.data(), slots_, static_cast<int>(page_tokens), true};
   }
 
-  const cpu::Isa isa_ = cpu::chosen_isa();
-  const cpu::Kernels& kernels_ = cpu::kernels(isa_);
+  const cpu::Kernels& kernels_ = cpu::kernels(cpu::chosen_isa());
   TileShape shape_;
   Index heads_, group_, pages_;
   const cpu::TileOps* keys_;

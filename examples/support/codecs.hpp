@@ -56,8 +56,8 @@
           on_keys(KvQuantKeys<3>) on_values(KvQuantValues<3>) on_keys(KvQuantKeys<2>) on_values(KvQuantValues<2>)     \
               on_keys(KvQuantRotatedKeys<3>)
 
-#define KVPARE_EXAMPLE_KEYS(...) template const TileOps* tile_ops<__VA_ARGS__, Side::keys>(TileShape, Isa, int);
-#define KVPARE_EXAMPLE_VALUES(...) template const TileOps* tile_ops<__VA_ARGS__, Side::values>(TileShape, Isa, int);
+#define KVPARE_EXAMPLE_KEYS(...) template const TileOps* tile_ops<__VA_ARGS__, Side::keys>(TileShape, int);
+#define KVPARE_EXAMPLE_VALUES(...) template const TileOps* tile_ops<__VA_ARGS__, Side::values>(TileShape, int);
 #define KVPARE_EXAMPLE_KEYS_ELSEWHERE(...) extern KVPARE_EXAMPLE_KEYS(__VA_ARGS__)
 #define KVPARE_EXAMPLE_VALUES_ELSEWHERE(...) extern KVPARE_EXAMPLE_VALUES(__VA_ARGS__)
 namespace kvpare::cpu {

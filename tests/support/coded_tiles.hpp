@@ -162,7 +162,7 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
   SCOPED_TRACE(std::string(C::name) + (side == Side::keys ? " keys " : " values ") + std::string(name_of(isa)) +
                " tokens " + std::to_string(shape.tokens) + " width " + std::to_string(shape.width) + " p " +
                std::to_string(probability_bits));
-  const TileOps* ops = tile_ops<C>(side, shape, isa, probability_bits);
+  const TileOps* ops = tile_ops<C>(side, shape, probability_bits);
   ASSERT_NE(ops, nullptr);
   const Kernels& k = kernels(isa);
   const float state_value = 0.75f;
@@ -190,7 +190,7 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
     ASSERT_TRUE(tile.intact());
 
     // Canonical bytes: those of the codec, and there and back.
-    ops->to_canonical(shape, tile.data(), back.data());
+    ops->to_canonical(k, shape, tile.data(), back.data());
     ASSERT_TRUE(back.intact());
     std::vector<float> want(static_cast<std::size_t>(shape.width)), got(want);
     std::vector<std::vector<float>> decoded;
@@ -205,7 +205,7 @@ void check(Side side, TileShape shape, Isa isa, int probability_bits, std::vecto
     if (slots.list.size() == static_cast<std::size_t>(shape.tokens)) {
       ASSERT_EQ(std::memcmp(canonical.data(), back.data(), static_cast<std::size_t>(bytes)), 0);
     }
-    ops->from_canonical(shape, back.data(), other.data());
+    ops->from_canonical(k, shape, back.data(), other.data());
     ASSERT_TRUE(other.intact());
     ASSERT_EQ(std::memcmp(other.data(), tile.data(), static_cast<std::size_t>(bytes)), 0);
 

@@ -216,7 +216,7 @@ void expect_bytes_of_the_codec(Index width) {
   GuardedTile<C> want(shape);
   want.encode(rows, 0, state.data());
   for (const cpu::Isa isa : cpu::sets_of_this_machine()) {
-    const TileOps* ops = cpu::tile_ops<C>(Side::keys, shape, isa, 16);
+    const TileOps* ops = cpu::tile_ops<C>(Side::keys, shape, 16);
     ASSERT_EQ(ops->support, Support::fused);
     for (const Index at_once : {1, 3, 7, 50, 64}) {
       TileMemory tile(ops->tile_bytes(shape));
@@ -317,7 +317,7 @@ void expect_attention_on_every_set(Index width) {
   const auto state = state_of(atoms);
   for (const cpu::Isa isa : cpu::sets_of_this_machine())
     for (const Index rows : {1, 3, 4, 5, 9}) {
-      const TileOps* ops = cpu::tile_ops<C>(Side::values, {64, width}, isa, 16);
+      const TileOps* ops = cpu::tile_ops<C>(Side::values, {64, width}, 16);
       ASSERT_NE(ops->of_short, nullptr);
       expect_attention_of_decoded_rows<C>(*ops, isa, state, rows, width);
       expect_attention_of_decoded_rows<C>(*ops->of_short, isa, state, rows, width);
@@ -333,7 +333,7 @@ TEST(SparseTiles, WithoutADictionaryAllIsZero) {
   using C = Sparse<2, 1, 64>;
   const TileShape shape{16, 16};
   const cpu::Kernels& k = cpu::kernels(cpu::chosen_isa());
-  const TileOps* all = cpu::tile_ops<C>(Side::keys, shape, cpu::chosen_isa(), 16);
+  const TileOps* all = cpu::tile_ops<C>(Side::keys, shape, 16);
   const auto slots = cpu::slot_lists(16, 1)[0];
   for (const TileOps* ops : {all, all->of_short}) {
     TileMemory tile(ops->tile_bytes(shape)), prepared(ops->query_bytes(2, 16)), sums(all->sums_bytes(2, 16));

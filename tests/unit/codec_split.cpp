@@ -104,7 +104,7 @@ void check_tiles(TileShape shape, const float* state = nullptr) {
 }
 template <Codec C>
 Support support(Side side, TileShape shape) {
-  return cpu::tile_ops<C>(side, shape, cpu::Isa::plain, 16)->support;
+  return cpu::tile_ops<C>(side, shape, 16)->support;
 }
 
 TEST(SplitTiles, ScoresAndSumsAreThoseOfDecodedRows) {
@@ -127,12 +127,12 @@ TEST(SplitTiles, FusedWhereBothPartsAre) {
 TEST(SplitTiles, RowsMove) {
   using C = Split<Symmetric<4, 32>, Affine<8, 32>, FirstPercent<50>>;
   const TileShape shape{16, 64};
-  const cpu::TileOps* ops = cpu::tile_ops<C>(Side::keys, shape, cpu::chosen_isa(), 16);
+  const cpu::TileOps* ops = cpu::tile_ops<C>(Side::keys, shape, 16);
   const cpu::Kernels& k = cpu::kernels(cpu::chosen_isa());
   const auto rows = test::gaussians(8, 16 * 64);
   cpu::TileMemory from(C::tile_bytes(shape)), to(C::tile_bytes(shape));
   ops->encode(k, shape, rows.data(), 0, 16, {}, nullptr, from.data());
-  ops->move_rows(shape, from.data(), 3, to.data(), 9, 5);
+  ops->move_rows(k, shape, from.data(), 3, to.data(), 9, 5);
   std::vector<float> want(64), got(64);
   for (Index t = 0; t < 5; ++t) {
     ops->decode(k, shape, from.data(), 3 + t, 0, nullptr, want.data());

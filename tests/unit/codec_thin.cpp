@@ -202,7 +202,7 @@ void check_tiles(Side side, TileShape shape, double bound) {
 }
 template <Codec C>
 Support support(Side side, TileShape shape) {
-  return cpu::tile_ops<C>(side, shape, cpu::Isa::plain, 16)->support;
+  return cpu::tile_ops<C>(side, shape, 16)->support;
 }
 
 TEST(ThinTiles, ScoresAndSumsAreThoseOfDecodedRows) {
@@ -228,7 +228,7 @@ TEST(ThinTiles, FusedWhereInnerIs) {
   EXPECT_EQ((support<Thin<KiviKeys<2>, 40, 16>>(Side::keys, shape)), Support::fused);
   EXPECT_EQ((support<Thin<KiviKeys<2>, 40>>(Side::keys, shape)), Support::generic) << "77 channels";
   EXPECT_EQ((support<Thin<KiviKeys<4>, 45, 8>>(Side::keys, shape)), Support::generic) << "72 channels with scales";
-  EXPECT_EQ((cpu::tile_ops<Thin<Int4, 40>>(Side::keys, shape, cpu::Isa::plain, 16)), nullptr);
+  EXPECT_EQ((cpu::tile_ops<Thin<Int4, 40>>(Side::keys, shape, 16)), nullptr);
 }
 
 }  // namespace

@@ -287,7 +287,7 @@ void check_tiles(TileShape shape) {
 }
 template <Codec C>
 Support support(Side side, TileShape shape) {
-  return cpu::tile_ops<C>(side, shape, cpu::Isa::plain, 16)->support;
+  return cpu::tile_ops<C>(side, shape, 16)->support;
 }
 
 TEST(VidKvTiles, ScoresAreThoseOfDecodedKeys) {

@@ -25,7 +25,7 @@ struct ScoreErrors {
 template <Codec C>
 ScoreErrors score_errors(Isa isa) {
   const TileShape shape{64, 128};
-  const TileOps* ops = tile_ops<C>(Side::keys, shape, isa, 16);
+  const TileOps* ops = tile_ops<C>(Side::keys, shape, 16);
   const Kernels& k = kernels(isa);
   ScoreErrors errors;
   for (std::uint64_t seed = 0; seed < 20; ++seed) {

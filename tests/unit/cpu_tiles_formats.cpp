@@ -35,8 +35,8 @@ void check_folded(Isa isa, const float* state) {
     p[static_cast<std::size_t>(i)] = random_unit(3, i),
     sums[static_cast<std::size_t>(i / 64)] += p[static_cast<std::size_t>(i)];
   const Slots all = slot_lists(64, 1)[0];
-  const TileOps* keys = tile_ops<C>(Side::keys, shape, isa, 16);
-  const TileOps* values = tile_ops<C>(Side::values, shape, isa, 16);
+  const TileOps* keys = tile_ops<C>(Side::keys, shape, 16);
+  const TileOps* values = tile_ops<C>(Side::values, shape, 16);
   ASSERT_EQ(keys->support, Support::fused);
   ASSERT_TRUE(keys->folds);
   TileMemory key(keys->tile_bytes(shape)), value(values->tile_bytes(shape)), prepared(keys->query_bytes(rows, 128));
@@ -98,7 +98,7 @@ TEST(CpuTernaryTiles, RowsMove) {
   const TileShape shape{32, 80};
   for (const Isa isa : sets_of_this_machine())
     for (const Side side : {Side::keys, Side::values}) {
-      const TileOps* ops = tile_ops<Ternary<>>(side, shape, isa, 16);
+      const TileOps* ops = tile_ops<Ternary<>>(side, shape, 16);
       const Kernels& k = kernels(isa);
       std::vector<float> x(32 * 80), want(80), got(80);
       for (Index i = 0; i < 32 * 80; ++i) x[static_cast<std::size_t>(i)] = normal(1, i);
@@ -107,7 +107,7 @@ TEST(CpuTernaryTiles, RowsMove) {
         TileMemory tile(ops->tile_bytes(shape)), moved(ops->tile_bytes(shape));
         ops->encode(k, shape, x.data(), 0, 32, {}, nullptr, tile.data());
         std::copy_n(tile.data(), ops->tile_bytes(shape), moved.data());
-        ops->move_rows(shape, moved.data(), from, moved.data(), to, count);
+        ops->move_rows(k, shape, moved.data(), from, moved.data(), to, count);
         ASSERT_TRUE(moved.intact());
         for (Index t = 0; t < 32; ++t) {
           const bool is_moved = t >= to && t < to + count;
@@ -121,18 +121,17 @@ TEST(CpuTernaryTiles, RowsMove) {
 
 TEST(CpuTileSupport, SaysWhatRunsOnCodes) {
   const auto support = [](const TileOps* ops) { return ops == nullptr ? Support::unsupported : ops->support; };
-  const Isa isa = detected_isa();
-  EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 128}, isa, 16)), Support::fused);
-  EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 80}, isa, 16)), Support::unsupported);
+  EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 128}, 16)), Support::fused);
+  EXPECT_EQ(support(tile_ops<Q4_0>(Side::keys, {64, 80}, 16)), Support::unsupported);
   for (const Index tokens : {16, 32, 64})
     for (Index width = 16; width <= 256; width += 16)
       for (const Side side : {Side::keys, Side::values}) {
-        EXPECT_EQ(support(tile_ops<Ternary<>>(side, {tokens, width}, isa, 16)), Support::fused);
-        EXPECT_EQ(support(tile_ops<Ternary<TernaryFit::mean, Along::tokens>>(side, {tokens, width}, isa, 16)), Support::fused);
+        EXPECT_EQ(support(tile_ops<Ternary<>>(side, {tokens, width}, 16)), Support::fused);
+        EXPECT_EQ(support(tile_ops<Ternary<TernaryFit::mean, Along::tokens>>(side, {tokens, width}, 16)), Support::fused);
       }
-  EXPECT_EQ(support(tile_ops<Ternary<>>(Side::values, {64, 72}, isa, 16)), Support::generic);
-  EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 80}, isa, 16)), Support::generic);
-  EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 96}, isa, 16)), Support::fused);
+  EXPECT_EQ(support(tile_ops<Ternary<>>(Side::values, {64, 72}, 16)), Support::generic);
+  EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 80}, 16)), Support::generic);
+  EXPECT_EQ(support(tile_ops<Fp8E4M3>(Side::values, {64, 96}, 16)), Support::fused);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
   const TileShape shape = in.shape;
   SCOPED_TRACE(std::string(C::name) + (side == Side::keys ? " keys " : " values ") + std::string(name_of(isa)) +
                " tokens " + std::to_string(shape.tokens) + " width " + std::to_string(shape.width));
-  const TileOps* ops = tile_ops<C>(side, shape, isa, 16);
+  const TileOps* ops = tile_ops<C>(side, shape, 16);
   ASSERT_NE(ops, nullptr);
   ASSERT_EQ(ops->support, wanted);
   const Kernels& k = kernels(isa);
@@ -57,12 +57,12 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
       encode_rows<C>(shape, in.rows.data() + s * shape.width, s, 1, facts, state, canonical.data());
     }
     ASSERT_TRUE(tile.intact());
-    ops->to_canonical(shape, tile.data(), back.data());
+    ops->to_canonical(k, shape, tile.data(), back.data());
     ASSERT_TRUE(back.intact());
     if (slots.list.size() == static_cast<std::size_t>(shape.tokens)) {
       ASSERT_EQ(std::memcmp(canonical.data(), back.data(), static_cast<std::size_t>(bytes)), 0);
     }
-    ops->from_canonical(shape, back.data(), other.data());
+    ops->from_canonical(k, shape, back.data(), other.data());
     ASSERT_EQ(std::memcmp(other.data(), tile.data(), static_cast<std::size_t>(bytes)), 0);
     ASSERT_TRUE(other.intact());
 
@@ -77,7 +77,7 @@ void check_turned(Side side, const Inputs& in, Isa isa, Index rows, double bound
       decoded.push_back(row);
     }
     const std::uint8_t last = slots.list.back();
-    ops->move_rows(shape, tile.data(), last, moved.data(), 1, 1);
+    ops->move_rows(k, shape, tile.data(), last, moved.data(), 1, 1);
     ops->decode(k, shape, moved.data(), 1, in.positions[last], state, got.data());
     ops->decode(k, shape, tile.data(), last, in.positions[last], state, row.data());
     ASSERT_EQ(got, row);

@@ -24,7 +24,7 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
   SCOPED_TRACE(std::string(C::name) + " " + std::string(name_of(isa)) + " tokens " + std::to_string(shape.tokens) +
                " width " + std::to_string(shape.width) + " count " + std::to_string(count) + " p " +
                std::to_string(probability_bits));
-  const TileOps* ops = tile_ops<C>(side, shape, isa, probability_bits);
+  const TileOps* ops = tile_ops<C>(side, shape, probability_bits);
   ASSERT_NE(ops, nullptr);
   ASSERT_EQ(ops->support, Support::fused);
   ASSERT_FALSE(ops->rows_move);
@@ -39,9 +39,9 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
   TileMemory tile(bytes), canonical(bytes), back(bytes), other(bytes, std::byte{0x33});
   ops->encode(k, shape, x.data(), 0, count, facts, state, tile.data());
   C::encode(shape, x.data(), 0, count, facts, state, canonical.data());
-  ops->to_canonical(shape, tile.data(), back.data());
+  ops->to_canonical(k, shape, tile.data(), back.data());
   ASSERT_EQ(std::memcmp(canonical.data(), back.data(), static_cast<std::size_t>(bytes)), 0);
-  ops->from_canonical(shape, back.data(), other.data());
+  ops->from_canonical(k, shape, back.data(), other.data());
   ASSERT_EQ(std::memcmp(other.data(), tile.data(), static_cast<std::size_t>(bytes)), 0);
   std::vector<std::vector<float>> decoded;
   std::vector<double> ranges;
@@ -66,8 +66,8 @@ void check_qaq(Side side, TileShape shape, Isa isa, int probability_bits, Index 
     const auto of_score = [&](Index t) {
       const double range = ranges[slots.list[static_cast<std::size_t>(t)]];
       double size = static_cast<double>(shape.width) * range * range;
-      for (const float x : rows_read[static_cast<std::size_t>(t)])
-        size += static_cast<double>(x) * static_cast<double>(x);
+      for (const float y : rows_read[static_cast<std::size_t>(t)])
+        size += static_cast<double>(y) * static_cast<double>(y);
       return 4.0 / 127 * std::sqrt(size);
     };
     // The largest p * scale is the largest integer: each is off by half of one, over codes up to 2^bits.
@@ -123,9 +123,9 @@ TEST(CpuTilesQaq, SumsAreThoseOfDecodedValues) {
 }
 
 TEST(CpuTilesQaq, KeysAsValuesAreDecodedRowByRow) {
-  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::keys>>(Side::values, {64, 128}, Isa::plain, 16)->support), Support::generic);
-  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::values>>(Side::keys, {64, 128}, Isa::plain, 16)->support), Support::generic);
-  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::values>>(Side::values, {64, 24}, Isa::plain, 16)), nullptr);
+  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::keys>>(Side::values, {64, 128}, 16)->support), Support::generic);
+  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::values>>(Side::keys, {64, 128}, 16)->support), Support::generic);
+  EXPECT_EQ((tile_ops<Qaq<2, QaqSide::values>>(Side::values, {64, 24}, 16)), nullptr);
 }
 
 // Bytes that nobody encoded: no access outside of the tile.
@@ -133,7 +133,7 @@ template <class C>
 void run_on_anything(Side side) {
   const TileShape shape{64, 96};
   for (const Isa isa : sets_of_this_machine()) {
-    const TileOps* ops = tile_ops<C>(side, shape, isa, 16);
+    const TileOps* ops = tile_ops<C>(side, shape, 16);
     const Kernels& k = kernels(isa);
     const Slots all = slot_lists(64, 5)[0];
     std::vector<float> numbers(3 * 96, 0.5f), out(3 * 96, 0.0f), row(96);
@@ -153,8 +153,8 @@ void run_on_anything(Side side) {
       else
         ops->accumulate(k, numbers.data(), 64, nullptr, 3, listed, {}, out.data(), 96);
       for (Index t = 0; t < 64; ++t) ops->decode(k, shape, tile.data(), t, 0, nullptr, row.data());
-      ops->to_canonical(shape, tile.data(), canonical.data());
-      ops->from_canonical(shape, canonical.data(), tile.data());
+      ops->to_canonical(k, shape, tile.data(), canonical.data());
+      ops->from_canonical(k, shape, canonical.data(), tile.data());
       EXPECT_TRUE(tile.intact() && canonical.intact());
     }
   }

@@ -104,7 +104,7 @@ class Backend {
   void repack(std::span<const RepackTile> tiles, RepackTo to) { cpu::repack(team(), tiles, to); }
   template <Codec C, Side side>
   const void* codec(TileShape shape) const {
-    return tile_ops<C, side>(shape, isa_, probability_bits_);
+    return tile_ops<C, side>(shape, probability_bits_);
   }
   template <class P>
   const void* pair(TileShape, TileShape) const {

@@ -20,15 +20,17 @@ template <class C>
 struct CanonicalTiles {
   static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
   /// Rows of a codec that moves them are canonically one after the other.
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
+  static void move_rows(const Kernels&, TileShape shape, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
     const Index row = C::tile_bytes({1, shape.width});
     std::memmove(to + to_slot * row, from + from_slot * row, static_cast<std::size_t>(count * row));
   }
-  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
+  static void to_canonical(const Kernels&, TileShape shape, const std::byte* from, std::byte* to) {
     std::memcpy(to, from, static_cast<std::size_t>(C::tile_bytes(shape)));
   }
-  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) { to_canonical(shape, from, to); }
+  static void from_canonical(const Kernels& k, TileShape shape, const std::byte* from, std::byte* to) {
+    to_canonical(k, shape, from, to);
+  }
 
   static Index query_stride(Index width) { return round_up(width, 16); }
   static Index query_bytes(Index rows, Index width) { return rows * query_stride(width) * 4; }

@@ -46,6 +46,8 @@ struct RowSet {
 /// Sums are made in float, in an order that is fixed within a set and differs between sets.
 /// No loop throws or allocates.
 struct Kernels {
+  Isa isa;  // sets that differ where pages hold codes only have tables that differ in this only
+
   /// Formula  out[i * out_stride + t] = sum_c q[i * q_stride + c] * key_t[c],  i < rows, t < keys.count, c < width
   /// Ahead    `next` is what will be read after this: its rows are prefetched, at the size of a row of `keys`, spread
   ///          over the loop. Count 0 = nothing. The values of the same page are best where pages follow each other in
@@ -160,11 +162,13 @@ namespace kvpare::cpu {
 #if KVPARE_KERNELS_HERE
 KVPARE_KERNELS_INLINE const Kernels& kernels(Isa isa) {
 #if KVPARE_HAS_X86_SETS
-  if (isa == Isa::avx512 || isa == Isa::avx512_vnni) return avx512::table;
-  if (isa == Isa::avx2 || isa == Isa::avx2_vnni) return avx2::table;
+  if (isa == Isa::avx2) return avx2::table<Isa::avx2>;
+  if (isa == Isa::avx2_vnni) return avx2::table<Isa::avx2_vnni>;
+  if (isa == Isa::avx512) return avx512::table<Isa::avx512>;
+  if (isa == Isa::avx512_vnni) return avx512::table<Isa::avx512_vnni>;
 #endif
   (void)isa;
-  return plain::table;
+  return plain::table<Isa::plain>;
 }
 #undef KVPARE_KERNELS_INLINE
 #else

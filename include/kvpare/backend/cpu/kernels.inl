@@ -519,7 +519,9 @@ inline void dot_panel(const float* q, Index q_stride, Index rows, Index width, c
   }
 }
 
+template <Isa isa>
 inline constexpr Kernels table = {
+    .isa = isa,
     .dot = dot,
     .accumulate = accumulate,
     .running_softmax = running_softmax,

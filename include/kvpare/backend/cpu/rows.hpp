@@ -78,9 +78,10 @@ inline void prefetch_row(const std::byte* row, Index bytes) {
   for (Index b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0);
 }
 
-inline void move_rows(const SideOf& from, Index slot, const SideOf& to, Index to_slot, Index count, TileShape shape) {
+inline void move_rows(const Kernels& k, const SideOf& from, Index slot, const SideOf& to, Index to_slot, Index count,
+                      TileShape shape) {
   if (from.ops != nullptr) {
-    from.ops->move_rows(shape, from.base, slot, to.base, to_slot, count);
+    from.ops->move_rows(k, shape, from.base, slot, to.base, to_slot, count);
     return;
   }
   const Index stride = from.row_bytes, bytes = shape.width * size_of(from.type);
@@ -91,7 +92,7 @@ inline void move_rows(const SideOf& from, Index slot, const SideOf& to, Index to
       std::memmove(to.base + (to_slot + r) * stride, from.base + (slot + r) * stride, static_cast<std::size_t>(bytes));
 }
 
-inline void carry_out(const CompactList& list) {
+inline void carry_out(const Kernels& k, const CompactList& list) {
   const Index width_of[2] = {list.key_dim, list.value_dim};
   for (std::size_t i = 0; i < list.moves.size(); ++i) {
     const Move& m = list.moves[i];
@@ -104,7 +105,7 @@ inline void carry_out(const CompactList& list) {
         prefetch_row(from.base + ahead.from_slot * from.row_bytes,
                      from.ops == nullptr ? width * size_of(from.type) * ahead.count : 0);
       }
-      move_rows(SideOf(g, m.from, side), m.from_slot, SideOf(g, m.to, side), m.to_slot, m.count,
+      move_rows(k, SideOf(g, m.from, side), m.from_slot, SideOf(g, m.to, side), m.to_slot, m.count,
                 {list.page_tokens, width});
     }
   }
@@ -164,7 +165,7 @@ inline void encode_side(const Kernels& k, const EncodeList& list, const EncodePa
   for (std::size_t at = 0; at < pieces.size();) {
     const EncodePiece& p = pieces[at];
     if (same_form(p)) {
-      move_rows(SideOf(list.formats[p.format], p.page, side), p.slot, to, p.to_slot, p.count, shape);
+      move_rows(k, SideOf(list.formats[p.format], p.page, side), p.slot, to, p.to_slot, p.count, shape);
       ++at;
       continue;
     }
@@ -209,7 +210,8 @@ inline void append(const Team& team, const AppendArguments& a) {
 }
 
 inline void compact(const Team& team, std::span<const CompactList> lists) {
-  team.run(static_cast<Index>(lists.size()), [&](Index i) { detail::carry_out(lists[static_cast<std::size_t>(i)]); });
+  team.run(static_cast<Index>(lists.size()),
+           [&](Index i) { detail::carry_out(*team.kernels, lists[static_cast<std::size_t>(i)]); });
 }
 
 inline void encode(const Team& team, std::span<const EncodeList> lists) {
@@ -224,6 +226,7 @@ inline void encode(const Team& team, std::span<const EncodeList> lists) {
 }
 
 inline void repack(const Team& team, std::span<const RepackTile> tiles, RepackTo to) {
+  const Kernels& k = *team.kernels;
   team.run(static_cast<Index>(tiles.size()), [&](Index i) {
     const RepackTile& t = tiles[static_cast<std::size_t>(i)];
     const detail::SideOf tile(*t.geometry, t.page, t.side);
@@ -232,9 +235,9 @@ inline void repack(const Team& team, std::span<const RepackTile> tiles, RepackTo
       std::memcpy(into, from, static_cast<std::size_t>(tile.tile_bytes));
     };
     if (to == RepackTo::canonical)
-      tile.ops != nullptr ? tile.ops->to_canonical(shape, tile.base, t.canonical) : copy(t.canonical, tile.base);
+      tile.ops != nullptr ? tile.ops->to_canonical(k, shape, tile.base, t.canonical) : copy(t.canonical, tile.base);
     else
-      tile.ops != nullptr ? tile.ops->from_canonical(shape, t.canonical, tile.base) : copy(tile.base, t.canonical);
+      tile.ops != nullptr ? tile.ops->from_canonical(k, shape, t.canonical, tile.base) : copy(tile.base, t.canonical);
   });
 }
 

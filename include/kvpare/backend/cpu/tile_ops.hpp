@@ -7,7 +7,7 @@
 
 namespace kvpare::cpu {
 
-/// The loops of one codec on one side, for one instruction set. A tile lies at a 64-byte boundary. Nothing throws or
+/// The loops of one codec on one side; `k` says the instruction set. A tile lies at a 64-byte boundary. Nothing throws or
 /// allocates, scratch aside.
 struct TileOps {
   Support support = Support::generic;
@@ -25,11 +25,11 @@ struct TileOps {
                  const float* state, float* row) = nullptr;
   /// Rows to other slots of the same or another tile, codes and scales as they are; overlapping stretches of one tile as
   /// memmove. Null where rows do not move.
-  void (*move_rows)(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                    Index count) = nullptr;
+  void (*move_rows)(const Kernels& k, TileShape shape, const std::byte* from, Index from_slot, std::byte* to,
+                    Index to_slot, Index count) = nullptr;
   /// A whole tile into the codec's canonical bytes, and back. The two tiles are different memory.
-  void (*to_canonical)(TileShape shape, const std::byte* tile, std::byte* canonical) = nullptr;
-  void (*from_canonical)(TileShape shape, const std::byte* canonical, std::byte* tile) = nullptr;
+  void (*to_canonical)(const Kernels& k, TileShape shape, const std::byte* tile, std::byte* canonical) = nullptr;
+  void (*from_canonical)(const Kernels& k, TileShape shape, const std::byte* canonical, std::byte* tile) = nullptr;
 
   // Keys. A query is prepared once per state, for any number of pages.
 
@@ -75,6 +75,24 @@ struct TileOps {
   }
 };
 
+namespace fused {
+
+/// The tiles that differ in `accumulate` only, which takes probabilities of 8 bits: Tiles::Narrow, the same where that is
+/// not said.
+template <class Tiles>
+struct NarrowTiles {
+  using Type = Tiles;
+};
+template <class Tiles>
+  requires requires { typename Tiles::Narrow; }
+struct NarrowTiles<Tiles> {
+  using Type = typename Tiles::Narrow;
+};
+template <class Tiles>
+using NarrowOf = typename NarrowTiles<Tiles>::Type;
+
+}  // namespace fused
+
 namespace detail {
 
 /// Whether values add up in an arrangement of the codec's own: Tiles::has_sums, false where that is not said.
@@ -98,6 +116,14 @@ constexpr TileOps ops_of(Support support, bool folds);
 
 template <class C, class Tiles, Support support>
 inline constexpr TileOps table_of = ops_of<C, Tiles>(support, folds<C>());
+
+/// The same for probabilities of 8 bits.
+template <class C, class Tiles, Support support>
+inline constexpr TileOps narrow_table_of = [] {
+  TileOps ops = table_of<C, Tiles, support>;
+  ops.accumulate = fused::NarrowOf<Tiles>::accumulate;
+  return ops;
+}();
 
 template <class C, class Tiles>
 constexpr TileOps ops_of(Support support, bool folds) {

@@ -64,16 +64,16 @@ struct GenericTiles : CanonicalTiles<C> {
 };
 
 /// Calls `f.template operator()<Tiles, support>()` with the loops of a codec. The first that fits is taken.
-template <Codec C, Side side, class Set, bool wide, class F>
+template <Codec C, Side side, class F>
 const TileOps* with_tiles(TileShape shape, const F& f) {
   if constexpr (FoldedCodec<C>) {
     const TileShape inner{shape.tokens, inner_width<C>(shape.width)};
-    return with_tiles<typename C::Inner, side, Set, wide>(inner, [&]<class Tiles, Support support>() {
+    return with_tiles<typename C::Inner, side>(inner, [&]<class Tiles, Support support>() {
       return f.template operator()<fused::FoldedTiles<C, Tiles>, support>();
     });
   } else if constexpr (SplitCodec<C>) {
-    return with_tiles<typename C::First, side, Set, wide>(C::first(shape), [&]<class A, Support a>() {
-      return with_tiles<typename C::Second, side, Set, wide>(C::second(shape), [&]<class B, Support b>() {
+    return with_tiles<typename C::First, side>(C::first(shape), [&]<class A, Support a>() {
+      return with_tiles<typename C::Second, side>(C::second(shape), [&]<class B, Support b>() {
         return f.template operator() < fused::SplitTiles<C, A, B>, a == b ? a : Support::generic > ();
       });
     });
@@ -81,28 +81,28 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
     return f.template operator()<fused::RawTiles<C>, Support::fused>();
   } else if constexpr (GroupCodec<C>) {
     if constexpr (fused::is_small_float<C>(false) || fused::is_small_float<C>(true)) {
-      using Tiles = fused::SmallFloatTiles<C, side, Set>;
+      using Tiles = fused::SmallFloatTiles<C, side>;
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     } else if constexpr (fused::has_group_loops<C, side>()) {
-      using Tiles = fused::GroupTiles<C, side, Set, wide>;
+      using Tiles = fused::GroupTiles<C, side>;
       if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     }
     return f.template operator()<GenericTiles<C>, Support::generic>();
   } else if constexpr (fused::is_qaq<C>) {
-    using Tiles = fused::QaqTiles<C, side, Set, wide>;
+    using Tiles = fused::QaqTiles<C, side>;
     if (Tiles::fits(shape)) return f.template operator()<Tiles, Support::fused>();
     return f.template operator()<GenericTiles<C>, Support::generic>();
   } else if constexpr (fused::is_outliers<C>) {
-    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+    return with_tiles<typename C::Inner, side>(shape, [&]<class Tiles, Support support>() {
       if constexpr (support == Support::fused && requires { Tiles::decode_channel(shape, nullptr, 0, 0, nullptr); })
-        return f.template operator()<fused::OutlierTiles<C, Tiles, side, Set>, support>();
+        return f.template operator()<fused::OutlierTiles<C, Tiles>, support>();
       else
         return f.template operator()<GenericTiles<C>, Support::generic>();
     });
   } else if constexpr (fused::is_unrotated<C> && side == Side::keys) {
-    return with_tiles<typename C::Inner, side, Set, wide>(shape, [&]<class Tiles, Support support>() {
+    return with_tiles<typename C::Inner, side>(shape, [&]<class Tiles, Support support>() {
       if constexpr (support == Support::fused && fused::DecodesBlocks<Tiles>)
-        return f.template operator()<fused::UnrotatedTiles<C, Tiles, Set>, support>();
+        return f.template operator()<fused::UnrotatedTiles<C, Tiles>, support>();
       else
         return f.template operator()<GenericTiles<C>, Support::generic>();
     });
@@ -113,30 +113,25 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
   }
 }
 
-template <Codec C, Side side, class Set>
-const TileOps* ops_for(TileShape shape, int probability_bits) {
-  const auto table = []<class Tiles, Support support>() -> const TileOps* { return &table_of<C, Tiles, support>; };
-  if constexpr (side == Side::values) {
-    if (probability_bits == 8) return with_tiles<C, side, Set, false>(shape, table);
-  }
-  return with_tiles<C, side, Set, true>(shape, table);
-}
-
 }  // namespace detail
 
-/// The loops for a codec on one side, on an instruction set, or null when there is no such tile.
+/// The loops for a codec on one side, or null when there is no such tile.
 ///
 /// `probability_bits` 16 or 8: how finely fused loops over values hold the probabilities, see Options.
 template <Codec C, Side side>
-const TileOps* tile_ops(TileShape shape, Isa isa, int probability_bits) {
+const TileOps* tile_ops(TileShape shape, int probability_bits) {
   if (!C::fits(shape)) return nullptr;
-  return fused::with_set(isa,
-                         [&](auto set) { return detail::ops_for<C, side, decltype(set)>(shape, probability_bits); });
+  return detail::with_tiles<C, side>(shape, [&]<class Tiles, Support support>() -> const TileOps* {
+    if constexpr (side == Side::values && !std::is_same_v<Tiles, fused::NarrowOf<Tiles>>) {
+      if (probability_bits == 8) return &detail::narrow_table_of<C, Tiles, support>;
+    }
+    return &detail::table_of<C, Tiles, support>;
+  });
 }
 template <Codec C>
-const TileOps* tile_ops(Side side, TileShape shape, Isa isa, int probability_bits) {
-  return side == Side::keys ? tile_ops<C, Side::keys>(shape, isa, probability_bits)
-                            : tile_ops<C, Side::values>(shape, isa, probability_bits);
+const TileOps* tile_ops(Side side, TileShape shape, int probability_bits) {
+  return side == Side::keys ? tile_ops<C, Side::keys>(shape, probability_bits)
+                            : tile_ops<C, Side::values>(shape, probability_bits);
 }
 
 }  // namespace kvpare::cpu

@@ -25,6 +25,7 @@ struct FoldedShort<C, Tiles> {
 /// `Tiles` are those of C::Inner.
 template <FoldedCodec C, class Tiles>
 struct FoldedTiles : FoldedShort<C, Tiles> {
+  using Narrow = FoldedTiles<C, NarrowOf<Tiles>>;
   static constexpr bool has_sums = cpu::detail::has_sums<Tiles>;
 
   static const float* inner(Index width, const float* state) {
@@ -56,12 +57,12 @@ struct FoldedTiles : FoldedShort<C, Tiles> {
     C::backward(shape.width, state, row);
   }
   /// As GroupTiles::decode_block, without what the transform does: `stretch` says that, gains [width] and shifts [width].
-  static void decode_block(TileShape shape, const std::byte* tile, Index first, const float* state, const float* gain,
-                           const float* shift, float* out) requires requires {
+  static void decode_block(const Kernels& k, TileShape shape, const std::byte* tile, Index first, const float* state,
+                           const float* gain, const float* shift, float* out) requires requires {
     C::stretch(shape.width, state, first);
-    Tiles::decode_block(shape, tile, first, state, gain, shift, out);
+    Tiles::decode_block(k, shape, tile, first, state, gain, shift, out);
   } {
-    Tiles::decode_block(shape, tile, first, inner(shape.width, state), gain, shift, out);
+    Tiles::decode_block(k, shape, tile, first, inner(shape.width, state), gain, shift, out);
   }
   static void stretch(Index width, const float* state, float* gain, float* shift) {
     for (Index c = 0; c < width; ++c) {
@@ -69,15 +70,15 @@ struct FoldedTiles : FoldedShort<C, Tiles> {
       gain[c] = factor, shift[c] = added;
     }
   }
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
-    Tiles::move_rows(inner(shape), from, from_slot, to, to_slot, count);
+  static void move_rows(const Kernels& k, TileShape shape, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
+    Tiles::move_rows(k, inner(shape), from, from_slot, to, to_slot, count);
   }
-  static void to_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    Tiles::to_canonical(inner(shape), from, to);
+  static void to_canonical(const Kernels& k, TileShape shape, const std::byte* from, std::byte* to) {
+    Tiles::to_canonical(k, inner(shape), from, to);
   }
-  static void from_canonical(TileShape shape, const std::byte* from, std::byte* to) {
-    Tiles::from_canonical(inner(shape), from, to);
+  static void from_canonical(const Kernels& k, TileShape shape, const std::byte* from, std::byte* to) {
+    Tiles::from_canonical(k, inner(shape), from, to);
   }
 
   /// Behind the prepared queries: what each row adds to all of its scores.

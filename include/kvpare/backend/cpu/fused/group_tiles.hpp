@@ -7,7 +7,7 @@
 
 #include "../../../codec/group.hpp"
 #include "../tile_ops.hpp"
-#include "sets.hpp"
+#include "loops.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -74,9 +74,10 @@ LevelTable level_table(const float* state) {
   return table;
 }
 
-/// One codec on one side, with the loops of one set.
-template <GroupCodec C, Side side, class Set, bool wide_values>
+/// One codec on one side.
+template <GroupCodec C, Side side, bool wide_values = true>
 struct GroupTiles {
+  using Narrow = GroupTiles<C, side, false>;
   static constexpr GroupForm form = C::form;
   static constexpr bool along_channels = form.along == Along::channels;
   static constexpr bool flips = side == Side::values && along_channels && signed_scales<C>();
@@ -134,18 +135,19 @@ struct GroupTiles {
 
   static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
 
-  static void encode(const Kernels&, TileShape shape, const float* rows, Index first, Index count, const TokenFacts&,
+  static void encode(const Kernels& k, TileShape shape, const float* rows, Index first, Index count, const TokenFacts&,
                      const float* state, std::byte* tile) {
     const Layout at = layout(shape);
+    const Loops loops(k);
     if constexpr (along_channels) {
       alignas(64) std::uint8_t codes[max_width];
       for (Index r = 0; r < count; ++r) {
-        if (!quantize_fast(at, rows + r * shape.width, first + r, codes, tile))
+        if (!quantize_fast(loops, at, rows + r * shape.width, first + r, codes, tile))
           for (Index g = 0; g < at.row_groups(); ++g)
             at.put_bits(
                 tile, at.group_at(first + r, g * at.group),
                 C::quantize(rows + r * shape.width + g * at.group, 1, at.group, state, codes + g * at.group, 1));
-        Set::place(at, tile, first + r, codes);
+        loops.place(at, tile, first + r, codes);
       }
     } else {
       alignas(64) std::uint8_t codes[max_tokens * max_width];
@@ -160,7 +162,7 @@ struct GroupTiles {
           at.put_bits(tile, at.group_at(t, c), b);
         }
       }
-      for (Index t = 0; t < shape.tokens; ++t) Set::place(at, tile, t, codes + t * shape.width);
+      for (Index t = 0; t < shape.tokens; ++t) loops.place(at, tile, t, codes + t * shape.width);
     }
   }
 
@@ -182,9 +184,9 @@ struct GroupTiles {
     return form.zero != ZeroType::none ? x + C::zero_of(b, state) : x;
   }
   /// 16 keys from `first` on as floats [channels][16], each channel times its gain, plus its shift (null: as it is).
-  static void decode_block(TileShape shape, const std::byte* tile, Index first, const float* state, const float* gain,
-                           const float* shift, float* out) requires(side == Side::keys && along_channels && bits <= 4 &&
-                                                                    !form.ternary) {
+  static void decode_block(const Kernels& k, TileShape shape, const std::byte* tile, Index first, const float* state,
+                           const float* gain, const float* shift,
+                           float* out) requires(side == Side::keys && along_channels && bits <= 4 && !form.ternary) {
     alignas(64) float levels_of_codes[16] = {};
     for (int c = 0; c < 16; ++c)
       levels_of_codes[c] = kvpare::detail::level_of<C>(static_cast<std::uint8_t>(c & ((1 << bits) - 1)), state);
@@ -194,25 +196,26 @@ struct GroupTiles {
       v = values(state, made);
       v.shift = 0;
     }
-    Set::template decode_keys<bits>(layout(shape), v, levels_of_codes, tile, first, gain, shift, out);
+    Loops(k).template decode_keys<bits>(layout(shape), v, levels_of_codes, tile, first, gain, shift, out);
   }
 
-  static void move_rows(TileShape shape, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
+  static void move_rows(const Kernels& k, TileShape shape, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
     const Layout at = layout(shape);
+    const Loops loops(k);
     alignas(64) std::uint8_t codes[max_width];
     const bool down = from == to && to_slot > from_slot;  // the last one first, or rows would be overwritten unread
     for (Index i = 0; i < count; ++i) {
       const Index r = down ? count - 1 - i : i;
       take_row(at, from, from_slot + r, codes);
-      Set::place(at, to, to_slot + r, codes);
+      loops.place(at, to, to_slot + r, codes);
       for (Index g = 0; g < at.row_groups(); ++g)
         at.put_bits(to, at.group_at(to_slot + r, g * at.group),
                     at.bits(from, at.group_at(from_slot + r, g * at.group)));
     }
   }
 
-  static void to_canonical(TileShape shape, const std::byte* tile, std::byte* canonical) {
+  static void to_canonical(const Kernels&, TileShape shape, const std::byte* tile, std::byte* canonical) {
     const Layout at = layout(shape);
     std::uint8_t codes[max_width];
     if constexpr (along_channels) {
@@ -231,14 +234,15 @@ struct GroupTiles {
         }
     }
   }
-  static void from_canonical(TileShape shape, const std::byte* canonical, std::byte* tile) {
+  static void from_canonical(const Kernels& k, TileShape shape, const std::byte* canonical, std::byte* tile) {
     const Layout at = layout(shape);
+    const Loops loops(k);
     alignas(64) std::uint8_t codes[max_width];
     if constexpr (along_channels) {
       GroupBits b[max_groups];
       for (Index t = 0; t < shape.tokens; ++t) {
         C::read_row(shape, canonical, t, codes, b);
-        Set::place(at, tile, t, codes);
+        loops.place(at, tile, t, codes);
         for (Index g = 0; g < at.row_groups(); ++g) at.put_bits(tile, at.group_at(t, g * at.group), b[g]);
       }
     } else {
@@ -254,36 +258,38 @@ struct GroupTiles {
   static Index query_bytes(Index rows, Index) {
     return rows * (along_channels ? Index{sizeof(QueryRow)} : entering_floats * 4);
   }
-  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
-                            std::byte* prepared) {
+  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
+                            const float* state, std::byte* prepared) {
     LevelTable made;
-    Set::template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state, made), q,
-                                                              q_stride, rows, prepared);
+    Loops(k).template prepare_query<bits, form.table, wide_query>(layout({max_tokens, width}), values(state, made), q,
+                                                                  q_stride, rows, prepared);
   }
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+  static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     const Layout at = layout(keys.shape);
+    const Loops loops(k);
     alignas(64) std::byte codes[unpacked_bytes];
     if constexpr (form.ternary) {  // no further than slots are looked at
       const Index last = keys.gapless ? keys.count - 1 : keys.slots[keys.count - 1];
-      Set::unpack_ternary(at, keys.tile, (last / 16 + 1) * at.block_bytes() / 64, codes);
+      loops.unpack_ternary(at, keys.tile, (last / 16 + 1) * at.block_bytes() / 64, codes);
     }
     LevelTable made;
-    Set::template score_keys<bits, form.table, wide_query>({at, values(keys.state, made), prepared, rows, keys, ahead,
-                                                            out, out_stride, form.ternary ? codes : nullptr});
+    loops.template score_keys<bits, form.table, wide_query>({at, values(keys.state, made), prepared, rows, keys, ahead,
+                                                             out, out_stride, form.ternary ? codes : nullptr});
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& tile, AheadBytes ahead, float* acc, Index acc_stride) {
     if (rows == 0) return;
     if (tile.count == 0) return scale_rows(k, alpha, rows, tile.shape.width, acc, acc_stride);
     const Layout at = layout(tile.shape);
+    const Loops loops(k);
     alignas(64) std::byte codes[unpacked_bytes];
-    if constexpr (form.ternary) Set::unpack_ternary(at, tile.tile, at.quads() / 4, codes);
+    if constexpr (form.ternary) loops.unpack_ternary(at, tile.tile, at.quads() / 4, codes);
     LevelTable made;
-    Set::template accumulate_values<bits, levels, wide_values>({at, values(tile.state, made), p, p_stride, alpha, rows,
-                                                                tile, ahead, acc, acc_stride,
-                                                                form.ternary ? codes : nullptr});
+    loops.template accumulate_values<bits, levels, wide_values>({at, values(tile.state, made), p, p_stride, alpha, rows,
+                                                                 tile, ahead, acc, acc_stride,
+                                                                 form.ternary ? codes : nullptr});
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 
@@ -291,13 +297,14 @@ struct GroupTiles {
   static constexpr Index unpacked_bytes = form.ternary ? max_tokens * max_width / 4 : 1;
 
   /// A row by the set's vectors, where its form and its numbers are of the common kind.
-  static bool quantize_fast(const Layout& at, const float* x, Index slot, std::uint8_t* codes, std::byte* tile) {
+  static bool quantize_fast(const Loops& loops, const Layout& at, const float* x, Index slot, std::uint8_t* codes,
+                            std::byte* tile) {
     if constexpr (requires { C::spec; }) {
       constexpr GroupSpec spec = C::spec;
       constexpr bool known = spec.fit == Fit::amax || spec.fit == Fit::extreme || spec.fit == Fit::min_max;
       constexpr bool rounds = spec.ties == Ties::even || spec.ties == Ties::away || spec.ties == Ties::up;
       if constexpr (known && rounds && bits > 1 && spec.scale == ScaleType::f16) {
-        if (at.group % Set::quantize_lanes != 0) return false;
+        if (at.group % loops.quantize_lanes() != 0) return false;
         half scales[max_groups], zeros[max_groups];
         constexpr Rule rule = spec.fit == Fit::amax      ? Rule::amax
                               : spec.fit == Fit::extreme ? Rule::extreme
@@ -305,8 +312,8 @@ struct GroupTiles {
         constexpr Rounding rounding = spec.ties == Ties::even   ? Rounding::even
                                       : spec.ties == Ties::away ? Rounding::away
                                                                 : Rounding::up;
-        if (!Set::template quantize<bits, rule, rounding, spec.from == CodesFrom::exact>(x, at.shape.width, at.group,
-                                                                                         codes, scales, zeros))
+        if (!loops.template quantize<rule, rounding>(bits, spec.from == CodesFrom::exact, x, at.shape.width, at.group,
+                                                     codes, scales, zeros))
           return false;
         std::byte* to = tile + at.code_bytes();
         const Index step = at.shape.tokens * 2;  // from a group's scales to the next one's
@@ -332,25 +339,6 @@ struct GroupTiles {
     }
   }
 };
-
-/// Calls `f(Set{})` with the loops of a set.
-template <class F>
-auto with_set(Isa isa, const F& f) {
-  switch (isa) {
-#if KVPARE_HAS_X86_SETS
-    case Isa::avx2:
-      return f(avx2::Set{});
-    case Isa::avx2_vnni:
-      return f(avx2_vnni::Set{});
-    case Isa::avx512:
-      return f(avx512::Set{});
-    case Isa::avx512_vnni:
-      return f(avx512_vnni::Set{});
-#endif
-    default:
-      return f(plain::Set{});
-  }
-}
 
 /// Whether a codec's codes have loops at all, whatever the shape.
 template <GroupCodec C, Side side>

@@ -1,4 +1,5 @@
 // The loops of one set as explicit instances, see sets.hpp. Included behind loops.inl, in the set's namespace and region.
+// Loops without a parameter have an unused one, so that they are compiled where they are called or here, as the others.
 #if defined(KVPARE_COMPILED_LOOPS)
 #if KVPARE_COMPILED_LOOPS == KVPARE_SET_NUMBER
 #define KVPARE_INSTANCE template
@@ -71,6 +72,26 @@ KVPARE_INSTANCE void accumulate_mixed<true>(const MixedValueCall&);
 #if KVPARE_DOTS
 KVPARE_INSTANCE void accumulate_mixed<false>(const MixedValueCall&);
 #endif
+KVPARE_INSTANCE void unpack_ternary_units<false>(const Layout&, const std::byte*, Index, std::byte*);
+KVPARE_INSTANCE void place_row<false>(const Layout&, std::byte*, Index, const std::uint8_t*);
+#define KVPARE_QUANTIZE(rule, rounding)                                                                            \
+  KVPARE_INSTANCE bool quantize_row<Rule::rule, Rounding::rounding>(int, bool, const float*, Index, Index, std::uint8_t*, \
+                                                                    half*, half*);
+#define KVPARE_ROUNDINGS(rule) KVPARE_QUANTIZE(rule, even) KVPARE_QUANTIZE(rule, away) KVPARE_QUANTIZE(rule, up)
+KVPARE_ROUNDINGS(amax)
+KVPARE_ROUNDINGS(extreme)
+KVPARE_ROUNDINGS(min_max)
+#undef KVPARE_QUANTIZE
+#undef KVPARE_ROUNDINGS
+KVPARE_INSTANCE void add_listed_keys<false>(const ListedNumbers&, const TileRows&, const float*, Index, float*, Index);
+KVPARE_INSTANCE void add_listed_values<false>(const ListedNumbers&, const TileRows&, const float*, Index, Index, float*, Index);
+KVPARE_INSTANCE void add_listed_block<false>(const ListedNumbers&, Index, Index, const float*, float*);
+KVPARE_INSTANCE void turn_table<false>(const TurnedQuery&, const Position*, float*, float*);
+KVPARE_INSTANCE void turn_tables<false>(TurnedQuery&);
+KVPARE_INSTANCE void turn_rows_back<false>(const float*, Index, Index, const float*, const float*, float*);
+KVPARE_INSTANCE void turn_query<false>(const TurnedQuery&, Position, const float*, Index, float*);
+KVPARE_INSTANCE void score_turned_block<false>(const TurnedQuery&, const float*, const float*, const float*, const float*,
+                                               const float*, Index, std::uint64_t, Index, float*, Index);
 #undef KVPARE_INSTANCE
 #undef KVPARE_KEYS
 #undef KVPARE_VALUES

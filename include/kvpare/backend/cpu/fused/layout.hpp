@@ -62,6 +62,14 @@ struct AheadBytes {
 
 namespace fused {
 
+/// Bit s: slot s is listed.
+inline std::uint64_t listed_slots(const TileRows& rows) {
+  if (rows.gapless) return rows.count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << rows.count) - 1;
+  std::uint64_t bits = 0;
+  for (int t = 0; t < rows.count; ++t) bits |= std::uint64_t{1} << rows.slots[t];
+  return bits;
+}
+
 /// How the commonest forms find their scale, and round: as Fit and Ties of codec/group.hpp.
 enum class Rule { amax, extreme, min_max };
 enum class Rounding { even, away, up };

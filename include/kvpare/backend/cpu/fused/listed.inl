@@ -10,7 +10,8 @@ inline void read_deltas(const ListedNumbers& list, float* to) {
 }
 
 // out[i][t] += sum over slots of q_i[channel] * delta, of the tokens that are looked at; q [rows][max_width], 0 beyond the width.
-inline void add_listed_keys(const ListedNumbers& list, const TileRows& keys, const float* q, Index rows, float* out,
+template <bool unused = false>
+void add_listed_keys(const ListedNumbers& list, const TileRows& keys, const float* q, Index rows, float* out,
                             Index out_stride) {
   constexpr std::uint64_t whole = (std::uint64_t{1} << lanes) - 1;
   const std::uint64_t listed = listed_slots(keys);
@@ -35,8 +36,8 @@ inline void add_listed_keys(const ListedNumbers& list, const TileRows& keys, con
 }
 
 // acc[i][channel] += p_i * delta. A channel beyond the width, which nobody writes, counts for nothing.
-inline void add_listed_values(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
-                              float* acc) {
+inline void add_listed_values_of_one(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
+                                     float* acc) {
   const Index width = values.shape.width;
   for (Index k = 0; k < list.slots; ++k) {
     const std::uint8_t* channels = reinterpret_cast<const std::uint8_t*>(list.channels) + k * list.tokens;
@@ -74,6 +75,18 @@ inline void add_listed_values_of_four(const ListedNumbers& list, const TileRows&
       std::memcpy(acc + i * acc_stride + c, &old, sizeof old);
     }
   }
+}
+
+// Those of all rows.
+template <bool unused = false>
+void add_listed_values(const ListedNumbers& list, const TileRows& values, const float* p, Index p_stride, Index rows,
+                       float* acc, Index acc_stride) {
+  alignas(64) float deltas[max_listed * max_tokens];
+  read_deltas(list, deltas);
+  Index i = 0;
+  for (; i + 4 <= rows; i += 4)
+    add_listed_values_of_four(list, values, deltas, p + i * p_stride, p_stride, acc + i * acc_stride, acc_stride);
+  for (; i < rows; ++i) add_listed_values_of_one(list, values, deltas, p + i * p_stride, acc + i * acc_stride);
 }
 
 // ---- codes as floats -----------------------------------------------------------------------------------------------
@@ -152,7 +165,8 @@ void block_of_keys(const Layout& layout, const Values& values, const float* leve
 }
 
 // The listed numbers of 16 keys, times the gains of their channels (null = 1), on top of the block.
-inline void add_listed_block(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
+template <bool unused = false>
+void add_listed_block(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
   alignas(64) float deltas[16];
   for (Index k = 0; k < list.slots; ++k) {
     const half* from = reinterpret_cast<const half*>(list.deltas) + k * list.tokens + first;
@@ -198,7 +212,8 @@ inline void step_angles(TurnedQuery& q) {
 }
 
 // Those of 16 positions in every pair: [pairs][16].
-inline void turn_table(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
+template <bool unused = false>
+void turn_table(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
   alignas(64) std::int32_t angles[16];
   for (Index i = 0; i < q.pairs; ++i) {
     for (int l = 0; l < 16; ++l)
@@ -208,8 +223,18 @@ inline void turn_table(const TurnedQuery& q, const Position* positions, float* c
   }
 }
 
+// Of what every query needs: positions 0 … 15, and the step of 16.
+template <bool unused = false>
+void turn_tables(TurnedQuery& q) {
+  Position offsets[16];
+  for (int l = 0; l < 16; ++l) offsets[l] = l;
+  turn_table<unused>(q, offsets, q.cosines, q.sines);
+  step_angles(q);
+}
+
 // Rows of pairs, by angles of the pairs; `to` may be the rows.
-inline void turn_rows_back(const float* rows, Index n, Index pairs, const float* cosines, const float* sines, float* to) {
+template <bool unused = false>
+void turn_rows_back(const float* rows, Index n, Index pairs, const float* cosines, const float* sines, float* to) {
   for (Index r = 0; r < n; ++r, rows += turned_floats, to += turned_floats)
     for (Index i = 0; i < pairs; i += lanes) {
       const Vec x = load(rows + i), y = load(rows + max_width / 2 + i), c = load(cosines + i), s = load(sines + i);
@@ -218,14 +243,15 @@ inline void turn_rows_back(const float* rows, Index n, Index pairs, const float*
 }
 
 // Rows of a query turned back by a position: of pairs first channels, second ones, then the rest.
-inline void turn_query(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
+template <bool unused = false>
+void turn_query(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
   alignas(64) std::int32_t angles[max_width / 2];
   alignas(64) float cosines[max_width / 2], sines[max_width / 2];
   const Index pairs = q.pairs, padded = round_up(pairs, 16);
   for (Index i = 0; i < padded; ++i)
     angles[i] = static_cast<std::int32_t>(static_cast<std::uint64_t>(static_cast<std::int64_t>(position)) * q.phases[i] >> 32);
   turns_of(angles, padded, cosines, sines);
-  turn_rows_back(rows, n, padded, cosines, sines, to);
+  turn_rows_back<unused>(rows, n, padded, cosines, sines, to);
 }
 
 // Scores of R rows with a block of 16 keys, which turn by angles of their own: out [R][16].
@@ -271,7 +297,8 @@ inline void place_scores(const float* scores, Index rows, std::uint64_t listed, 
   }
 }
 
-inline void score_turned_block(const TurnedQuery& q, const float* block, const float* cosines, const float* sines,
+template <bool unused = false>
+void score_turned_block(const TurnedQuery& q, const float* block, const float* cosines, const float* sines,
                                const float* turned, const float* rest, Index rows, std::uint64_t listed, Index first,
                                float* out, Index out_stride) {
   alignas(64) float scores[4 * 16];

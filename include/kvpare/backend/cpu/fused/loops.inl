@@ -53,14 +53,6 @@ class AheadLines {
   int each_;
 };
 
-// Bit s: slot s is listed.
-inline std::uint64_t listed_slots(const TileRows& rows) {
-  if (rows.gapless) return rows.count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << rows.count) - 1;
-  std::uint64_t bits = 0;
-  for (int t = 0; t < rows.count; ++t) bits |= std::uint64_t{1} << rows.slots[t];
-  return bits;
-}
-
 // n numbers of a stored type, n a multiple of 16.
 inline void read_numbers(const std::byte* from, ScaleType type, const Values& values, Index n, float* to) {
   const Vec factor = broadcast(values.factor);
@@ -157,7 +149,8 @@ KVPARE_INLINE void unpack_quads(const std::byte* from, Ints flip, std::byte* to)
 }
 
 // The first `units` units, or some more, of a ternary tile as codes of 2 bits.
-inline void unpack_ternary_units(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
+template <bool unused = false>
+void unpack_ternary_units(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
   const Ints flip = each_byte(layout.flip * 0x55);
   const Index all = layout.quads() / 4;
   Index unit = 0;
@@ -993,11 +986,12 @@ KVPARE_INLINE Vec whole_floats(Vec x) { return to_floats(whole_ints(x)); }
 
 // Rows of `width` numbers in groups, a multiple of `lanes`. False where a number is not finite or very large, or two are
 // equally extreme, or the minimum is a zero: then nothing has been written that counts.
-template <int bits, Rule rule, Rounding rounding, bool exact>
-bool quantize_row(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
-  constexpr int half_range = 1 << (bits - 1);
-  constexpr float top_code = static_cast<float>((1 << bits) - 1);
-  constexpr int offset = rule == Rule::min_max ? 0 : half_range, lowest = rule == Rule::amax ? 1 : 0;
+template <Rule rule, Rounding rounding>
+bool quantize_row(int bits, bool exact, const float* x, Index width, Index group, std::uint8_t* codes, half* scales,
+                  half* zeros) {
+  const int half_range = 1 << (bits - 1);
+  const float top_code = static_cast<float>((1 << bits) - 1);
+  const int offset = rule == Rule::min_max ? 0 : half_range, lowest = rule == Rule::amax ? 1 : 0;
   alignas(64) float high[max_groups + lanes] = {}, low[max_groups + lanes] = {}, inverse[max_groups + lanes];
   const Index groups = width / group;
   // The extremes, four groups at a time.
@@ -1101,7 +1095,8 @@ void place_key(const Layout& layout, std::byte* tile, Index slot, const std::uin
   }
 }
 
-inline void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
+template <bool unused = false>
+void place_row(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
   const Units unit = layout.units;
   const int low = unit.low_bits(), per = 8 / low;
   if (layout.ternary) return layout.put_ternary_row(tile, slot, codes);
@@ -1137,7 +1132,7 @@ inline void place_row(const Layout& layout, std::byte* tile, Index slot, const s
 //
 #include "mixed.inl"
 
-// What tile_ops takes from here.
+// What tiles take from here, see loops.hpp.
 struct Set {
   template <int bits, bool table, bool wide>
   static void prepare_query(const Layout& layout, const Values& values, const float* q, Index q_stride, Index rows,
@@ -1152,7 +1147,10 @@ struct Set {
   static void accumulate_values(const ValueCall& call) {
     accumulate_codes<bits, levels, wide || !has_dots>(call);
   }
-  static void score_mixed_keys(const MixedKeyCall& call) { score_mixed(call); }
+  template <bool unused = false>
+  static void score_mixed_keys(const MixedKeyCall& call) {
+    score_mixed<unused>(call);
+  }
   template <bool wide>
   static void accumulate_mixed_values(const MixedValueCall& call) {
     accumulate_mixed<wide || !has_dots>(call);
@@ -1167,57 +1165,59 @@ struct Set {
   static void accumulate_small_values(const ValueCall& call) {
     accumulate_small<e5m2>(call);
   }
-  template <int bits, Rule rule, Rounding rounding, bool exact>
-  static bool quantize(const float* x, Index width, Index group, std::uint8_t* codes, half* scales, half* zeros) {
-    return quantize_row<bits, rule, rounding, exact>(x, width, group, codes, scales, zeros);
+  template <Rule rule, Rounding rounding>
+  static bool quantize(int bits, bool exact, const float* x, Index width, Index group, std::uint8_t* codes, half* scales,
+                       half* zeros) {
+    return quantize_row<rule, rounding>(bits, exact, x, width, group, codes, scales, zeros);
   }
+  template <bool unused = false>
   static void unpack_ternary(const Layout& layout, const std::byte* tile, Index units, std::byte* to) {
-    unpack_ternary_units(layout, tile, units, to);
+    unpack_ternary_units<unused>(layout, tile, units, to);
   }
+  template <bool unused = false>
   static void score_listed(const ListedNumbers& list, const TileRows& keys, const float* q, Index rows, float* out,
                            Index out_stride) {
-    add_listed_keys(list, keys, q, rows, out, out_stride);
+    add_listed_keys<unused>(list, keys, q, rows, out, out_stride);
   }
+  template <bool unused = false>
   static void accumulate_listed(const ListedNumbers& list, const TileRows& values, const float* p, Index p_stride,
                                 Index rows, float* acc, Index acc_stride) {
-    alignas(64) float deltas[max_listed * max_tokens];
-    read_deltas(list, deltas);
-    Index i = 0;
-    for (; i + 4 <= rows; i += 4)
-      add_listed_values_of_four(list, values, deltas, p + i * p_stride, p_stride, acc + i * acc_stride, acc_stride);
-    for (; i < rows; ++i) add_listed_values(list, values, deltas, p + i * p_stride, acc + i * acc_stride);
+    add_listed_values<unused>(list, values, p, p_stride, rows, acc, acc_stride);
   }
   template <int bits>
   static void decode_keys(const Layout& layout, const Values& values, const float* levels, const std::byte* tile,
                           Index first, const float* gain, const float* shift, float* out) {
     block_of_keys<bits>(layout, values, levels, tile, first, gain, shift, out);
   }
+  template <bool unused = false>
   static void add_listed(const ListedNumbers& list, Index first, Index width, const float* gain, float* block) {
-    add_listed_block(list, first, width, gain, block);
+    add_listed_block<unused>(list, first, width, gain, block);
   }
+  template <bool unused = false>
   static void turn_offsets(TurnedQuery& q) {
-    Position offsets[16];
-    for (int l = 0; l < 16; ++l) offsets[l] = l;
-    turn_table(q, offsets, q.cosines, q.sines);
-    step_angles(q);
+    turn_tables<unused>(q);
   }
+  template <bool unused = false>
   static void turn_block(const TurnedQuery& q, const Position* positions, float* cosines, float* sines) {
-    turn_table(q, positions, cosines, sines);
+    turn_table<unused>(q, positions, cosines, sines);
   }
+  template <bool unused = false>
   static void turn_rows(const TurnedQuery& q, Position position, const float* rows, Index n, float* to) {
-    turn_query(q, position, rows, n, to);
+    turn_query<unused>(q, position, rows, n, to);
   }
+  template <bool unused = false>
   static void step_rows(const TurnedQuery& q, Index n, float* rows) {
-    turn_rows_back(rows, n, round_up(q.pairs, 16), q.step_cosines, q.step_sines, rows);
+    turn_rows_back<unused>(rows, n, round_up(q.pairs, 16), q.step_cosines, q.step_sines, rows);
   }
+  template <bool unused = false>
   static void score_turned(const TurnedQuery& q, const float* block, const float* cosines, const float* sines,
                            const float* turned, const float* rest, Index rows, std::uint64_t listed, Index first,
                            float* out, Index out_stride) {
-    score_turned_block(q, block, cosines, sines, turned, rest, rows, listed, first, out, out_stride);
+    score_turned_block<unused>(q, block, cosines, sines, turned, rest, rows, listed, first, out, out_stride);
   }
-  static std::uint64_t listed_of(const TileRows& rows) { return listed_slots(rows); }
   static constexpr Index quantize_lanes = lanes;
+  template <bool unused = false>
   static void place(const Layout& layout, std::byte* tile, Index slot, const std::uint8_t* codes) {
-    place_row(layout, tile, slot, codes);
+    place_row<unused>(layout, tile, slot, codes);
   }
 };

@@ -11,7 +11,7 @@
 
 #include "../../../codec/outliers.hpp"
 #include "../tile_ops.hpp"
-#include "layout.hpp"
+#include "loops.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -21,8 +21,9 @@ template <Codec Inner, Index per_side>
 inline constexpr bool is_outliers<Outliers<Inner, per_side>> = true;
 
 /// `Tiles` are those of C::Inner.
-template <class C, class Tiles, Side side, class Set>
+template <class C, class Tiles>
 struct OutlierTiles {
+  using Narrow = OutlierTiles<C, NarrowOf<Tiles>>;
   static constexpr Index slots = C::slots;
   static_assert(slots <= max_listed);
 
@@ -55,27 +56,27 @@ struct OutlierTiles {
     for (Index i = 0; i < slots; ++i)
       if (const Index c = channel(s, tile, i, slot); c < s.width) row[c] += delta(s, tile, i, slot);
   }
-  static void decode_block(TileShape s, const std::byte* tile, Index first, const float* state, const float* gain,
-                           const float* shift, float* out) requires requires {
-    Tiles::decode_block(s, tile, first, state, gain, shift, out);
+  static void decode_block(const Kernels& k, TileShape s, const std::byte* tile, Index first, const float* state,
+                           const float* gain, const float* shift, float* out) requires requires {
+    Tiles::decode_block(k, s, tile, first, state, gain, shift, out);
   }
   {
-    Tiles::decode_block(s, tile, first, state, gain, shift, out);
-    Set::add_listed(list_of(s, tile), first, s.width, gain, out);
+    Tiles::decode_block(k, s, tile, first, state, gain, shift, out);
+    Loops(k).add_listed(list_of(s, tile), first, s.width, gain, out);
   }
 
-  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
-    Tiles::move_rows(s, from, from_slot, to, to_slot, count);
+  static void move_rows(const Kernels& k, TileShape s, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
+    Tiles::move_rows(k, s, from, from_slot, to, to_slot, count);
     for (Index i = 0; i < slots; ++i) {
       const Index at = deltas_at(s) + i * s.tokens * 2, channels = channels_at(s) + i * s.tokens;
       std::memmove(to + at + to_slot * 2, from + at + from_slot * 2, static_cast<std::size_t>(count * 2));
       std::memmove(to + channels + to_slot, from + channels + from_slot, static_cast<std::size_t>(count));
     }
   }
-  static void to_canonical(TileShape s, const std::byte* tile, std::byte* canonical) {
+  static void to_canonical(const Kernels& k, TileShape s, const std::byte* tile, std::byte* canonical) {
     std::vector<std::byte> codes(static_cast<std::size_t>(C::Inner::tile_bytes(s)));
-    Tiles::to_canonical(s, tile, codes.data());
+    Tiles::to_canonical(k, s, tile, codes.data());
     const Index inner = C::Inner::tile_bytes({1, s.width});
     for (Index t = 0; t < s.tokens; ++t) {
       std::byte* row = canonical + t * C::row_bytes(s.width);
@@ -86,7 +87,7 @@ struct OutlierTiles {
       }
     }
   }
-  static void from_canonical(TileShape s, const std::byte* canonical, std::byte* tile) {
+  static void from_canonical(const Kernels& k, TileShape s, const std::byte* canonical, std::byte* tile) {
     std::vector<std::byte> codes(static_cast<std::size_t>(C::Inner::tile_bytes(s)));
     const Index inner = C::Inner::tile_bytes({1, s.width});
     for (Index t = 0; t < s.tokens; ++t) {
@@ -97,7 +98,7 @@ struct OutlierTiles {
         tile[channels_at(s) + i * s.tokens + t] = row[inner + 2 * slots + i];
       }
     }
-    Tiles::from_canonical(s, codes.data(), tile);
+    Tiles::from_canonical(k, s, codes.data(), tile);
   }
 
   /// Behind the prepared queries: the rows as floats [rows][max_width], for the list.
@@ -113,15 +114,15 @@ struct OutlierTiles {
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     Tiles::score(k, prepared, rows, keys, ahead, out, out_stride);
-    Set::score_listed(list_of(keys.shape, keys.tile), keys,
-                      reinterpret_cast<const float*>(prepared + Tiles::query_bytes(rows, keys.shape.width)), rows, out,
-                      out_stride);
+    Loops(k).score_listed(list_of(keys.shape, keys.tile), keys,
+                          reinterpret_cast<const float*>(prepared + Tiles::query_bytes(rows, keys.shape.width)), rows,
+                          out, out_stride);
   }
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     Tiles::accumulate(k, p, p_stride, alpha, rows, values, ahead, acc, acc_stride);
     if (values.count > 0)
-      Set::accumulate_listed(list_of(values.shape, values.tile), values, p, p_stride, rows, acc, acc_stride);
+      Loops(k).accumulate_listed(list_of(values.shape, values.tile), values, p, p_stride, rows, acc, acc_stride);
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 

@@ -7,7 +7,7 @@
 
 #include "../../../codec/qaq.hpp"
 #include "../tile_ops.hpp"
-#include "sets.hpp"
+#include "loops.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -16,8 +16,9 @@ inline constexpr bool is_qaq = false;
 template <int capacity_bits, QaqSide side, int outliers, QaqRule rule>
 inline constexpr bool is_qaq<Qaq<capacity_bits, side, outliers, rule>> = true;
 
-template <class C, Side side, class Set, bool wide_values>
+template <class C, Side side, bool wide_values = true>
 struct QaqTiles {
+  using Narrow = QaqTiles<C, side, false>;
   using Parts = typename C::Parts;
   static constexpr Index block = MixedTile::block, listed = C::listed;
 
@@ -27,9 +28,10 @@ struct QaqTiles {
 
   static Index tile_bytes(TileShape shape) { return C::tile_bytes(shape); }
 
-  static void encode(const Kernels&, TileShape shape, const float* rows, Index, Index count, const TokenFacts& facts,
+  static void encode(const Kernels& k, TileShape shape, const float* rows, Index, Index count, const TokenFacts& facts,
                      const float* state, std::byte* tile) {
     const Parts at(shape);
+    const Loops loops(k);
     Index first[MixedTile::most_blocks] = {};
     C::encode_with(
         shape, rows, count, facts, state, tile,
@@ -39,7 +41,7 @@ struct QaqTiles {
           std::fill(tile + first[last] + block * shape.width * bits[last] / 8, tile + at.scales, std::byte{0});
         },
         [&](Index place, int bits, const std::uint8_t* codes) {
-          if (bits > 0) Set::place(layout(shape, bits), tile + first[place / block], place % block, codes);
+          if (bits > 0) loops.place(layout(shape, bits), tile + first[place / block], place % block, codes);
         });
   }
 
@@ -50,7 +52,7 @@ struct QaqTiles {
     });
   }
 
-  static void to_canonical(TileShape shape, const std::byte* tile, std::byte* canonical) {
+  static void to_canonical(const Kernels&, TileShape shape, const std::byte* tile, std::byte* canonical) {
     each_row(shape, tile, [&](Index place, Index first, int bits) {
       std::uint8_t codes[max_width];
       take(layout(shape, bits), tile + first, place % block, codes);
@@ -59,11 +61,12 @@ struct QaqTiles {
     const Index end = C::code_end(shape, tile);
     std::copy(tile + end, tile + Parts(shape).end, canonical + end);
   }
-  static void from_canonical(TileShape shape, const std::byte* canonical, std::byte* tile) {
+  static void from_canonical(const Kernels& k, TileShape shape, const std::byte* canonical, std::byte* tile) {
+    const Loops loops(k);
     each_row(shape, canonical, [&](Index place, Index first, int bits) {
       alignas(64) std::uint8_t codes[max_width];
       C::get_row(shape, canonical + first, place, bits, codes);
-      Set::place(layout(shape, bits), tile + first, place % block, codes);
+      loops.place(layout(shape, bits), tile + first, place % block, codes);
     });
     const Index end = C::code_end(shape, canonical);
     std::copy(canonical + end, canonical + Parts(shape).end, tile + end);
@@ -75,13 +78,14 @@ struct QaqTiles {
   static Index query_bytes(Index rows, Index width) {
     return rows * 6 * Index{sizeof(QueryRow)} + round_up(rows, 4) * width * 4;
   }
-  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float*,
+  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width, const float*,
                             std::byte* prepared) {
     const Layout whole{.side = side, .shape = {max_tokens, width}, .units = {1}, .group = width};
     auto* first = reinterpret_cast<QueryRow*>(prepared);
-    Set::template prepare_query<8, false, true>(whole, Values{}, q, q_stride, rows, prepared);
-    Set::template prepare_query<1, false, false>(whole, Values{}, q, q_stride, rows,
-                                                 reinterpret_cast<std::byte*>(first + rows));
+    const Loops loops(k);
+    loops.prepare_query<8, false, true>(whole, Values{}, q, q_stride, rows, prepared);
+    loops.prepare_query<1, false, false>(whole, Values{}, q, q_stride, rows,
+                                         reinterpret_cast<std::byte*>(first + rows));
     for (int bits = 2; bits <= 5; ++bits)
       for (Index i = 0; i < rows; ++i) {
         QueryRow& to = first[bits * rows + i];
@@ -94,7 +98,7 @@ struct QaqTiles {
         fours[i / 4 * 4 * width + 4 * c + i % 4] = i < rows ? q[i * q_stride + c] : 0.0f;
   }
 
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+  static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     const MixedTile tile = tile_of(keys);
@@ -107,21 +111,21 @@ struct QaqTiles {
                       .out_stride = out_stride};
     for (int bits = 1; bits <= 5; ++bits) call.queries[bits] = first + bits * rows;
     call.queries[8] = first;
-    Set::score_mixed_keys(call);
+    Loops(k).score_mixed_keys(call);
   }
 
-  static void accumulate(const Kernels&, const float* p, Index p_stride, const float* alpha, Index rows,
+  static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& values, AheadBytes ahead, float* acc, Index acc_stride) {
     if (rows == 0) return;
     const MixedTile tile = tile_of(values);
-    Set::template accumulate_mixed_values<wide_values>({.tile = tile,
-                                                        .p = p,
-                                                        .p_stride = p_stride,
-                                                        .alpha = alpha,
-                                                        .rows = rows,
-                                                        .ahead = ahead,
-                                                        .acc = acc,
-                                                        .acc_stride = acc_stride});
+    Loops(k).accumulate_mixed_values<wide_values>({.tile = tile,
+                                                   .p = p,
+                                                   .p_stride = p_stride,
+                                                   .alpha = alpha,
+                                                   .rows = rows,
+                                                   .ahead = ahead,
+                                                   .acc = acc,
+                                                   .acc_stride = acc_stride});
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}
 

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "../tile_ops.hpp"
-#include "sets.hpp"
+#include "loops.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -22,7 +22,7 @@ constexpr bool is_small_float(bool e5m2) {
     return false;
 }
 
-template <GroupCodec C, Side side, class Set>
+template <GroupCodec C, Side side>
 struct SmallFloatTiles {
   static constexpr bool e5m2 = is_small_float<C>(true);
 
@@ -47,19 +47,19 @@ struct SmallFloatTiles {
     const float scale = C::scale_of({}, state);
     for (Index c = 0; c < s.width; ++c) row[c] = scale * C::level(std::to_integer<std::uint8_t>(tile[at(s, slot, c)]));
   }
-  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
+  static void move_rows(const Kernels&, TileShape s, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
     const bool down = from == to && to_slot > from_slot;
     for (Index i = 0; i < count; ++i) {
       const Index r = down ? count - 1 - i : i;
       for (Index c = 0; c < s.width; ++c) to[at(s, to_slot + r, c)] = from[at(s, from_slot + r, c)];
     }
   }
-  static void to_canonical(TileShape s, const std::byte* tile, std::byte* canonical) {
+  static void to_canonical(const Kernels&, TileShape s, const std::byte* tile, std::byte* canonical) {
     for (Index t = 0; t < s.tokens; ++t)
       for (Index c = 0; c < s.width; ++c) canonical[t * s.width + c] = tile[at(s, t, c)];
   }
-  static void from_canonical(TileShape s, const std::byte* canonical, std::byte* tile) {
+  static void from_canonical(const Kernels&, TileShape s, const std::byte* canonical, std::byte* tile) {
     for (Index t = 0; t < s.tokens; ++t)
       for (Index c = 0; c < s.width; ++c) tile[at(s, t, c)] = canonical[t * s.width + c];
   }
@@ -67,24 +67,24 @@ struct SmallFloatTiles {
   static Index query_bytes(Index rows, Index) { return rows * max_width * 4; }
   static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
                             const float* state, std::byte* prepared) {
-    const float factor = C::scale_of({}, state) * Set::template small_unit<e5m2>;
+    const float factor = C::scale_of({}, state) * Loops(k).small_unit<e5m2>();
     for (Index i = 0; i < rows; ++i) {
       float* row = reinterpret_cast<float*>(prepared) + i * max_width;
       std::copy_n(q + i * q_stride, width, row);
       k.multiply(row, width, factor);
     }
   }
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+  static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
-    Set::template score_small_keys<e5m2>({layout(keys.shape), {}, prepared, rows, keys, ahead, out, out_stride});
+    Loops(k).score_small_keys<e5m2>({layout(keys.shape), {}, prepared, rows, keys, ahead, out, out_stride});
   }
-  static void accumulate(const Kernels&, const float* p, Index p_stride, const float* alpha, Index rows,
+  static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,
                          const TileRows& tile, AheadBytes ahead, float* acc, Index acc_stride) {
     if (rows == 0) return;
     Values values;
     values.factor = C::scale_of({}, tile.state);
-    Set::template accumulate_small_values<e5m2>(
+    Loops(k).accumulate_small_values<e5m2>(
         {layout(tile.shape), values, p, p_stride, alpha, rows, tile, ahead, acc, acc_stride});
   }
   static void finish_output(Index, Index, const float*, const float*, float*, Index) {}

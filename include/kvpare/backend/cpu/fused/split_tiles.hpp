@@ -14,6 +14,8 @@ namespace kvpare::cpu::fused {
 /// second begins where the first ends, at 64 bytes or not: the loops load from anywhere.
 template <SplitCodec C, class A, class B>
 struct SplitTiles {
+  using Narrow = SplitTiles<C, NarrowOf<A>, NarrowOf<B>>;
+
   static Index tile_bytes(TileShape s) { return A::tile_bytes(C::first(s)) + B::tile_bytes(C::second(s)); }
 
   static void encode(const Kernels& k, TileShape s, const float* rows, Index first, Index count,
@@ -31,40 +33,40 @@ struct SplitTiles {
     A::decode(k, a, tile, slot, position, C::first_state(s.width, state), row);
     B::decode(k, b, tile + A::tile_bytes(a), slot, position, C::second_state(s.width, state), row + a.width);
   }
-  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) requires(C::rows_move) {
+  static void move_rows(const Kernels& k, TileShape s, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) requires(C::rows_move) {
     const Index first = A::tile_bytes(C::first(s));
-    A::move_rows(C::first(s), from, from_slot, to, to_slot, count);
-    B::move_rows(C::second(s), from + first, from_slot, to + first, to_slot, count);
+    A::move_rows(k, C::first(s), from, from_slot, to, to_slot, count);
+    B::move_rows(k, C::second(s), from + first, from_slot, to + first, to_slot, count);
   }
-  static void to_canonical(TileShape s, const std::byte* tile, std::byte* canonical) {
+  static void to_canonical(const Kernels& k, TileShape s, const std::byte* tile, std::byte* canonical) {
     const TileShape a = C::first(s), b = C::second(s);
     const Index first = A::tile_bytes(a);
     if constexpr (!C::rows_move) {
-      A::to_canonical(a, tile, canonical);
-      B::to_canonical(b, tile + first, canonical + C::First::tile_bytes(a));
+      A::to_canonical(k, a, tile, canonical);
+      B::to_canonical(k, b, tile + first, canonical + C::First::tile_bytes(a));
     } else {
       std::vector<std::byte> parts(static_cast<std::size_t>(C::tile_bytes(s)));
-      A::to_canonical(a, tile, parts.data());
-      B::to_canonical(b, tile + first, parts.data() + C::First::tile_bytes(a));
+      A::to_canonical(k, a, tile, parts.data());
+      B::to_canonical(k, b, tile + first, parts.data() + C::First::tile_bytes(a));
       each_row(s, [&](Index in_parts, Index in_rows, Index bytes) {
         std::memcpy(canonical + in_rows, parts.data() + in_parts, static_cast<std::size_t>(bytes));
       });
     }
   }
-  static void from_canonical(TileShape s, const std::byte* canonical, std::byte* tile) {
+  static void from_canonical(const Kernels& k, TileShape s, const std::byte* canonical, std::byte* tile) {
     const TileShape a = C::first(s), b = C::second(s);
     const Index first = A::tile_bytes(a);
     if constexpr (!C::rows_move) {
-      A::from_canonical(a, canonical, tile);
-      B::from_canonical(b, canonical + C::First::tile_bytes(a), tile + first);
+      A::from_canonical(k, a, canonical, tile);
+      B::from_canonical(k, b, canonical + C::First::tile_bytes(a), tile + first);
     } else {
       std::vector<std::byte> parts(static_cast<std::size_t>(C::tile_bytes(s)));
       each_row(s, [&](Index in_parts, Index in_rows, Index bytes) {
         std::memcpy(parts.data() + in_parts, canonical + in_rows, static_cast<std::size_t>(bytes));
       });
-      A::from_canonical(a, parts.data(), tile);
-      B::from_canonical(b, parts.data() + C::First::tile_bytes(a), tile + first);
+      A::from_canonical(k, a, parts.data(), tile);
+      B::from_canonical(k, b, parts.data() + C::First::tile_bytes(a), tile + first);
     }
   }
 

@@ -9,7 +9,7 @@
 
 #include "../../../codec/unrotated.hpp"
 #include "../tile_ops.hpp"
-#include "layout.hpp"
+#include "loops.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -20,12 +20,12 @@ inline constexpr bool is_unrotated<Unrotated<Inner>> = true;
 
 /// Can the tiles of a codec give 16 keys as floats?
 template <class Tiles>
-concept DecodesBlocks = requires(TileShape s, const std::byte* tile, const float* state, float* out) {
-  Tiles::decode_block(s, tile, s.tokens, state, state, state, out);
+concept DecodesBlocks = requires(const Kernels& k, TileShape s, const std::byte* tile, const float* state, float* out) {
+  Tiles::decode_block(k, s, tile, s.tokens, state, state, state, out);
 };
 
 /// `Tiles` are those of C::Inner, for keys.
-template <class C, DecodesBlocks Tiles, class Set>
+template <class C, DecodesBlocks Tiles>
 struct UnrotatedTiles {
   static const float* inner(Index width, const float* state) { return C::inner_state(width, state); }
 
@@ -44,23 +44,27 @@ struct UnrotatedTiles {
     Tiles::decode(k, s, tile, slot, position, inner(s.width, state), row);
     Rotation(s.width, state).turn(row, position);
   }
-  static void move_rows(TileShape s, const std::byte* from, Index from_slot, std::byte* to, Index to_slot,
-                        Index count) {
-    Tiles::move_rows(s, from, from_slot, to, to_slot, count);
+  static void move_rows(const Kernels& k, TileShape s, const std::byte* from, Index from_slot, std::byte* to,
+                        Index to_slot, Index count) {
+    Tiles::move_rows(k, s, from, from_slot, to, to_slot, count);
   }
-  static void to_canonical(TileShape s, const std::byte* from, std::byte* to) { Tiles::to_canonical(s, from, to); }
-  static void from_canonical(TileShape s, const std::byte* from, std::byte* to) { Tiles::from_canonical(s, from, to); }
+  static void to_canonical(const Kernels& k, TileShape s, const std::byte* from, std::byte* to) {
+    Tiles::to_canonical(k, s, from, to);
+  }
+  static void from_canonical(const Kernels& k, TileShape s, const std::byte* from, std::byte* to) {
+    Tiles::from_canonical(k, s, from, to);
+  }
 
   static Index query_bytes(Index rows, Index) { return Index{sizeof(TurnedQuery)} + rows * turned_floats * 4; }
-  static void prepare_query(const Kernels&, const float* q, Index q_stride, Index rows, Index width, const float* state,
-                            std::byte* prepared) {
+  static void prepare_query(const Kernels& k, const float* q, Index q_stride, Index rows, Index width,
+                            const float* state, std::byte* prepared) {
     const Rotation rotation(width, state);
     TurnedQuery& to = *std::launder(reinterpret_cast<TurnedQuery*>(prepared));  // lives there by itself: nvcc has no new for it
     to.pairs = rotation.pairs, to.width = width;
     to.first_step = rotation.pairing == RopePairing::halves ? 1 : 2;
     to.partner = rotation.pairing == RopePairing::halves ? rotation.pairs : 1;
     std::copy_n(rotation.phases, max_width / 2, to.phases);
-    Set::turn_offsets(to);
+    Loops(k).turn_offsets(to);
     to.stretched = requires { Tiles::stretch(width, state, to.gain, to.shift); };
     if constexpr (requires { Tiles::stretch(width, state, to.gain, to.shift); })
       Tiles::stretch(width, inner(width, state), to.gain, to.shift);
@@ -72,13 +76,14 @@ struct UnrotatedTiles {
       std::copy_n(q, width, row + max_width);
     }
   }
-  static void score(const Kernels&, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
+  static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     if (keys.count == 0 || rows == 0) return;
     const TurnedQuery& q = *std::launder(reinterpret_cast<const TurnedQuery*>(prepared));
     const float* rest = reinterpret_cast<const float*>(prepared + sizeof(TurnedQuery));
     const float* state = inner(keys.shape.width, keys.state);
-    const std::uint64_t listed = Set::listed_of(keys);
+    const std::uint64_t listed = listed_slots(keys);
+    const Loops loops(k);
     alignas(64) float block[max_width * 16], cosines[max_width / 2 * 16], sines[max_width / 2 * 16];
     const Index lines = ceil_div(ahead.bytes, 64), blocks = keys.shape.tokens / 16;
     alignas(64) float turned[rows_at_once * turned_floats];
@@ -106,21 +111,21 @@ struct UnrotatedTiles {
         for (int t = before; t < seen; ++t)
           in_line = in_line && positions[keys.slots[t] % 16] == base + keys.slots[t] % 16;
       }
-      if (!in_line) Set::turn_block(q, positions, cosines, sines);
-      Tiles::decode_block(keys.shape, keys.tile, 16 * b, state, q.stretched ? q.gain : nullptr, q.shift, block);
+      if (!in_line) loops.turn_block(q, positions, cosines, sines);
+      Tiles::decode_block(k, keys.shape, keys.tile, 16 * b, state, q.stretched ? q.gain : nullptr, q.shift, block);
       for (Index i = 0; i < rows; i += rows_at_once) {
         const Index n = std::min(rows - i, rows_at_once);
         const float* from = rest + i * turned_floats;
         if (in_line && q.pairs > 0) {
           if (turned_by >= 0 && rows <= rows_at_once && base == turned_by + 16)
-            Set::step_rows(q, n, turned);
+            loops.step_rows(q, n, turned);
           else
-            Set::turn_rows(q, base, from, n, turned);
+            loops.turn_rows(q, base, from, n, turned);
           turned_by = base;
         }
-        Set::score_turned(q, block, in_line ? q.cosines : cosines, in_line ? q.sines : sines,
-                          in_line && q.pairs > 0 ? turned : from, from, n, listed, 16 * b, out + i * out_stride,
-                          out_stride);
+        loops.score_turned(q, block, in_line ? q.cosines : cosines, in_line ? q.sines : sines,
+                           in_line && q.pairs > 0 ? turned : from, from, n, listed, 16 * b, out + i * out_stride,
+                           out_stride);
       }
     }
   }

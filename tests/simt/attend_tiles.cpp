@@ -395,7 +395,9 @@ TEST(AttendTiles, RawRowsOfSixteenBits) {
   }
 }
 
-// Keys and values know nothing of each other: a family of keys is tried with the values of the next.
+// Keys and values know nothing of each other: a family of keys is tried with the values of the next, so that each way
+// to load codes is there as keys and as values. A pair is compiled for the widths that it runs at: 128, or what its form
+// needs, and others (Widths, and behind 128 in each test) where its codes are loaded in another way there.
 
 TEST(AttendTiles, CodesWithAScalePerToken) {
   expect_family<Int8, Affine<4>>();

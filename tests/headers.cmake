@@ -1,6 +1,7 @@
 # Tests of the headers themselves: include direction, and each compiled alone with every compiler at hand.
 set(include_dir ${PROJECT_SOURCE_DIR}/include)
 file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.hpp)
+file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh)
 
 # The floors, before any test is built, and as a test.
 set(floors ${CMAKE_COMMAND} -D INCLUDE_DIR=${include_dir} -P ${PROJECT_SOURCE_DIR}/cmake/floors.cmake)
@@ -10,9 +11,20 @@ add_test(NAME headers.floors_selftest
          COMMAND ${CMAKE_COMMAND} -D FLOORS=${PROJECT_SOURCE_DIR}/cmake/floors.cmake
                  -D SCRATCH=${CMAKE_CURRENT_BINARY_DIR}/floors_selftest -P ${CMAKE_CURRENT_SOURCE_DIR}/floors_selftest.cmake)
 
+# A .cuh is C++ but for what it has for nvcc only.
+set(nvcc_headers)
+foreach(header IN LISTS cuda_headers)
+  file(STRINGS ${header} for_nvcc REGEX "__CUDACC__" LIMIT_COUNT 1)
+  if(for_nvcc)
+    list(APPEND nvcc_headers ${header})
+  endif()
+endforeach()
+set(plain_headers ${headers} ${cuda_headers})
+list(REMOVE_ITEM plain_headers ${nvcc_headers})
+
 # Every header alone, as C++. Twice included, so that a missing guard is found too. .inl files are parts of headers.
 set(sources)
-foreach(header IN LISTS headers)
+foreach(header IN LISTS plain_headers)
   cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
   set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cpp)
   file(CONFIGURE OUTPUT ${source} CONTENT "#include <${header}>\n#include <${header}>\n")
@@ -29,7 +41,7 @@ list(TRANSFORM eigen_include_dirs PREPEND "-isystem;" OUTPUT_VARIABLE eigen_flag
 set(kvpare_include_flags -I${include_dir} ${eigen_flags})
 
 # As CUDA, where there is an nvcc that accepts this C++ compiler: all headers in one file (that each stands alone is seen
-# above), and every .cuh alone.
+# above), and those with parts for nvcc alone.
 find_program(KVPARE_NVCC nvcc HINTS /usr/local/cuda/bin ENV CUDA_PATH PATH_SUFFIXES bin)
 mark_as_advanced(KVPARE_NVCC)
 if(KVPARE_NVCC)
@@ -40,17 +52,17 @@ if(KVPARE_NVCC)
   execute_process(COMMAND ${nvcc} -c empty.cu -o empty.o WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/headers
                   RESULT_VARIABLE code OUTPUT_QUIET ERROR_QUIET)
   if(code EQUAL 0)
-    file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh)
     set(includes)
-    foreach(header IN LISTS headers)
+    foreach(header IN LISTS headers cuda_headers)
       cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
       string(APPEND includes "#include <${header}>\n")
     endforeach()
     file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/all.cu CONTENT "${includes}")
     set(sources all.cu)
-    foreach(header IN LISTS cuda_headers)
+    foreach(header IN LISTS nvcc_headers)
       cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${include_dir})
-      file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cu CONTENT "#include <${header}>\n")
+      file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cu
+           CONTENT "#include <${header}>\n#include <${header}>\n")
       list(APPEND sources ${header}.cu)
     endforeach()
     set(objects)

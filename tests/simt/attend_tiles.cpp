@@ -39,26 +39,126 @@ struct Recipe {
   Tolerance attended = {2e-3, 0}, logit = {4e-3, 0};
 };
 
+/// A codec on one side: what a scene does with it, whichever it is.
+struct CodecSide {
+  std::string_view name;
+  bool raw = false, rows_move = true;
+  DType type = DType::f32;  // of raw rows
+  Index tile_bytes = 0, state_floats = 0;
+  void (*encode)(TileShape, const float* rows, Index first, Index count, const float* state, std::byte* tile) = nullptr;
+  void (*decode)(TileShape, const std::byte* tile, Index slot, const float* state, float* row) = nullptr;
+  void (*lay)(TileShape, const std::byte* canonical, std::byte* to) = nullptr;  // null: as the codec has it
+};
+
+/// Canonical bytes in fragment order.
+template <class Stored, Side side>
+void lay_fragments(TileShape shape, const std::byte* canonical, std::byte* to) {
+  using Layout = cuda::FragmentLayout<Stored, side>;
+  constexpr int low_bits = Layout::low_bits;
+  std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
+  const auto put_trits = [&](Index t, const std::uint8_t* codes) {
+    for (Index y = 0; y < 26; ++y) {
+      unsigned digits = 0;
+      for (int k = 0; k < 5; ++k)
+        digits = digits * 3 + (k < Layout::trits_of(y) ? unsigned{codes[Layout::trit_channel(y, k)]} : 0u);
+      to[Layout::trit_byte_at(shape, t, y)] = static_cast<std::byte>((digits * 256 + 242) / 243);
+    }
+  };
+  const auto put_code = [&](Index t, Index c, std::uint8_t code) {
+    constexpr Index per_unit = Layout::per_unit;
+    const Index first = c / per_unit * per_unit, at = Layout::unit_at(shape, t, first);
+    const unsigned low = code & ((1u << low_bits) - 1u), high = unsigned{code} >> low_bits;
+    std::uint16_t unit;
+    std::memcpy(&unit, to + at, 2);
+    unit = static_cast<std::uint16_t>(unit | low << c % per_unit * low_bits);
+    std::memcpy(to + at, &unit, 2);
+    if constexpr (Layout::has_high)
+      to[Layout::high_unit_at(shape, t, first)] |=
+          static_cast<std::byte>(high << Layout::high_bit(static_cast<int>(c - first)));
+  };
+  const auto put_scale = [&](Index group, GroupBits b) {
+    std::memcpy(to + Layout::scales_at(shape) + group * Layout::scale_bytes, &b.scale, Layout::scale_bytes);
+    std::memcpy(to + Layout::zeros_at(shape) + group * Layout::zero_bytes, &b.zero, Layout::zero_bytes);
+  };
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.width));
+  if constexpr (Stored::form.along == Along::channels) {
+    std::vector<GroupBits> scales(static_cast<std::size_t>(shape.width));
+    const Index groups = shape.width / Layout::group(shape);
+    for (Index t = 0; t < shape.tokens; ++t) {
+      Stored::read_row(shape, canonical, t, codes.data(), scales.data());
+      if constexpr (Stored::form.ternary)
+        put_trits(t, codes.data());
+      else
+        for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
+      for (Index g = 0; g < groups; ++g) put_scale(t * groups + g, scales[static_cast<std::size_t>(g)]);
+    }
+  } else {
+    const Index run = Layout::group(shape);
+    for (Index place = 0; place < shape.tokens / run * shape.width; ++place) {
+      put_scale(place, Stored::read_run(shape, canonical, place, codes.data()));
+      for (Index i = 0; i < run; ++i)
+        put_code(place / shape.width * run + i, place % shape.width, codes[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+template <class C, Side side>
+CodecSide codec_side(TileShape shape) {
+  using Tiles = cuda::DeviceTiles<C, side>;
+  CodecSide s{.name = C::name, .raw = is_raw<C>, .rows_move = C::rows_move};
+  if constexpr (is_raw<C>) s.type = C::dtype;
+  s.tile_bytes = C::tile_bytes(shape), s.state_floats = state_floats<C>(shape.width);
+  s.encode = &C::encode, s.decode = &C::decode;
+  if constexpr (cuda::has_fragment_order<typename Tiles::Stored>())
+    if (Tiles::in_fragments(shape)) s.lay = &lay_fragments<typename Tiles::Stored, side>;
+  return s;
+}
+
+/// A form of pages, and the handle of what attends to them.
+struct Form {
+  CodecSide keys, values;
+  const void* pair = nullptr;
+  Index page_bytes = 0, key_bytes = 0;
+  bool raw() const { return keys.raw && values.raw; }
+};
+
+/// Pages of one width, and of no other: `pair` of a backend compiles kernels for all of them.
+template <class K, class V, int width, Support wanted>
+Form form(Index page_tokens) {
+  using P = Pair<K, V>;
+  const TileShape shape{page_tokens, width};
+  Form f{codec_side<K, Side::keys>(shape), codec_side<V, Side::values>(shape)};
+  f.page_bytes = P::page_bytes(page_tokens, width, width), f.key_bytes = P::key_bytes(page_tokens, width);
+  if constexpr (!is_raw<K> || !is_raw<V>) {
+    const auto* fused = cuda::detail::fused_ops<Be::Work, K, V, width>(page_tokens);
+    f.pair = fused;
+    if constexpr (wanted == Support::generic) {
+      EXPECT_EQ(fused, nullptr) << K::name << " " << V::name;
+      f.pair = &cuda::detail::generic_pair<Be::Work, P>;
+    } else {
+      EXPECT_NE(fused, nullptr) << K::name << " " << V::name;
+    }
+  }
+  return f;
+}
+
 /// A list built by hand: pages of several forms, interleaved, with any bytes wherever nobody may look.
 class Scene {
  public:
   Scene(const Recipe& r, std::uint64_t seed) : r_(r), dice_{seed}, heads_(static_cast<std::size_t>(r.kv_heads)) {}
 
   /// `count` more pages of a form for every head.
-  template <class P>
-  void add(Index count, Support wanted) {
-    const TileShape shape{r_.page_tokens, r_.width};
+  void add(Index count, const Form& form, Support wanted) {
     PageGeometry g;
-    g.pair = be().pair<P>(shape, shape);
-    set_codec<typename P::Key>(Side::keys, shape, g.key_codec, g.key_row_bytes, g.key_type, g.key_tile_bytes);
-    set_codec<typename P::Value>(Side::values, shape, g.value_codec, g.value_row_bytes, g.value_type,
-                                 g.value_tile_bytes);
-    g.key_page_bytes = g.value_page_bytes = P::page_bytes(r_.page_tokens, r_.width, r_.width);
-    EXPECT_EQ(name_of(be().support(g)), name_of(wanted)) << P::Key::name << " " << P::Value::name;
+    g.pair = form.pair;
+    set_codec(form.keys, g.key_codec, g.key_row_bytes, g.key_type, g.key_tile_bytes);
+    set_codec(form.values, g.value_codec, g.value_row_bytes, g.value_type, g.value_tile_bytes);
+    g.key_page_bytes = g.value_page_bytes = form.page_bytes;
+    EXPECT_EQ(name_of(be().support(g)), name_of(wanted)) << form.keys.name << " " << form.values.name;
     const auto format = static_cast<std::uint16_t>(formats_.size());
     std::vector<std::byte> memory;
-    const std::vector<float> key_state = state_of<typename P::Key>(r_.key_size),
-                             value_state = state_of<typename P::Value>(r_.value_size);
+    const std::vector<float> key_state = state_of(form.keys, r_.key_size),
+                             value_state = state_of(form.values, r_.value_size);
     for (std::size_t h = 0; h < heads_.size(); ++h) {
       Head& head = heads_[h];
       for (Index i = 0; i < std::max<Index>(1, count - static_cast<Index>(h)); ++i) {
@@ -73,9 +173,8 @@ class Scene {
         for (Index t = 0; t < e.used; ++t)
           if (!dice_.chance(r_.dead)) e.live |= std::uint64_t{1} << t;
         std::byte* at = memory.data() + static_cast<Index>(page) * g.key_page_bytes;
-        const auto keys = fill<typename P::Key, Side::keys>(e, r_.key_size, key_state, at);
-        const auto values = fill<typename P::Value, Side::values>(e, r_.value_size, value_state,
-                                                                  at + P::key_bytes(r_.page_tokens, r_.width));
+        const auto keys = fill(form.keys, e, r_.key_size, key_state, at, r_.bad_key);
+        const auto values = fill(form.values, e, r_.value_size, value_state, at + form.key_bytes, r_.bad_value);
         for_each_bit(e.live, [&](Index t) {
           head.tokens.push_back({e.first + t, keys[static_cast<std::size_t>(t)], values[static_cast<std::size_t>(t)]});
           head.slots.emplace_back(head.entries.size(), t);
@@ -84,7 +183,7 @@ class Scene {
       }
     }
     const auto& there = pages_.emplace_back(upload(be(), memory));
-    g.keys = there.data(), g.values = there.data() + P::key_bytes(r_.page_tokens, r_.width);
+    g.keys = there.data(), g.values = there.data() + form.key_bytes;
     formats_.push_back(g);
     if (!key_state.empty() || !value_state.empty()) {
       const float* k = key_state.empty() ? nullptr : state_memory_.emplace_back(upload(be(), key_state)).data();
@@ -176,19 +275,16 @@ class Scene {
     Position next = 0;
   };
 
-  template <class C>
-  static void set_codec(Side side, TileShape shape, const void*& codec, Index& row_bytes, DType& type,
-                        Index& tile_bytes) {
-    tile_bytes = C::tile_bytes(shape);
-    if constexpr (is_raw<C>)
-      row_bytes = C::row_bytes(shape.width), type = C::dtype;
+  void set_codec(const CodecSide& c, const void*& codec, Index& row_bytes, DType& type, Index& tile_bytes) const {
+    tile_bytes = c.tile_bytes;
+    if (c.raw)
+      row_bytes = r_.width * size_of(c.type), type = c.type;
     else
-      codec = side == Side::keys ? be().codec<C, Side::keys>(shape) : be().codec<C, Side::values>(shape);
+      codec = &coded;  // attend asks no more than whether there is one
   }
   /// Numbers that tell one channel from another.
-  template <class C>
-  std::vector<float> state_of(double size) {
-    std::vector<float> state(static_cast<std::size_t>(state_floats<C>(r_.width)));
+  std::vector<float> state_of(const CodecSide& c, double size) {
+    std::vector<float> state(static_cast<std::size_t>(c.state_floats));
     for (float& x : state)
       x = static_cast<float>(size) * (state.size() == 1 ? 0.01f : 0.02f + 0.02f * static_cast<float>(dice_.unit()));
     return state;
@@ -196,94 +292,39 @@ class Scene {
 
   /// Tokens of one side of a page, coded: canonical bytes, then as the device has them. What lies in slots that are not
   /// live stays as it was where tokens are coded one by one.
-  template <class C, Side side>
-  std::vector<std::vector<double>> fill(const Entry& e, double size, const std::vector<float>& state, std::byte* to) {
+  std::vector<std::vector<double>> fill(const CodecSide& c, const Entry& e, double size,
+                                        const std::vector<float>& state, std::byte* to, bool bad) {
     const TileShape shape{r_.page_tokens, r_.width};
     const auto w = static_cast<std::size_t>(r_.width);
     std::vector<float> rows(static_cast<std::size_t>(r_.page_tokens) * w);
     for (float& x : rows) x = static_cast<float>(size * dice_.symmetric());
     const float* state_at = state.empty() ? nullptr : state.data();
-    std::vector<std::byte> canonical(static_cast<std::size_t>(C::tile_bytes(shape)), std::byte{0xff});
-    if constexpr (C::rows_move) {
+    std::vector<std::byte> canonical(static_cast<std::size_t>(c.tile_bytes), std::byte{0xff});
+    if (c.rows_move) {
       for_each_bit(e.live,
-                   [&](Index t) { C::encode(shape, rows.data() + t * r_.width, t, 1, state_at, canonical.data()); });
+                   [&](Index t) { c.encode(shape, rows.data() + t * r_.width, t, 1, state_at, canonical.data()); });
     } else {
-      C::encode(shape, rows.data(), 0, e.used, state_at, canonical.data());
+      c.encode(shape, rows.data(), 0, e.used, state_at, canonical.data());
     }
     std::vector<std::vector<double>> read(static_cast<std::size_t>(r_.page_tokens));
     std::vector<float> row(w);
     for_each_bit(e.live, [&](Index t) {
-      C::decode(shape, canonical.data(), t, state_at, row.data());
+      c.decode(shape, canonical.data(), t, state_at, row.data());
       read[static_cast<std::size_t>(t)].assign(row.begin(), row.end());
     });
-    lay<C, side>(shape, canonical.data(), to);
-    if constexpr (is_raw<C>)
-      if (side == Side::keys ? r_.bad_key : r_.bad_value) {
-        const Index slot = e.used - 4, channel = 3;
-        write_element(std::numeric_limits<double>::quiet_NaN(), C::dtype,
-                      to + slot * C::row_bytes(r_.width) + channel * size_of(C::dtype));
-        read[static_cast<std::size_t>(slot)][channel] = std::numeric_limits<double>::quiet_NaN();
-      }
+    if (c.lay != nullptr)
+      c.lay(shape, canonical.data(), to);
+    else
+      std::memcpy(to, canonical.data(), canonical.size());
+    if (c.raw && bad) {
+      const Index slot = e.used - 4, channel = 3;
+      write_element(std::numeric_limits<double>::quiet_NaN(), c.type,
+                    to + (slot * r_.width + channel) * size_of(c.type));
+      read[static_cast<std::size_t>(slot)][channel] = std::numeric_limits<double>::quiet_NaN();
+    }
     return read;
   }
-  template <class C, Side side>
-  static void lay(TileShape shape, const std::byte* canonical, std::byte* to) {
-    using Stored = typename cuda::DeviceTiles<C, side>::Stored;
-    if (!cuda::DeviceTiles<C, side>::in_fragments(shape)) {
-      std::memcpy(to, canonical, static_cast<std::size_t>(C::tile_bytes(shape)));
-      return;
-    }
-    if constexpr (cuda::has_fragment_order<Stored>()) {
-      using Layout = cuda::FragmentLayout<Stored, side>;
-      constexpr int low_bits = Layout::low_bits;
-      std::memset(to, 0, static_cast<std::size_t>(Layout::scales_at(shape)));
-      const auto put_trits = [&](Index t, const std::uint8_t* codes) {
-        for (Index y = 0; y < 26; ++y) {
-          unsigned digits = 0;
-          for (int k = 0; k < 5; ++k)
-            digits = digits * 3 + (k < Layout::trits_of(y) ? unsigned{codes[Layout::trit_channel(y, k)]} : 0u);
-          to[Layout::trit_byte_at(shape, t, y)] = static_cast<std::byte>((digits * 256 + 242) / 243);
-        }
-      };
-      const auto put_code = [&](Index t, Index c, std::uint8_t code) {
-        constexpr Index per_unit = Layout::per_unit;
-        const Index first = c / per_unit * per_unit, at = Layout::unit_at(shape, t, first);
-        const unsigned low = code & ((1u << low_bits) - 1u), high = unsigned{code} >> low_bits;
-        std::uint16_t unit;
-        std::memcpy(&unit, to + at, 2);
-        unit = static_cast<std::uint16_t>(unit | low << c % per_unit * low_bits);
-        std::memcpy(to + at, &unit, 2);
-        if constexpr (Layout::has_high)
-          to[Layout::high_unit_at(shape, t, first)] |=
-              static_cast<std::byte>(high << Layout::high_bit(static_cast<int>(c - first)));
-      };
-      const auto put_scale = [&](Index group, GroupBits b) {
-        std::memcpy(to + Layout::scales_at(shape) + group * Layout::scale_bytes, &b.scale, Layout::scale_bytes);
-        std::memcpy(to + Layout::zeros_at(shape) + group * Layout::zero_bytes, &b.zero, Layout::zero_bytes);
-      };
-      std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.width));
-      if constexpr (Stored::form.along == Along::channels) {
-        std::vector<GroupBits> scales(static_cast<std::size_t>(shape.width));
-        const Index groups = shape.width / Layout::group(shape);
-        for (Index t = 0; t < shape.tokens; ++t) {
-          Stored::read_row(shape, canonical, t, codes.data(), scales.data());
-          if constexpr (Stored::form.ternary)
-            put_trits(t, codes.data());
-          else
-            for (Index c = 0; c < shape.width; ++c) put_code(t, c, codes[static_cast<std::size_t>(c)]);
-          for (Index g = 0; g < groups; ++g) put_scale(t * groups + g, scales[static_cast<std::size_t>(g)]);
-        }
-      } else {
-        const Index run = Layout::group(shape);
-        for (Index place = 0; place < shape.tokens / run * shape.width; ++place) {
-          put_scale(place, Stored::read_run(shape, canonical, place, codes.data()));
-          for (Index i = 0; i < run; ++i)
-            put_code(place / shape.width * run + i, place % shape.width, codes[static_cast<std::size_t>(i)]);
-        }
-      }
-    }
-  }
-
+  static constexpr char coded = 0;
   Recipe r_;
   Dice dice_;
   std::vector<Head> heads_;
@@ -294,45 +335,58 @@ class Scene {
 };
 
 /// Queries and probabilities over codes are rounded to 11 bits; over raw rows they keep at least 16.
-template <class P>
-Recipe with_tolerance(Recipe r) {
-  if (is_raw<typename P::Key> && is_raw<typename P::Value>)
-    r.attended = tolerance(Operation::attended), r.logit = tolerance(Operation::logit);
-  return r;
+void expect_attends(Recipe r, const Form& form, Support wanted) {
+  if (form.raw()) r.attended = tolerance(Operation::attended), r.logit = tolerance(Operation::logit);
+  Scene s(r, 1);
+  for (const Index pages : r.pages) s.add(pages, form, wanted);
+  s.expect_attends(message(form.keys.name, "/", form.values.name, " width ", r.width, " page ", r.page_tokens,
+                           " group ", r.group, " rows ", r.rows));
 }
 
-template <class K, class V = K>
-void expect_fused(Recipe r, std::uint64_t seed = 1, Support wanted = Support::fused) {
-  r = with_tolerance<Pair<K, V>>(r);
-  Scene s(r, seed);
-  for (const Index pages : r.pages) s.add<Pair<K, V>>(pages, wanted);
-  s.expect_attends(message(K::name, "/", V::name, " width ", r.width, " page ", r.page_tokens, " group ", r.group,
-                           " rows ", r.rows));
+template <class K, class V = K, int width = 128, Support wanted = Support::fused>
+void expect_fused(Recipe r) {
+  r.width = width;
+  expect_attends(r, form<K, V, width, wanted>(r.page_tokens), wanted);
+}
+template <class K, class V = K, int width = 128>
+void expect_generic() {
+  expect_fused<K, V, width, Support::generic>({});
 }
 
+template <int... widths, class F>
+void for_widths(const F& f) {
+  (f.template operator()<widths>(), ...);
+}
+
+using FormAt = Form (*)(Index page_tokens);
+void expect_family_of(FormAt form, Index width) {
+  const Recipe whole{.width = width, .pages = {14}};  // three pages to a task
+  const Recipe some{.kv_heads = 2,
+                    .group = 7,
+                    .width = width,
+                    .page_tokens = 32,
+                    .pages = {3, 2},
+                    .last_used = 21,
+                    .dead = 0.4,
+                    .rows = 3,
+                    .rows_inside = true,
+                    .window = 37,
+                    .mass = MassKind::sum};
+  for (const Recipe& r : {whole, some}) expect_attends(r, form(r.page_tokens), Support::fused);
+}
 /// What every family must do.
-template <class K, class V = K>
-void expect_family(Index width = 128) {
-  expect_fused<K, V>({.width = width, .pages = {14}});  // three pages to a task
-  expect_fused<K, V>({.kv_heads = 2,
-                      .group = 7,
-                      .width = width,
-                      .page_tokens = 32,
-                      .pages = {3, 2},
-                      .last_used = 21,
-                      .dead = 0.4,
-                      .rows = 3,
-                      .rows_inside = true,
-                      .window = 37,
-                      .mass = MassKind::sum});
+template <class K, class V = K, int width = 128>
+void expect_family() {
+  expect_family_of(&form<K, V, width, Support::fused>, width);
 }
 
 TEST(AttendTiles, RawRowsOfSixteenBits) {
-  for (const Index width : {64, 80, 96, 128, 256})
+  for_widths<64, 80, 96, 128, 256>([]<int width>() {
     for (const Index page_tokens : {16, 64}) {
-      expect_fused<Raw<half>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
-      expect_fused<Raw<bfloat16>>({.width = width, .page_tokens = page_tokens, .last_used = 13});
+      expect_fused<Raw<half>, Raw<half>, width>({.page_tokens = page_tokens, .last_used = 13});
+      expect_fused<Raw<bfloat16>, Raw<bfloat16>, width>({.page_tokens = page_tokens, .last_used = 13});
     }
+  });
   expect_family<Raw<half>>();
   expect_family<Raw<bfloat16>>();
   for (const DType type : {DType::f16, DType::bf16}) {
@@ -341,7 +395,9 @@ TEST(AttendTiles, RawRowsOfSixteenBits) {
   }
 }
 
-// Keys and values know nothing of each other: a family of keys is tried with the values of the next.
+// Keys and values know nothing of each other: a family of keys is tried with the values of the next, so that each way
+// to load codes is there as keys and as values. A pair is compiled for the widths that it runs at: 128, or what its form
+// needs, and others (Widths, and behind 128 in each test) where its codes are loaded in another way there.
 
 TEST(AttendTiles, CodesWithAScalePerToken) {
   expect_family<Int8, Affine<4>>();
@@ -370,8 +426,9 @@ TEST(AttendTiles, ThreeBitsInTwoPlanes) {
   expect_family<Affine<3, 64>, Symmetric<3, 32>>();  // loads of one word; two groups in a load
   expect_family<Symmetric<3, 16>, Affine<3, 64>>();
   expect_family<KiviKeys<3, 32>, Affine<3, 32>>();
-  for (const Index width : {64, 256}) expect_family<Int3, Affine<3>>(width);
-  expect_family<KiviKeys<3, 16>, Symmetric<3, 64>>(256);
+  expect_family<Int3, Affine<3>, 64>();
+  expect_family<Int3, Affine<3>, 256>();
+  expect_family<KiviKeys<3, 16>, Symmetric<3, 64>, 256>();
 }
 
 TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
@@ -383,24 +440,25 @@ TEST(AttendTiles, GroupsSmallerThanALoadOfTheirLanes) {
 }
 
 TEST(AttendTiles, Widths) {
-  for (const Index width : {64, 80, 96, 256}) {
-    expect_family<Int8, Affine<4>>(width);
-    expect_family<Affine<4>, Int8>(width);
-  }
-  for (const Index width : {64, 256}) expect_family<Int4, Int2>(width);
-  expect_family<Affine<4, 32>, Symmetric<4, 64>>(256);
-  expect_family<Symmetric<8, 16>, Affine<8, 64>>(64);
-  expect_family<Affine<8, 16>, Symmetric<8, 16>>(80);
-  expect_family<Fp8E4M3, Lloyd<4>>(80);
-  expect_family<Lloyd<4>, Fp8E5M2>(80);
-  expect_family<Affine<2, 16>, Affine<2, 32>>(256);
+  for_widths<64, 80, 96, 256>([]<int width>() {
+    expect_family<Int8, Affine<4>, width>();
+    expect_family<Affine<4>, Int8, width>();
+  });
+  expect_family<Int4, Int2, 64>();
+  expect_family<Int4, Int2, 256>();
+  expect_family<Affine<4, 32>, Symmetric<4, 64>, 256>();
+  expect_family<Symmetric<8, 16>, Affine<8, 64>, 64>();
+  expect_family<Affine<8, 16>, Symmetric<8, 16>, 80>();
+  expect_family<Fp8E4M3, Lloyd<4>, 80>();
+  expect_family<Lloyd<4>, Fp8E5M2, 80>();
+  expect_family<Affine<2, 16>, Affine<2, 32>, 256>();
 }
 
 TEST(AttendTiles, KeysWithAScalePerChannel) {
   expect_family<KiviKeys<4, 32>, Affine<4, 32>>();
   expect_family<KiviKeys<2, 32>, Affine<2, 32>>();
   expect_family<KiviKeys<8, 16>, Int8>();
-  expect_family<KiviKeys<4, 0>, Raw<half>>(64);
+  expect_family<KiviKeys<4, 0>, Raw<half>, 64>();
   expect_family<Group<GroupSpec{.bits = 4, .along = Along::tokens}>, Raw<bfloat16>>();
 }
 
@@ -447,8 +505,9 @@ TEST(AttendTiles, TablesOfLevels) {
   expect_family<Uneven<3>, Uneven<2>>();
   expect_family<Uneven<2>, Uneven<4>>();
   expect_family<TurboQuant<4>, TurboQuant<3>>();
-  for (const Index width : {64, 256}) expect_family<TurboQuant<3>, TurboQuant<4>>(width);
-  expect_family<Iq4Nl, Lloyd<4>>(96);
+  expect_family<TurboQuant<3>, TurboQuant<4>, 64>();
+  expect_family<TurboQuant<3>, TurboQuant<4>, 256>();
+  expect_family<Iq4Nl, Lloyd<4>, 96>();
 }
 
 TEST(AttendTiles, Ternary) {
@@ -464,22 +523,22 @@ TEST(AttendTiles, RawOnOneSide) {
 
 TEST(AttendTiles, FoldedForms) {
   expect_family<Rotated<Int4>, ChannelAffine<Int8>>();
-  expect_family<Rotated<Int8, 7>, Rotated<Affine<4, 32>, 3>>(96);
-  expect_family<Rotated<Int8, 7>, ChannelAffine<Int8>>(80);
-  expect_family<ChannelAffine<Int8>, Rotated<Int4>>(80);
+  expect_family<Rotated<Int8, 7>, Rotated<Affine<4, 32>, 3>, 96>();
+  expect_family<Rotated<Int8, 7>, ChannelAffine<Int8>, 80>();
+  expect_family<ChannelAffine<Int8>, Rotated<Int4>, 80>();
   expect_family<ZipVlKeys<8>, ZipVlValues<4>>();
-  expect_family<Balanced<Rotated<Int8, 1>>, Rotated<ChannelScaled<Int8>>>(64);
-  expect_family<Rotated<KiviKeys<4, 32>>, Rotated<Int4>>(256);
+  expect_family<Balanced<Rotated<Int8, 1>>, Rotated<ChannelScaled<Int8>>, 64>();
+  expect_family<Rotated<KiviKeys<4, 32>>, Rotated<Int4>, 256>();
 }
 
 TEST(AttendTiles, GroupsOfQueryHeadsAndManyRows) {
   for (const Index group : {1, 2, 5, 8, 9, 16}) {
-    expect_fused<Raw<half>>({.group = group, .width = 64, .page_tokens = 16, .mass = MassKind::mean});
-    expect_fused<Int4, Int2>({.group = group, .width = 64, .page_tokens = 16, .mass = MassKind::max});
+    expect_fused<Raw<half>, Raw<half>, 64>({.group = group, .page_tokens = 16, .mass = MassKind::mean});
+    expect_fused<Int4, Int2, 64>({.group = group, .page_tokens = 16, .mass = MassKind::max});
   }
-  expect_fused<Raw<half>>({.group = 2, .width = 64, .page_tokens = 16, .rows = 64, .rows_inside = true});
-  expect_fused<Int8, Affine<4>>(
-      {.group = 3, .width = 64, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
+  expect_fused<Raw<half>, Raw<half>, 64>({.group = 2, .page_tokens = 16, .rows = 64, .rows_inside = true});
+  expect_fused<Int8, Affine<4>, 64>(
+      {.group = 3, .page_tokens = 32, .rows = 17, .rows_inside = true, .softcap = 3, .sinks = true});
 }
 
 TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
@@ -487,7 +546,6 @@ TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
   for (const bool in_key : {false, true})
     for (const Index group : {2, 3}) {
       const Recipe r{.group = group,
-                     .width = 64,
                      .page_tokens = 16,
                      .pages = {1},
                      .last_used = 16,
@@ -495,8 +553,8 @@ TEST(AttendTiles, ABadNumberStaysWithTheRowsThatSeeIt) {
                      .rows_inside = true,
                      .bad_key = in_key,
                      .bad_value = !in_key};
-      expect_fused<Raw<half>>(r);
-      expect_fused<Raw<bfloat16>>(r);
+      expect_fused<Raw<half>, Raw<half>, 64>(r);
+      expect_fused<Raw<bfloat16>, Raw<bfloat16>, 64>(r);
     }
 }
 
@@ -533,30 +591,54 @@ TEST(AttendTiles, SeveralFormsInOneList) {
            .sinks = true,
            .mass = MassKind::sum};
   Scene s(r, 3);
+  const auto add = [&]<class K, class V, Support wanted = Support::fused>(Index pages) {
+    s.add(pages, form<K, V, 64, wanted>(r.page_tokens), wanted);
+  };
   for (int again = 0; again < 2; ++again) {
-    s.add<Pair<Raw<half>, Raw<half>>>(2, Support::fused);
-    s.add<Pair<Int4, Int2>>(3, Support::fused);
-    s.add<Pair<Int3, Int3>>(1, Support::fused);
-    s.add<Pair<Ternary<>, Ternary<>>>(1, Support::generic);  // of 64 channels
-    s.add<Pair<KiviKeys<4, 0>, Raw<half>>>(2, Support::fused);
-    s.add<Pair<Fp8E4M3, Fp8E5M2>>(1, Support::fused);
-    s.add<Pair<Int8, Affine<4>>>(2, Support::fused);
+    add.operator()<Raw<half>, Raw<half>>(2);
+    add.operator()<Int4, Int2>(3);
+    add.operator()<Int3, Int3>(1);
+    add.operator()<Ternary<>, Ternary<>, Support::generic>(1);  // of 64 channels
+    add.operator()<KiviKeys<4, 0>, Raw<half>>(2);
+    add.operator()<Fp8E4M3, Fp8E5M2>(1);
+    add.operator()<Int8, Affine<4>>(2);
   }
   s.expect_attends("several forms");
 }
 
 TEST(AttendTiles, EverythingElseIsDecoded) {
-  expect_fused<Group<GroupSpec{.bits = 5}>>({}, 1, Support::generic);
-  expect_fused<Int3>({.width = 96}, 1, Support::generic);
-  expect_fused<KiviKeys<2, 8>, Int4>({}, 1, Support::generic);
-  expect_fused<TurboProduct<4>>({}, 1, Support::generic);
-  expect_fused<Ternary<>>({.width = 64}, 1, Support::generic);
-  expect_fused<Ternary<TernaryFit::mean, Along::channels, 32>>({}, 1, Support::generic);
-  expect_fused<Ternary<TernaryFit::mean, Along::tokens, 32>>({}, 1, Support::generic);
-  expect_fused<Int8, Affine<4, 16>>({.width = 80}, 1, Support::generic);
-  expect_fused<Int2>({.width = 80}, 1, Support::generic);
-  expect_fused<Int2, Int1>({.width = 64}, 1, Support::generic);
-  expect_fused<Raw<float>>({}, 1, Support::generic);
+  expect_generic<Group<GroupSpec{.bits = 5}>>();
+  expect_generic<Int3, Int3, 96>();
+  expect_generic<KiviKeys<2, 8>, Int4>();
+  expect_generic<TurboProduct<4>>();
+  expect_generic<Ternary<>, Ternary<>, 64>();
+  expect_generic<Ternary<TernaryFit::mean, Along::channels, 32>>();
+  expect_generic<Ternary<TernaryFit::mean, Along::tokens, 32>>();
+  expect_generic<Int8, Affine<4, 16>, 80>();
+  expect_generic<Int2, Int2, 80>();
+  expect_generic<Int2, Int1, 64>();
+  expect_generic<Raw<float>>();
+}
+
+// Elsewhere kernels are taken for one width; a backend finds them for any.
+TEST(AttendTiles, AHandleIsThatOfItsWidth) {
+  using Work = Be::Work;
+  const auto pair = [](Index tokens, Index key_dim, Index value_dim) {
+    return Scene::be().pair<Pair<Int8, Affine<4>>>({tokens, key_dim}, {tokens, value_dim});
+  };
+  const void* decoded = &cuda::detail::generic_pair<Work, Pair<Int8, Affine<4>>>;
+  for (const Index tokens : {16, 32, 64}) {
+    for_widths<64, 80, 96, 128, 256>([&]<int width>() {
+      const void* fused = cuda::detail::fused_ops<Work, Int8, Affine<4>, width>(tokens);
+      EXPECT_NE(fused, nullptr) << width;
+      EXPECT_EQ(pair(tokens, width, width), fused) << width;
+    });
+    EXPECT_EQ(pair(tokens, 48, 48), decoded);
+    EXPECT_EQ(pair(tokens, 128, 64), decoded);
+  }
+  EXPECT_EQ(pair(8, 128, 128), decoded);
+  const void* raw = Scene::be().pair<Pair<Raw<half>, Raw<half>>>({16, 64}, {16, 64});
+  EXPECT_EQ(raw, nullptr);
 }
 
 TEST(AttendTiles, PagesPerTask) {

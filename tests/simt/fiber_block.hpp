@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
-#include <functional>
 #include <kvpare/backend/cuda/block.cuh>
 #include <map>
 #include <memory>
@@ -74,10 +73,14 @@ class BlockState {
     int threads;
     Index shared_bytes;
   };
-  using Body = std::function<void(FiberBlock&)>;
+  /// A kernel, not owned: what calls it for one thread.
+  struct Body {
+    void (*call)(const void* kernel, FiberBlock&) = nullptr;
+    const void* kernel = nullptr;
+  };
 
   /// Runs one block to its end. Throws what a thread threw, or std::logic_error when none of them can go on.
-  void run(const Place& place, const Body& body, Draws& draws);
+  void run(const Place& place, Body body, Draws& draws);
 
   const Place& place() const { return place_; }
   std::byte* shared() const { return shared_.get(); }
@@ -207,7 +210,7 @@ class BlockState {
   }
 
   Place place_{};
-  const Body* body_ = nullptr;
+  Body body_;
   std::unique_ptr<std::byte, SharedDelete> shared_;
   std::vector<std::unique_ptr<Thread>> threads_;  // as many as the largest block so far: their stacks are used again
   std::vector<Warp> warps_;
@@ -430,9 +433,9 @@ class FiberBlock {
   Index groups_ = 0;          // committed so far
 };
 
-inline void BlockState::run(const Place& place, const Body& body, Draws& draws) {
+inline void BlockState::run(const Place& place, Body body, Draws& draws) {
   place_ = place;
-  body_ = &body;
+  body_ = body;
   thrown_ = nullptr;
   shared_.reset(
       static_cast<std::byte*>(::operator new(static_cast<std::size_t>(place.shared_bytes), shared_alignment)));
@@ -449,7 +452,7 @@ inline void BlockState::run(const Place& place, const Body& body, Draws& draws) 
           auto& self = *static_cast<Thread*>(argument);
           FiberBlock b(*self.block, self.number);
           try {
-            (*self.block->body_)(b);
+            self.block->body_.call(self.block->body_.kernel, b);
           } catch (...) {
             self.block->thrown_ = std::current_exception();
           }

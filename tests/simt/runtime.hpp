@@ -37,25 +37,34 @@ class Runtime : public WalledMemory {
   template <class Kernel>
   void launch(Index blocks, const Kernel& kernel) {
     static_assert(std::is_trivially_copyable_v<Kernel>, "a kernel travels to the device as bytes");
-    constexpr int threads = Kernel::threads;
-    if (threads < 32 || threads % 32 != 0 || threads > 1024)
-      refuse(threads, " threads, must be a multiple of 32 within [32, 1024]");
-    const Index shared_bytes = kernel.shared_bytes();
-    if (shared_bytes < 0 || shared_bytes > shared_limit())
-      refuse(shared_bytes, " bytes of shared memory, must be within [0, ", shared_limit(), "]");
-    if (blocks < 0 || blocks > max_blocks) refuse(blocks, " blocks, must be within [0, ", max_blocks, "]");
-    if (blocks == 0) return;
-    std::vector<Index> order(static_cast<std::size_t>(blocks));
-    std::iota(order.begin(), order.end(), Index{0});
-    draws_.shuffle(order);
-    const BlockState::Body body = [kernel](FiberBlock& b) { kernel(b); };
-    counted_launch([&] {
-      for (const Index block : order) block_.run({block, blocks, threads, shared_bytes}, body, draws_);
-    });
+    launch({0, blocks, Kernel::threads, kernel.shared_bytes()}, {&call<Kernel>, &kernel});
   }
 
  private:
   static constexpr Index max_blocks = (Index{1} << 31) - 1;
+
+  template <class Kernel>
+  static void call(const void* kernel, FiberBlock& b) {
+    (*static_cast<const Kernel*>(kernel))(b);
+  }
+  void launch(BlockState::Place place, BlockState::Body body) {
+    if (place.threads < 32 || place.threads % 32 != 0 || place.threads > 1024)
+      refuse(place.threads, " threads, must be a multiple of 32 within [32, 1024]");
+    if (place.shared_bytes < 0 || place.shared_bytes > shared_limit())
+      refuse(place.shared_bytes, " bytes of shared memory, must be within [0, ", shared_limit(), "]");
+    if (place.blocks < 0 || place.blocks > max_blocks)
+      refuse(place.blocks, " blocks, must be within [0, ", max_blocks, "]");
+    if (place.blocks == 0) return;
+    std::vector<Index> order(static_cast<std::size_t>(place.blocks));
+    std::iota(order.begin(), order.end(), Index{0});
+    draws_.shuffle(order);
+    counted_launch([&] {
+      for (const Index block : order) {
+        place.block = block;
+        block_.run(place, body, draws_);
+      }
+    });
+  }
 
   template <class... Parts>
   [[noreturn]] static void refuse(const Parts&... parts) {

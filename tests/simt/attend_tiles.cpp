@@ -20,7 +20,6 @@ namespace kvpare::test {
 namespace {
 
 using Be = SimtRig::Backend;
-const double inf = std::numeric_limits<double>::infinity();
 
 struct Recipe {
   Index kv_heads = 1, group = 4, width = 128, page_tokens = 64;

@@ -14,7 +14,7 @@ class PlainCpu : public cpu::Backend {
   const void* codec(TileShape shape) const {
     if (!C::fits(shape)) return nullptr;
     return cpu::detail::with_tiles<C, side, cpu::fused::plain::Set, true>(
-        shape, []<class Tiles, Support support>() -> const cpu::TileOps* {
+        shape, [&]<class Tiles, Support support>() -> const cpu::TileOps* {
           return &cpu::detail::table_of<C, Tiles, support>;
         });
   }

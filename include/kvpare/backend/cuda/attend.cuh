@@ -197,8 +197,9 @@ class AttendCall {
     const PageGeometry& g = list.formats[entry.format];
     const auto* pair = static_cast<const PairOps<Work>*>(g.pair);
     const bool raw = g.key_codec == nullptr && g.value_codec == nullptr;
-    Run& run = runs_.emplace_back(raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair,
-                                  entry.format, entry.state, std::ssize(heads_) - 1);
+    runs_.push_back({raw ? rows_ops<Work>(g, layer_.page_tokens, layer_.key_dim, layer_.value_dim) : pair, entry.format,
+                     entry.state, std::ssize(heads_) - 1});
+    Run& run = runs_.back();
     AttendRun& there = sent_runs_.emplace_back(common);
     const CodecState state = list.state_of(entry);
     there.keys = g.keys, there.values = g.values;
@@ -241,7 +242,8 @@ class AttendCall {
   std::vector<AttendTask>& tasks_of(const PairOps<Work>* ops) {
     for (TasksOfForm<Work>& f : forms_)
       if (f.ops == ops) return f.tasks;
-    return forms_.emplace_back(ops, std::vector<AttendTask>{}).tasks;
+    forms_.push_back({ops, {}});
+    return forms_.back().tasks;
   }
 
   void send() {

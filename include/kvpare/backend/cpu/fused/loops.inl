@@ -1025,7 +1025,7 @@ bool quantize_row(int bits, bool exact, const float* x, Index width, Index group
       scale = divide(max(most, negative(least)), broadcast(static_cast<float>(half_range - 1)));
     } else if constexpr (rule == Rule::extreme) {
       const Vec extreme = pick_greater(most, negative(least), most, least);
-      scale = divide(extreme, broadcast(static_cast<float>(-half_range)));
+      scale = mul(extreme, broadcast(-1.0f / static_cast<float>(half_range)));  // a power of two: as exact as the quotient
     } else {
       scale = divide(sub(most, least), broadcast(top_code));
     }

@@ -57,8 +57,8 @@ class Lists {
     g.keys = memory_.data(), g.values = memory_.data() + key_bytes;
     g.key_page_bytes = g.value_page_bytes = page_bytes;
     if (coded) {
-      g.key_codec = backend_.codec<Keys>(Side::keys, {page_tokens, shape.key_dim});
-      g.value_codec = backend_.codec<Values>(Side::values, {page_tokens, shape.value_dim});
+      g.key_codec = backend_.codec<Keys, Side::keys>({page_tokens, shape.key_dim});
+      g.value_codec = backend_.codec<Values, Side::values>({page_tokens, shape.value_dim});
       g.key_tile_bytes = key_bytes, g.value_tile_bytes = page_bytes - key_bytes;
     } else {
       g.key_row_bytes = shape.key_dim * 2, g.value_row_bytes = shape.value_dim * 2;

@@ -74,9 +74,9 @@ KVPARE_INSTANCE void accumulate_mixed<false>(const MixedValueCall&);
 #endif
 KVPARE_INSTANCE void unpack_ternary_units<false>(const Layout&, const std::byte*, Index, std::byte*);
 KVPARE_INSTANCE void place_row<false>(const Layout&, std::byte*, Index, const std::uint8_t*);
-#define KVPARE_QUANTIZE(rule, rounding)                                                                            \
-  KVPARE_INSTANCE bool quantize_row<Rule::rule, Rounding::rounding>(int, bool, const float*, Index, Index, std::uint8_t*, \
-                                                                    half*, half*);
+#define KVPARE_QUANTIZE(rule, rounding)                                                                    \
+  KVPARE_INSTANCE bool quantize_row<Rule::rule, Rounding::rounding>(int, bool, const float*, Index, Index, \
+                                                                    std::uint8_t*, half*, half*);
 #define KVPARE_ROUNDINGS(rule) KVPARE_QUANTIZE(rule, even) KVPARE_QUANTIZE(rule, away) KVPARE_QUANTIZE(rule, up)
 KVPARE_ROUNDINGS(amax)
 KVPARE_ROUNDINGS(extreme)
@@ -84,7 +84,8 @@ KVPARE_ROUNDINGS(min_max)
 #undef KVPARE_QUANTIZE
 #undef KVPARE_ROUNDINGS
 KVPARE_INSTANCE void add_listed_keys<false>(const ListedNumbers&, const TileRows&, const float*, Index, float*, Index);
-KVPARE_INSTANCE void add_listed_values<false>(const ListedNumbers&, const TileRows&, const float*, Index, Index, float*, Index);
+KVPARE_INSTANCE void add_listed_values<false>(const ListedNumbers&, const TileRows&, const float*, Index, Index, float*,
+                                              Index);
 KVPARE_INSTANCE void add_listed_block<false>(const ListedNumbers&, Index, Index, const float*, float*);
 KVPARE_INSTANCE void turn_table<false>(const TurnedQuery&, const Position*, float*, float*);
 KVPARE_INSTANCE void turn_tables<false>(TurnedQuery&);

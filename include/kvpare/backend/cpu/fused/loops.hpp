@@ -8,18 +8,18 @@
 namespace kvpare::cpu::fused {
 
 #if KVPARE_HAS_X86_SETS
-#define KVPARE_OF_SET(...)                                            \
-  switch (isa_) {                                                     \
-    case Isa::avx2: return avx2::Set::__VA_ARGS__;                    \
-    case Isa::avx2_vnni: return avx2_vnni::Set::__VA_ARGS__;          \
-    case Isa::avx512: return avx512::Set::__VA_ARGS__;                \
-    case Isa::avx512_vnni: return avx512_vnni::Set::__VA_ARGS__;      \
-    default: return plain::Set::__VA_ARGS__;                          \
+#define KVPARE_OF_SET(...)                                       \
+  switch (isa_) {                                                \
+    case Isa::avx2: return avx2::Set::__VA_ARGS__;               \
+    case Isa::avx2_vnni: return avx2_vnni::Set::__VA_ARGS__;     \
+    case Isa::avx512: return avx512::Set::__VA_ARGS__;           \
+    case Isa::avx512_vnni: return avx512_vnni::Set::__VA_ARGS__; \
+    default: return plain::Set::__VA_ARGS__;                     \
   }
 #else
-#define KVPARE_OF_SET(...)                                            \
-  switch (isa_) {                                                     \
-    default: return plain::Set::__VA_ARGS__;                          \
+#define KVPARE_OF_SET(...)                                       \
+  switch (isa_) {                                                \
+    default: return plain::Set::__VA_ARGS__;                     \
   }
 #endif
 

@@ -1025,7 +1025,7 @@ bool quantize_row(int bits, bool exact, const float* x, Index width, Index group
       scale = divide(max(most, negative(least)), broadcast(static_cast<float>(half_range - 1)));
     } else if constexpr (rule == Rule::extreme) {
       const Vec extreme = pick_greater(most, negative(least), most, least);
-      scale = divide(extreme, broadcast(static_cast<float>(-half_range)));
+      scale = mul(extreme, broadcast(-1.0f / static_cast<float>(half_range)));  // the quotient: a power of two
     } else {
       scale = divide(sub(most, least), broadcast(top_code));
     }
@@ -1166,8 +1166,8 @@ struct Set {
     accumulate_small<e5m2>(call);
   }
   template <Rule rule, Rounding rounding>
-  static bool quantize(int bits, bool exact, const float* x, Index width, Index group, std::uint8_t* codes, half* scales,
-                       half* zeros) {
+  static bool quantize(int bits, bool exact, const float* x, Index width, Index group, std::uint8_t* codes,
+                       half* scales, half* zeros) {
     return quantize_row<rule, rounding>(bits, exact, x, width, group, codes, scales, zeros);
   }
   template <bool unused = false>

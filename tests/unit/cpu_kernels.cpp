@@ -377,7 +377,7 @@ TEST_P(CpuKernels, EveryHalfAndBfloat16Widens) {
     k.to_float(reinterpret_cast<const std::byte*>(all.data()), type, 65536, out.data());
     for (Index i = 0; i < 65536; ++i) {
       const auto bits = static_cast<std::uint16_t>(i);
-      const float want = type == DType::f16 ? detail::half_to_float(bits) : detail::bfloat16_to_float(bits);
+      const float want = type == DType::f16 ? kvpare::detail::half_to_float(bits) : kvpare::detail::bfloat16_to_float(bits);
       if (std::isnan(want)) {
         ASSERT_TRUE(std::isnan(out[i])) << i;
       } else {
@@ -394,7 +394,7 @@ TEST_P(CpuKernels, NarrowingGivesTheBitsOfCore) {
   for (const std::uint32_t bits : {0x7f800001u, 0x7fbfffffu, 0xff812345u, 0x7fc00001u, 0xffffffffu})
     x.push_back(std::bit_cast<float>(bits));
   for (std::uint32_t i = 0; i < 65536; ++i) {
-    for (const std::uint32_t base : {std::bit_cast<std::uint32_t>(detail::half_to_float(static_cast<std::uint16_t>(i))),
+    for (const std::uint32_t base : {std::bit_cast<std::uint32_t>(kvpare::detail::half_to_float(static_cast<std::uint16_t>(i))),
                                      i << 16})
       for (const std::uint32_t add : {0u, 0xfffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u})
         x.push_back(std::bit_cast<float>(base + add));
@@ -406,7 +406,7 @@ TEST_P(CpuKernels, NarrowingGivesTheBitsOfCore) {
     k.from_float(x.data(), n, type, reinterpret_cast<std::byte*>(out.data()));
     for (Index i = 0; i < n; ++i) {
       const float v = x[static_cast<std::size_t>(i)];
-      const std::uint16_t want = type == DType::f16 ? detail::float_to_half(v) : detail::float_to_bfloat16(v);
+      const std::uint16_t want = type == DType::f16 ? kvpare::detail::float_to_half(v) : kvpare::detail::float_to_bfloat16(v);
       ASSERT_EQ(out[i], want) << name_of(type) << " of bits " << std::hex << std::bit_cast<std::uint32_t>(v);
     }
   }

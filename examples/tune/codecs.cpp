@@ -6,24 +6,53 @@
 #include <kvpare/codec/fp8.hpp>
 #include <kvpare/codec/ggml.hpp>
 #include <kvpare/codec/group.hpp>
+#include <kvpare/codec/kv_quant.hpp>
+#include <kvpare/codec/qaq.hpp>
 #include <kvpare/codec/raw.hpp>
 #include <kvpare/codec/rotation.hpp>
-#include <kvpare/codec/round_trip.hpp>
+#include <kvpare/codec/sparse.hpp>
 #include <kvpare/codec/ternary.hpp>
+#include <kvpare/codec/thin.hpp>
 #include <kvpare/codec/turbo_quant.hpp>
+#include <kvpare/codec/unrotated.hpp>
+#include <kvpare/codec/vid_kv.hpp>
 #include <kvpare/core/error.hpp>
 
 namespace tune {
 
 namespace {
 
+template <class C>
+CodecEntry entry() {
+  return {C::name, [](kvpare::TileShape s) { return C::fits(s); }, [](kvpare::TileShape s) { return C::tile_bytes(s); },
+          kvpare::round_trip<C>};
+}
 template <class... Cs>
 std::vector<CodecEntry> entries() {
-  return {CodecEntry{Cs::name, [](kvpare::TileShape s) { return Cs::fits(s); },
-                     [](kvpare::TileShape s) { return Cs::tile_bytes(s); },
-                     [](const std::vector<float>& rows, Index width, Index page_tokens, const std::vector<float>& query_peak) {
-                       return kvpare::round_trip<Cs>(rows, width, page_tokens, {.query_peak = query_peak});
-                     }}...};
+  return {entry<Cs>()...};
+}
+template <class... Pairs>
+std::vector<FormEntry> forms() {
+  return {FormEntry{entry<typename Pairs::Key>(), entry<typename Pairs::Value>()}...};
+}
+
+template <Index group>
+std::vector<FormEntry> forms_with_groups_of() {
+  using namespace kvpare;
+  using Groups = Symmetric<4, group>;
+  return forms<Pair<Thin<Raw<half>, 40>, Raw<half>>, Pair<Thin<Raw<half>, 50>, Raw<half>>, Pair<Thin<Groups, 50, group>, Groups>,
+               Pair<Thin<KiviKeys<4, group>, 50, 8>, KiviValues<4, group>>, Pair<KiviKeys<4, group>, KiviValues<4, group>>,
+               Pair<KiviKeys<2, group>, KiviValues<2, group>>, Pair<VidKvKeys<75, group>, VidKvValues<group>>,
+               Pair<VidKvKeys<50, group>, VidKvValues<group>>, Pair<VidKvKeys<25, group>, VidKvValues<group>>,
+               Pair<VidKvKeys<50, group>, VidKvProtectedValues<group>>,
+               Pair<VidKvKeys<50, group, OneBit::literal>, Ternary<TernaryFit::mean, Along::tokens, group>>,
+               Pair<Qaq<4, QaqSide::keys>, Qaq<4, QaqSide::values>>, Pair<Qaq<3, QaqSide::keys>, Qaq<3, QaqSide::values>>,
+               Pair<Qaq<2, QaqSide::keys>, Qaq<2, QaqSide::values>>,
+               Pair<Unrotated<CsrKeys<8, 0, 256>>, CsrValues<8, 0, 256>>,
+               Pair<Unrotated<CsrKeys<4, 0, 256>>, CsrValues<4, 0, 256>>, Pair<CsrKeys<4, 0, 256>, CsrValues<4, 0, 256>>,
+               Pair<KvQuantKeys<4>, KvQuantValues<4>>, Pair<KvQuantKeys<3>, KvQuantValues<3>>,
+               Pair<KvQuantKeys<2>, KvQuantValues<2>>, Pair<KvQuantRotatedKeys<4>, KvQuantValues<4>>,
+               Pair<KvQuantRotatedKeys<3>, KvQuantValues<3>>, Pair<KvQuantRotatedKeys<2>, KvQuantValues<2>>>();
 }
 
 template <Index group>
@@ -44,6 +73,14 @@ const std::vector<CodecEntry>& known_codecs(Index group) {
   static const std::vector<CodecEntry> of_8 = with_groups_of<8>(), of_32 = with_groups_of<32>();
   kvpare::require(group == 8 || group == 32, "group = ", group, ", must be 8 or 32");
   return group == 8 ? of_8 : of_32;
+}
+
+std::vector<FormEntry> known_forms(Index group) {
+  std::vector<FormEntry> all;
+  for (const CodecEntry& codec : known_codecs(group)) all.push_back({codec, codec});
+  const std::vector<FormEntry> of_two = group == 8 ? forms_with_groups_of<8>() : forms_with_groups_of<32>();
+  all.insert(all.end(), of_two.begin(), of_two.end());
+  return all;
 }
 
 const CodecEntry& find_codec(std::string_view name, Index group) {

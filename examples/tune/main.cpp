@@ -63,14 +63,14 @@ struct DataSet {
 };
 
 /// Means over the heads; the largest of the largest.
-tune::Difference measure(const DataSet& data, const tune::CodecEntry& codec, kvpare::Index page_tokens) {
+tune::Difference measure(const DataSet& data, const tune::FormEntry& form, kvpare::Index page_tokens) {
   tune::Difference mean;
   const double n = static_cast<double>(data.heads.size());
   for (const tune::Trial& trial : data.heads) {
     const tune::HeadData& head = trial.data();
     const tune::Difference d =
-        trial.compare(codec.round_trip(head.keys, head.key_dim, page_tokens, head.query_peak),
-                      codec.round_trip(head.values, head.value_dim, page_tokens, {}));
+        trial.compare(form.keys.round_trip(head.keys, head.key_dim, page_tokens, head.facts(kvpare::Side::keys)),
+                      form.values.round_trip(head.values, head.value_dim, page_tokens, head.facts(kvpare::Side::values)));
     mean.key_snr += d.key_snr / n, mean.value_snr += d.value_snr / n;
     mean.relative += d.relative / n, mean.cosine += d.cosine / n;
     mean.largest = std::max(mean.largest, d.largest);
@@ -91,20 +91,21 @@ int print_errors(const Arguments& a) {
   }
   for (const DataSet& set : sets) {
     const tune::HeadData& shape = set.heads[0].data();
-    std::printf("\n%s: keys of %ld channels, values of %ld; keys and values in the same codec\n\n", set.name.c_str(),
+    std::printf("\n%s: keys of %ld channels, values of %ld; bits a number of pages, states aside\n\n", set.name.c_str(),
                 static_cast<long>(shape.key_dim), static_cast<long>(shape.value_dim));
     std::printf("| codec | bits | keys dB | values dB | output error | 1 - cosine | largest error |\n");
     std::printf("|---|---|---|---|---|---|---|\n");
-    for (const tune::CodecEntry& codec : tune::known_codecs(a.group)) {
-      if (!a.only.empty() && codec.name != a.only) continue;
+    for (const tune::FormEntry& form : tune::known_forms(a.group)) {
+      const std::string name = form.name();
+      if (!a.only.empty() && name != a.only) continue;
       const kvpare::TileShape keys{a.page_tokens, shape.key_dim}, values{a.page_tokens, shape.value_dim};
-      if (!codec.fits(keys) || !codec.fits(values)) {
-        std::printf("| %.*s | no tiles of this shape | | | | | |\n", static_cast<int>(codec.name.size()), codec.name.data());
+      if (!form.fits(keys, values)) {
+        std::printf("| %s | no tiles of this shape | | | | | |\n", name.c_str());
         continue;
       }
-      const tune::Difference d = measure(set, codec, a.page_tokens);
-      std::printf("| %.*s | %.2f | %.1f | %.1f | %.2e | %.1e | %.2e |\n", static_cast<int>(codec.name.size()),
-                  codec.name.data(), codec.bits(keys), d.key_snr, d.value_snr, d.relative, 1 - d.cosine, d.largest);
+      const tune::Difference d = measure(set, form, a.page_tokens);
+      std::printf("| %s | %.2f | %.1f | %.1f | %.2e | %.1e | %.2e |\n", name.c_str(), form.bits(keys, values), d.key_snr,
+                  d.value_snr, d.relative, 1 - d.cosine, d.largest);
     }
   }
   return 0;

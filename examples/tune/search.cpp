@@ -35,8 +35,8 @@ std::vector<std::vector<Choice>> sensitivities(const std::vector<std::vector<Hea
         kvpare::require(of_keys.fits({page_tokens, head.key_dim}) && of_values.fits({page_tokens, head.value_dim}),
                         "search: ", form.keys, "/", form.values, " has no tiles of ", page_tokens, " tokens with ",
                         head.key_dim, " and ", head.value_dim, " channels; try --group 8");
-        keys[w] = of_keys.round_trip(head.keys, head.key_dim, page_tokens, head.query_peak);
-        values[w] = of_values.round_trip(head.values, head.value_dim, page_tokens, {});
+        keys[w] = of_keys.round_trip(head.keys, head.key_dim, page_tokens, head.facts(kvpare::Side::keys));
+        values[w] = of_values.round_trip(head.values, head.value_dim, page_tokens, head.facts(kvpare::Side::values));
       }
       for (Choice& c : choices) {
         const Difference d = trial.compare(keys[c.bits.keys], values[c.bits.values]);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <kvpare/core/random.hpp>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace tune {
@@ -35,11 +36,17 @@ class Normal {
   std::uint64_t seed_, at_ = 0;
 };
 
-void find_peaks(HeadData& head) {
-  head.query_peak.assign(static_cast<std::size_t>(head.key_dim), 0.0f);
+/// What a cache that is shown all queries knows of them.
+void look_at_queries(HeadData& head) {
+  const auto width = static_cast<std::size_t>(head.key_dim);
+  head.query_peak.assign(width, 0.0f), head.query_squares.assign(width, 0.0f);
+  const Index newest = std::min(kvpare::query_window, head.rows());
+  head.query_vectors = newest * head.group;
+  const std::size_t old = head.queries.size() - static_cast<std::size_t>(head.query_vectors) * width;
   for (std::size_t i = 0; i < head.queries.size(); ++i) {
-    float& peak = head.query_peak[i % head.query_peak.size()];
+    float& peak = head.query_peak[i % width];
     peak = std::max(peak, std::abs(head.queries[i]));
+    if (i >= old) head.query_squares[i % width] += head.queries[i] * head.queries[i];
   }
 }
 
@@ -56,6 +63,14 @@ std::vector<float> rows_of(const kvpare::ConstTensor& tensor, Index first_row, I
 }
 
 }  // namespace
+
+kvpare::RoundTripFacts HeadData::facts(kvpare::Side side) const {
+  kvpare::RoundTripFacts facts{.positions = positions};
+  if (side == kvpare::Side::values) return facts;
+  facts.query_peak = query_peak, facts.query_squares = query_squares, facts.query_vectors = query_vectors;
+  if (rope) facts.rope = rope->view();
+  return facts;
+}
 
 Trial::Trial(HeadData data) : data_(std::move(data)), exact_(attend(data_.keys, data_.values)) {}
 
@@ -132,7 +147,9 @@ HeadData normal_data(Index tokens, Index width, Index group, Index rows, Index o
   for (Index i = 0; i < tokens * width; ++i) head.values.push_back(normal.next());
   for (Index i = 0; i < rows * group * width; ++i) head.queries.push_back(normal.next());
   head.sees.assign(static_cast<std::size_t>(rows), tokens);
-  find_peaks(head);
+  head.positions.resize(static_cast<std::size_t>(tokens));
+  std::iota(head.positions.begin(), head.positions.end(), 0);
+  look_at_queries(head);
   return head;
 }
 
@@ -151,7 +168,9 @@ std::vector<std::vector<HeadData>> trace_data(const example::Trace& trace, Index
       head.values = rows_of(trace.layers[l].values.tensor(), 0, trace.tokens(), h, 1);
       head.queries = rows_of(trace.layers[l].queries.tensor(), first, trace.tokens() - first, h * head.group, head.group);
       for (Index r = first; r < trace.tokens(); ++r) head.sees.push_back(r + 1);
-      find_peaks(head);
+      head.positions = trace.positions;
+      if (shape.rope && shape.rope->axes.empty()) head.rope = shape.rope;
+      look_at_queries(head);
       heads.push_back(std::move(head));
     }
   }

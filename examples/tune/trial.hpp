@@ -1,6 +1,8 @@
 // What coded keys and values do to attention: one kv head with its query heads, exact and coded side by side.
 #pragma once
 
+#include <kvpare/kvpare.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,9 +18,14 @@ struct HeadData {
   std::vector<float> keys, values;           // [tokens, width]
   std::vector<float> queries;                // [rows, group, key_dim]
   std::vector<Index> sees;                   // per row: how many tokens, from the first on
+  std::vector<kvpare::Position> positions;   // [tokens]
+  std::optional<kvpare::Rope> rope;          // how keys were turned, where that is known
   std::vector<float> query_peak;             // [key_dim]
+  std::vector<float> query_squares;          // [key_dim] sums of q^2 over the newest rows, of so many vectors:
+  Index query_vectors = 0;
 
   Index rows() const { return static_cast<Index>(sees.size()); }
+  kvpare::RoundTripFacts facts(kvpare::Side side) const;
 };
 
 /// Differences of attention with coded keys and values from exact attention, over all rows and query heads.

@@ -178,13 +178,31 @@ TEST(Codecs, EveryOneIsNearWhatItCodes) {
   const HeadData head = normal_data(128, 128, 1, 64, 0, 2);  // rows enough for balancers to find all channels alike
   for (const CodecEntry& codec : known_codecs(32)) {
     ASSERT_TRUE(codec.fits({64, 128})) << codec.name;
-    const auto coded = codec.round_trip(head.keys, 128, 64, head.query_peak);
+    const auto coded = codec.round_trip(head.keys, 128, 64, head.facts(kvpare::Side::keys));
     const Trial trial(head);
     const double snr = trial.compare(coded, head.values).key_snr;
     EXPECT_GT(snr, 2) << codec.name;                        // one bit at least
     EXPECT_LT(snr, 6.1 * codec.bits({64, 128}) + 6) << codec.name;  // and no more than its bits allow
   }
   EXPECT_THROW(find_codec("int5000", 32), kvpare::InvalidArgument);
+}
+
+TEST(Codecs, FormsOfTwo) {
+  const HeadData head = normal_data(128, 128, 1, 64, 0, 2);
+  const std::vector<FormEntry> forms = known_forms(32);
+  ASSERT_GT(forms.size(), known_codecs(32).size() + 20);
+  const Trial trial(head);
+  for (std::size_t f = known_codecs(32).size(); f < forms.size(); ++f) {
+    const FormEntry& form = forms[f];
+    SCOPED_TRACE(form.name());
+    ASSERT_TRUE(form.fits({64, 128}, {64, 128}));
+    const Difference d =
+        trial.compare(form.keys.round_trip(head.keys, 128, 64, head.facts(kvpare::Side::keys)),
+                      form.values.round_trip(head.values, 128, 64, head.facts(kvpare::Side::values)));
+    EXPECT_GT(d.key_snr, 0.4);  // a few atoms, and channels that are gone, are worth little on noise
+    EXPECT_GT(d.value_snr, 0.4);
+    EXPECT_LT(d.value_snr, 6.1 * form.values.bits({64, 128}) + 7);
+  }
 }
 
 /// Two layers of one head: in the first all keys are alike, in the second every row looks at the first token.

@@ -713,10 +713,23 @@ void read_tile(const ValueCall& call, ValueTile& to, bool zeros) {
       }
 }
 
+// What accumulate_rows has to know of codes; all of it but `channels` is the same for any number of rows.
+struct ValueForm {
+  void (*channels)(const ValueRun& run, Index first, Index end);  // value_channels
+  Index depth;  // tokens of a unit
+  float unit;   // of the products' sums
+  bool flips;
+};
 template <int bits, Levels levels, bool wide, int R>
-void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, const float* p, const float* alpha,
-                     AheadLines& ahead, float* acc) {
-  constexpr bool flips = levels == Levels::flipped || levels == Levels::flipped_table;
+constexpr ValueForm value_form() {
+  return {value_channels<bits, levels, wide, R>, Units{bits}.depth(),
+          levels == Levels::plain ? 1.0f / (1 << (8 - bits)) : 1.0f,
+          levels == Levels::flipped || levels == Levels::flipped_table};
+}
+
+template <bool wide, int R>
+void accumulate_rows(const ValueForm& form, const ValueCall& call, const ValueTile& tile, bool zeros, const float* p,
+                     const float* alpha, AheadLines& ahead, float* acc) {
   const Layout& layout = call.layout;
   const Index tokens = layout.shape.tokens, width = layout.shape.width;
   // Each row's largest p * scale becomes largest_p. Where that has 8 bits only, each group's does, by the tighter of two
@@ -751,8 +764,7 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
     const Vec up = broadcast(counts ? largest_p<wide> / top[i] : 0.0f);
     KVPARE_UNROLL for (Index t = 0; t < max_tokens; t += lanes)
       store(x[i] + t, counts ? mul(load(all[i] + t), up) : zero());
-    back[i] = (counts ? top[i] / largest_p<wide> * call.values.unit : 0.0f) + bad[i];
-    if constexpr (levels == Levels::plain) back[i] *= 1.0f / (1 << (8 - bits));
+    back[i] = ((counts ? top[i] / largest_p<wide> * call.values.unit : 0.0f) + bad[i]) * form.unit;
   }
 
   ValueRow rows[R];
@@ -762,7 +774,7 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
   run.p = rows, run.table = call.values.table, run.alpha = alpha, run.factor = factor;
   run.acc = acc, run.acc_stride = call.acc_stride, run.ahead = &ahead;
   if (layout.along == Along::channels) {
-    run.first = 0, run.end = tokens / Units{bits}.depth();
+    run.first = 0, run.end = tokens / form.depth;
     run.add = zeros ? extra : nullptr;
     for (Index g = 0; g < layout.row_groups(); ++g) {
       KVPARE_UNROLL for (int i = 0; i < R; ++i) {
@@ -783,8 +795,8 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
         }
         sum_each(sum, R, extra);
       }
-      run.negative = flips ? tile.negative[g] : nullptr;
-      value_channels<bits, levels, wide, R>(run, g * layout.group, (g + 1) * layout.group);
+      run.negative = form.flips ? tile.negative[g] : nullptr;
+      form.channels(run, g * layout.group, (g + 1) * layout.group);
     }
   } else {
     alignas(64) float ones[max_tokens];
@@ -798,14 +810,14 @@ void accumulate_rows(const ValueCall& call, const ValueTile& tile, bool zeros, c
     run.channel_scale = scale, run.channel_zero = zeros ? zero_at : nullptr;
     for (Index first = 0; first < tokens; first += layout.group) {
       read_groups(layout, call.values, call.tile.tile, first / layout.group * width, width, scale, zeros ? zero_at : nullptr);
-      run.first = first / Units{bits}.depth(), run.end = (first + layout.group) / Units{bits}.depth();
+      run.first = first / form.depth, run.end = (first + layout.group) / form.depth;
       if (zeros)
         for (int i = 0; i < R; ++i) {
           Vec sum = zero();
           for (Index t = first; t < first + layout.group; t += lanes) sum = add(sum, load(all[i] + t));
           extra[i] = sum_of(sum);
         }
-      value_channels<bits, levels, wide, R>(run, 0, width);
+      form.channels(run, 0, width);
       run.alpha = nullptr;
     }
   }
@@ -827,13 +839,13 @@ void accumulate_codes(const ValueCall& call) {
     float* acc = call.acc + i * call.acc_stride;
 #if KVPARE_MANY_REGISTERS
     if (n == 7) {
-      accumulate_rows<bits, levels, wide, 7>(call, tile, zeros, p, alpha, ahead, acc);
+      accumulate_rows<wide, 7>(value_form<bits, levels, wide, 7>(), call, tile, zeros, p, alpha, ahead, acc);
       continue;
     }
 #endif
-    if (n == 4) accumulate_rows<bits, levels, wide, 4>(call, tile, zeros, p, alpha, ahead, acc);
-    else if (n == 2) accumulate_rows<bits, levels, wide, 2>(call, tile, zeros, p, alpha, ahead, acc);
-    else accumulate_rows<bits, levels, wide, 1>(call, tile, zeros, p, alpha, ahead, acc);
+    if (n == 4) accumulate_rows<wide, 4>(value_form<bits, levels, wide, 4>(), call, tile, zeros, p, alpha, ahead, acc);
+    else if (n == 2) accumulate_rows<wide, 2>(value_form<bits, levels, wide, 2>(), call, tile, zeros, p, alpha, ahead, acc);
+    else accumulate_rows<wide, 1>(value_form<bits, levels, wide, 1>(), call, tile, zeros, p, alpha, ahead, acc);
   }
   ahead.rest();
 }

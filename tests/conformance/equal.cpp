@@ -2,6 +2,7 @@
 // and attention reads the same. Some tokens are each other's copies, so that ties are decided as well.
 #include <gtest/gtest.h>
 
+#include <kvpare/backend/cpu/backend.hpp>
 #include <kvpare/codec/fp8.hpp>
 #include <kvpare/codec/ggml.hpp>
 #include <kvpare/codec/group.hpp>
@@ -10,7 +11,6 @@
 #include <kvpare/runtime/make_compressor.hpp>
 #include <map>
 
-#include "simt/plain_cpu.hpp"
 #include "support/features.hpp"
 #include "support/prompt.hpp"
 #include "support/tolerance.hpp"
@@ -112,7 +112,7 @@ const Made& plain(const Prompt& p, const std::string& text) {
   static std::map<std::string, Made> known;
   const auto at = known.find(text);
   if (at != known.end()) return at->second;
-  static PlainCpu be;
+  static cpu::Backend be({.threads = 1, .isa = cpu::Isa::plain});
   return known.emplace(text, make(be, p, make_compressor(text))).first->second;
 }
 

@@ -3,12 +3,12 @@
 // memory.
 #include <gtest/gtest.h>
 
+#include <kvpare/backend/cpu/backend.hpp>
 #include <kvpare/backend/cuda/rows.cuh>
 #include <kvpare/codec/folded.hpp>
 #include <kvpare/codec/rotation.hpp>
 #include <kvpare/codec/ternary.hpp>
 
-#include "simt/plain_cpu.hpp"
 #include "simt/runtime.hpp"
 #include "support/inputs.hpp"
 
@@ -138,7 +138,7 @@ class BothBackends {
   Pool pool;
   simt::Runtime runtime;
   Work work{runtime};
-  PlainCpu cpu;
+  cpu::Backend cpu{{.threads = 1}};
   std::vector<std::byte> here;
   std::byte* base;
   std::byte* memory;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <deque>
@@ -1035,11 +1034,12 @@ class BasicKvCache {
   static Index width_of(const LayerShape& shape, Side side) { return side == Side::keys ? shape.key_dim : shape.value_dim; }
   /// Has a format tiles for this shape, and the backend kernels for them?
   bool takes(const PageFormat& format, const LayerShape& shape) const {
-    return std::ranges::all_of(std::array{Side::keys, Side::values}, [&](Side side) {
+    const auto has_tiles = [&](Side side) {
       const TileShape tile{page_tokens_, width_of(shape, side)};
       const auto& of = format.of(side);
       return of.fits(tile) && (of.raw || of.codec(*be_, tile) != nullptr);
-    });
+    };
+    return has_tiles(Side::keys) && has_tiles(Side::values);
   }
   PageGeometry geometry_of(const PageFormat& format, const LayerShape& shape, std::byte* memory) const {
     PageGeometry g;

@@ -138,8 +138,8 @@ TEST(InspectTest, BytesAreWholePages) {
 
   const Result observed = run(trace, {"snap_kv"}, {.page_tokens = 16})[0];
   EXPECT_GE(observed.before.observation, static_cast<Index>(90 * 6 * sizeof(float))) << "scores of all tokens wait";
-  EXPECT_EQ(observed.after.observation, static_cast<Index>((2 * 8 + 4 * 16) * 2 * sizeof(float)))
-      << "the queries' range and power per kv head and channel, for forms to come";
+  EXPECT_EQ(observed.after.observation, static_cast<Index>((2 * 8 + 4 * 16) * (2 + kvpare::query_window) * sizeof(float)))
+      << "the queries' range and power per kv head and channel, and that of the newest rows, for forms to come";
 }
 
 TEST(InspectTest, TheFullCacheDiffersByNothing) {

@@ -188,7 +188,7 @@ TEST(Codecs, EveryOneIsNearWhatItCodes) {
 }
 
 TEST(Codecs, FormsOfTwo) {
-  const HeadData head = normal_data(128, 128, 1, 64, 0, 2);
+  const HeadData head = normal_data(1024, 128, 1, 64, 0, 2);  // more tokens than a dictionary made of them has atoms
   const std::vector<FormEntry> forms = known_forms(32);
   ASSERT_GT(forms.size(), known_codecs(32).size() + 20);
   const Trial trial(head);

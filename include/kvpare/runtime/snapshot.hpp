@@ -114,6 +114,11 @@ class Reader {
       std::memcpy(&value, take(sizeof value), sizeof value);
       return value;
     }
+  bool get_flag(const char* what) {
+    const int flag = get<std::uint8_t>();
+    require(flag <= 1, "snapshot: ", what, " = ", flag, ", must be 0 or 1");
+    return flag == 1;
+  }
   std::string get_name() {
     const auto size = get<std::uint16_t>();
     return {take(size), size};
@@ -313,9 +318,7 @@ std::optional<SequenceId> load(std::istream& in, BasicKvCache<B>& cache) {
   for (TagSpan& t : image.tags) {
     t.begin = tags.get<Position>(), t.end = tags.get<Position>();
     t.token_class = static_cast<TokenClass>(tags.get<std::uint8_t>());
-    const auto is_protected = tags.get<std::uint8_t>();
-    require(is_protected <= 1, "snapshot: protected = ", int{is_protected}, ", must be 0 or 1");
-    t.is_protected = is_protected == 1;
+    t.is_protected = tags.get_flag("protected");
     t.image = tags.get<Index>(), t.grid_rows = tags.get<Index>(), t.grid_cols = tags.get<Index>();
   }
   tags.expect_end();
@@ -333,7 +336,7 @@ std::optional<SequenceId> load(std::istream& in, BasicKvCache<B>& cache) {
     for (Index* n : {&aging.keep_raw_keys, &aging.flush_keys, &aging.keep_raw_values, &aging.flush_values})
       *n = c.get<Index>();
     aging.classes = ClassSet(c.get<std::uint32_t>()), aging.sinks = c.get<Index>();
-    aging.recode = c.get<std::uint8_t>() != 0, aging.park = c.get<std::uint8_t>() != 0;
+    aging.recode = c.get_flag("recode"), aging.park = c.get_flag("park");
     aging.numbers = c.get_many<float>(c.get<std::uint32_t>());
     layer.states.resize(c.get_count(6));
     for (SequenceImage::State& state : layer.states) {

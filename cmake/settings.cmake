@@ -48,3 +48,8 @@ endif()
 function(kvpare_program target)
   target_link_libraries(${target} PRIVATE kvpare_settings ${kvpare_compiled_loops})
 endfunction()
+
+# What tests of a release build are compiled with instead, and with sanitizers (tests/CMakeLists.txt).
+set(kvpare_release $<AND:$<CONFIG:Release>,$<CXX_COMPILER_ID:GNU,Clang>>)
+set(kvpare_test_options $<${kvpare_release}:-O0>)
+set(kvpare_optimised_test_options $<$<OR:${kvpare_release},$<BOOL:${KVPARE_SANITIZE}>>:-O1>)

@@ -68,7 +68,11 @@ if(KVPARE_NVCC)
     set(objects)
     foreach(source IN LISTS sources)
       set(file ${CMAKE_CURRENT_BINARY_DIR}/headers/${source})
-      add_custom_command(OUTPUT ${file}.o COMMAND ${nvcc} ${kvpare_include_flags} -MD -MF ${file}.d -c ${file} -o ${file}.o
+      set(stage -c)
+      if(NOT source STREQUAL all.cu)
+        set(stage -ptx)  # that nothing is missing
+      endif()
+      add_custom_command(OUTPUT ${file}.o COMMAND ${nvcc} ${kvpare_include_flags} -MD -MF ${file}.d ${stage} ${file} -o ${file}.o
                          DEPENDS ${file} DEPFILE ${file}.d COMMENT "Compiling headers as CUDA: ${source}"
                          COMMAND_EXPAND_LISTS VERBATIM)
       list(APPEND objects ${file}.o)

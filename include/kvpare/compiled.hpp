@@ -10,26 +10,29 @@
 #include "runtime/make_compressor.hpp"
 #include "runtime/snapshot.hpp"
 
+/// What depends on the backend, for any: `extern template` where it is declared, `template` in the one file that compiles it.
+/// Used in namespace kvpare.
+#define KVPARE_COMPILED_CACHE(how, B)                                                                                    \
+  how class BasicKvCache<B>;                                                                                             \
+  how void BasicKvCache<B>::observe(SequenceId, Index, const AnyCompressor&, ConstTensor, std::span<const Position>,     \
+                                    bool, const float*);                                                                 \
+  how Plan BasicKvCache<B>::plan(SequenceId, const AnyCompressor&) const;                                                \
+  how LayerScores BasicKvCache<B>::scores(SequenceId, Index, const AnyCompressor&) const;                                \
+  how EvictReport BasicKvCache<B>::decode(Index, std::span<const AttendRequest>, const AnyCompressor&);                  \
+  how void detail::plan_layers(B&, const detail::PlanMethod<B>&, std::span<const TokenGroup>,                            \
+                               std::span<const ScoredLayer>, PlanScope, Plan&);                                          \
+  how void B::attention_mass(const MassArguments<PlainLogit, Probability>&);                                             \
+  how void save(std::ostream&, const BasicKvCache<B>&, SequenceId);                                                      \
+  how std::optional<SequenceId> load(std::istream&, BasicKvCache<B>&);
+
 #if defined(KVPARE_COMPILED_LOOPS)
 namespace kvpare {
-
 #if KVPARE_COMPILED_LOOPS == 7
-#define KVPARE_COMPILED template
+KVPARE_COMPILED_CACHE(template, cpu::Backend)
+template void check(const AnyCompressor&);
 #else
-#define KVPARE_COMPILED extern template
+KVPARE_COMPILED_CACHE(extern template, cpu::Backend)
+extern template void check(const AnyCompressor&);
 #endif
-
-KVPARE_COMPILED class BasicKvCache<cpu::Backend>;
-KVPARE_COMPILED void check(const AnyCompressor&);
-KVPARE_COMPILED void BasicKvCache<cpu::Backend>::observe(SequenceId, Index, const AnyCompressor&, ConstTensor,
-                                                         std::span<const Position>, bool, const float*);
-KVPARE_COMPILED Plan BasicKvCache<cpu::Backend>::plan(SequenceId, const AnyCompressor&) const;
-KVPARE_COMPILED LayerScores BasicKvCache<cpu::Backend>::scores(SequenceId, Index, const AnyCompressor&) const;
-KVPARE_COMPILED EvictReport BasicKvCache<cpu::Backend>::decode(Index, std::span<const AttendRequest>,
-                                                               const AnyCompressor&);
-KVPARE_COMPILED void save(std::ostream&, const BasicKvCache<cpu::Backend>&, SequenceId);
-KVPARE_COMPILED std::optional<SequenceId> load(std::istream&, BasicKvCache<cpu::Backend>&);
-
-#undef KVPARE_COMPILED
 }  // namespace kvpare
 #endif

@@ -1,6 +1,6 @@
-# The compile matrix, where there is an nvcc: kernels of the listed formats for sm_90, of one pair per family for the oldest and
-# the newest of the other architectures, each held to its budget. Target kvpare_cuda_matrix, part of `all`; kvpare_cuda_product
-# is the full product.
+# The compile matrix, where there is an nvcc: kernels of one pair of formats per family, for sm_90 those of policies as well, and
+# for the oldest architecture; each held to its budget. Target kvpare_cuda_matrix, part of `all`. kvpare_cuda_product has all
+# listed formats and all architectures: by hand, it takes half an hour.
 set(tuning ${include_dir}/kvpare/backend/cuda/tuning.cuh)
 set(kernels ${CMAKE_CURRENT_SOURCE_DIR}/cuda/kernels.cu)
 file(GLOB_RECURSE kernel_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh ${include_dir}/kvpare/*.hpp)
@@ -21,25 +21,20 @@ function(kvpare_compile_kernels out architecture formats)
 endfunction()
 
 set(families raw integers groups floats folded tables blocks)
-set(others sm_80 sm_89 sm_100 sm_120)
 set(matrix)
 kvpare_compile_kernels(matrix sm_90 one_of_each KVPARE_WITH_POLICIES)
-foreach(family IN LISTS families)
-  kvpare_compile_kernels(matrix sm_90 ${family})
-endforeach()
-foreach(architecture IN ITEMS sm_80 sm_120)
-  kvpare_compile_kernels(matrix ${architecture} one_of_each)
-endforeach()
+kvpare_compile_kernels(matrix sm_80 one_of_each)
 add_custom_target(kvpare_cuda_matrix ALL DEPENDS ${matrix})
 add_dependencies(kvpare_cuda_matrix kvpare_floors)
 
 set(product ${matrix})
-foreach(architecture IN ITEMS sm_89 sm_100)
+foreach(architecture IN ITEMS sm_89 sm_100 sm_120)
   kvpare_compile_kernels(product ${architecture} one_of_each)
 endforeach()
-foreach(architecture IN LISTS others)
+foreach(architecture IN ITEMS sm_80 sm_89 sm_90 sm_100 sm_120)
   foreach(family IN LISTS families)
     kvpare_compile_kernels(product ${architecture} ${family})
   endforeach()
 endforeach()
 add_custom_target(kvpare_cuda_product DEPENDS ${product})
+add_dependencies(kvpare_cuda_product kvpare_floors)

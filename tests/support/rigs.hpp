@@ -11,9 +11,7 @@
 #include "walled_backend.hpp"
 
 #if defined(KVPARE_TEST_SIMT)
-#include <kvpare/backend/cuda/backend.cuh>
-
-#include "simt/runtime.hpp"
+#include "simt/backend.hpp"
 #elif defined(KVPARE_TEST_CUDA)
 #include <kvpare/cuda.cuh>
 #endif
@@ -49,7 +47,7 @@ struct WalledRig {
 
 /// The CUDA backend's own kernels, a fiber per thread. Slow: `small` asks for small shapes.
 struct SimtRig {
-  using Backend = cuda::BasicBackend<simt::Runtime>;
+  using Backend = simt::Backend;
   static constexpr bool small = true;
   static std::string name() { return "Simt"; }
   static bool available() { return true; }
@@ -58,7 +56,6 @@ struct SimtRig {
     return one;
   }
 };
-static_assert(kvpare::Backend<SimtRig::Backend>);
 
 using AllRigs = ::testing::Types<SimtRig>;
 using PipelineRigs = ::testing::Types<SimtRig>;

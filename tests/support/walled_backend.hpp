@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvpare/backend/cpu/backend.hpp>
+#include <kvpare/compiled.hpp>
 
 #include "support/walled_memory.hpp"
 
@@ -72,3 +73,9 @@ class WalledBackend : public WalledMemory {
 static_assert(kvpare::Backend<WalledBackend>);
 
 }  // namespace kvpare::test
+
+#if defined(KVPARE_TEST_COMPILED)  // once for all tests: walled_backend.cpp
+namespace kvpare {
+KVPARE_COMPILED_CACHE(extern template, test::WalledBackend)
+}
+#endif

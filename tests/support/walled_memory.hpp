@@ -68,6 +68,7 @@ class WalledMemory {
     void* mapped =
         mmap(nullptr, static_cast<std::size_t>(bytes_), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::runtime_error("walled memory: no address space");
+    madvise(mapped, static_cast<std::size_t>(bytes_), MADV_HUGEPAGE);  // a wall of few pages is soon up; a wish, no need
     arena_ = static_cast<std::byte*>(mapped);
     free_.emplace(0, bytes_);
     forbid(arena_, bytes_);

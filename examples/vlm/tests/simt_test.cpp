@@ -1,18 +1,16 @@
 // A dialogue on the CUDA backend's kernels, run on the host, is the CPU's: same choice, same answer, same logits.
 #include <gtest/gtest.h>
 
-#include <kvpare/backend/cuda/backend.cuh>
-
 #include "../cpu.hpp"
 #include "../decoder.inl"
 #include "../dialogue.inl"
 #include "../evaluation_set.hpp"
-#include "simt/runtime.hpp"
+#include "simt/backend.hpp"
 
 namespace {
 
 using namespace vlm;
-using Simt = kvpare::cuda::BasicBackend<kvpare::test::simt::Runtime>;
+using Simt = kvpare::test::simt::Backend;
 
 // Few formats: most of this program's life is its compilation.
 using Floats = kvpare::Raw<float>;

@@ -45,6 +45,10 @@ std::vector<std::string> policies_over_bytes() {
     policies.push_back("in_form(form=" + std::string(form) + ", residual=16)");
   for (const char* low : {"int4", "int3", "int2"})
     policies.push_back("mikv(keep=160t, low=" + std::string(low) + ")");  // 32 in each of five layers
+  policies.push_back("think(recent=16)");
+  for (const char* percent : {"75", "50"})
+    policies.push_back("vid_kv(percent=" + std::string(percent) + ", group=8, residual=32)");
+  for (const char* bits : {"4", "3", "2"}) policies.push_back("kv_quant(bits=" + std::string(bits) + ", residual=16)");
   for (const char* bits : {"4", "2"})
     policies.push_back("h2o + kivi(bits=" + std::string(bits) + ", group=8, residual=16)");
   for (const char* kib : {"24", "32", "48", "64", "96"}) {

@@ -54,7 +54,7 @@ constexpr std::string_view kind_of(Saves saves) {
 
 std::string line_of(const std::string& policy) {
   using Keys = std::vector<std::string_view>;
-  const Keys keys = saves_by(policy) == Saves::bits ? Keys{"bits", "form", "low"} : Keys{"keep"};
+  const Keys keys = saves_by(policy) == Saves::bits ? Keys{"bits", "form", "low", "capacity", "nonzeros", "percent"} : Keys{"keep"};
   std::string words;
   for (std::size_t i = 0; i < policy.size();) {
     bool varies = false;

@@ -25,8 +25,8 @@ struct BytesPicture {
   std::vector<BytesPanel> panels;
 };
 
-/// A policy without what varies along a line: the value of keep becomes "…"; where it only takes bits, those of bits, form and
-/// low. Throws InvalidArgument.
+/// A policy without what varies along a line: the value of keep becomes "…"; where it only takes bits, those of bits, form,
+/// low, capacity, nonzeros and percent. Throws InvalidArgument.
 std::string line_of(const std::string& policy);
 
 /// How a policy saves: by eviction, fewer bits, both, one budget over both; or not at all. Throws InvalidArgument.

@@ -84,6 +84,13 @@ std::vector<std::string> policies_over_bytes() {
   for (const char* form : {"half", "int8", "int4", "hadamard_lloyd3", "int2_g32_min", "ternary"})
     policies.push_back("in_form(form=" + std::string(form) + ")");
   for (const char* low : {"int4", "int3", "int2"}) policies.push_back("mikv(keep=0.2, low=" + std::string(low) + ")");
+  policies.push_back("think(percent=50, align=8, keys=int4_channel_g32_min, values=int4_g32_min)");
+  for (const char* percent : {"75", "50"}) policies.push_back("vid_kv(percent=" + std::string(percent) + ", residual=32)");
+  for (const char* bits : {"4", "3", "2"}) {
+    policies.push_back("qaq(capacity=" + std::string(bits) + ")");
+    policies.push_back("kv_quant(bits=" + std::string(bits) + ")");
+  }
+  for (const char* atoms : {"4", "2"}) policies.push_back("csr(nonzeros=" + std::string(atoms) + ", dictionary=online256)");
   for (const char* form : {"half", "int4", "hadamard_lloyd3"})
     policies.push_back(window + " + in_form(form=" + std::string(form) + ")");
   for (const char* kib : {"16", "20", "24", "28", "32", "36", "40", "44", "48", "64", "96", "128"}) {

@@ -13,6 +13,9 @@ TEST(BytesPictureTest, ALineLeavesOutWhatVaries) {
   EXPECT_EQ(line_of("kivi(bits=4, residual=32)"), "kivi(bits=…, residual=32)");
   EXPECT_EQ(line_of("in_form(residual=8, form=int4)"), "in_form(residual=8, form=…)");
   EXPECT_EQ(line_of("mikv(keep=0.2, low=int2)"), "mikv(keep=0.2, low=…)");
+  EXPECT_EQ(line_of("qaq(capacity=2)"), "qaq(capacity=…)");
+  EXPECT_EQ(line_of("csr(nonzeros=4, dictionary=online256)"), "csr(nonzeros=…, dictionary=online256)");
+  EXPECT_EQ(line_of("vid_kv(percent=75, residual=32)"), "vid_kv(percent=…, residual=32)");
   EXPECT_EQ(line_of("joint(keep=64KiB, forms=int8+int4)"), "joint(keep=…, forms=int8+int4)");
   EXPECT_EQ(line_of("h2o(keep = 0.5) + kivi(bits=2)"), "h2o(keep=…) + kivi(bits=2)") << "of two methods only the budget";
   EXPECT_EQ(line_of("full"), "full");

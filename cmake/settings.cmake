@@ -49,7 +49,10 @@ function(kvpare_program target)
   target_link_libraries(${target} PRIVATE kvpare_settings ${kvpare_compiled_loops})
 endfunction()
 
-# What tests of a release build are compiled with instead, and with sanitizers (tests/CMakeLists.txt).
+# What tests are compiled with instead: of a release build, and, where they take long, with sanitizers (tests/CMakeLists.txt).
 set(kvpare_release $<AND:$<CONFIG:Release>,$<CXX_COMPILER_ID:GNU,Clang>>)
 set(kvpare_test_options $<${kvpare_release}:-O0>)
-set(kvpare_optimised_test_options $<$<OR:${kvpare_release},$<BOOL:${KVPARE_SANITIZE}>>:-O1>)
+set(kvpare_optimised_test_options $<${kvpare_release}:-O1>)
+if(KVPARE_SANITIZE)
+  set(kvpare_optimised_test_options -O1)
+endif()

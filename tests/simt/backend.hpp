@@ -11,7 +11,7 @@ using Backend = cuda::BasicBackend<Runtime>;
 static_assert(kvpare::Backend<Backend>);
 }  // namespace kvpare::test::simt
 
-#if defined(KVPARE_TEST_COMPILED)
+#if defined(KVPARE_TEST_COMPILED_SIMT)
 extern template class kvpare::cuda::BasicBackend<kvpare::test::simt::Runtime>;
 namespace kvpare {
 KVPARE_COMPILED_CACHE(extern template, test::simt::Backend)

@@ -48,16 +48,16 @@ class ThreadPool {
     }
     require(tasks <= most_tasks, "thread pool: ", tasks, " tasks, must be at most ", most_tasks);
     std::lock_guard turn(turn_);
-    const std::uint64_t job = (job_of(next_.load(std::memory_order_relaxed)) + 1) << 32;
+    const std::uint64_t job = job_of(left_.load(std::memory_order_relaxed)) + 1;
     {
       std::lock_guard lock(mutex_);
       body_.store(&body, std::memory_order_relaxed);
       tasks_.store(static_cast<std::uint64_t>(tasks), std::memory_order_relaxed);
       done_.store(0, std::memory_order_relaxed);
-      next_.store(job, std::memory_order_release);
+      left_.store(job << 32 | static_cast<std::uint64_t>(tasks), std::memory_order_release);
     }
     wake_.notify_all();
-    run(job_of(job));
+    run(job_of(job << 32));
     while (done_.load(std::memory_order_acquire) != static_cast<std::uint64_t>(tasks)) pause();
   }
 
@@ -65,7 +65,7 @@ class ThreadPool {
   static constexpr int spins = 60000;
   static constexpr Index most_tasks = (Index{1} << 32) - 1;
 
-  static constexpr std::uint64_t job_of(std::uint64_t next) { return next >> 32; }
+  static constexpr std::uint64_t job_of(std::uint64_t left) { return left >> 32; }
 
   static void pause() {
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
@@ -75,27 +75,29 @@ class ThreadPool {
 #endif
   }
 
-  /// Takes tasks of one job until there are none left, or the job is over. A task that was taken keeps its job from
-  /// being over, so what is read after taking it belongs to it.
+  /// Takes tasks of one job until there are none left, or the job is over. Whether there is one is said by the same word as
+  /// the job, so that a worker that comes late takes none of the next job under the old number. A task that was taken keeps
+  /// its job from being over, so what is read after taking it belongs to it.
   void run(std::uint64_t job) {
-    std::uint64_t next = next_.load(std::memory_order_acquire);
-    while (job_of(next) == job && (next & 0xffffffffu) < tasks_.load(std::memory_order_relaxed)) {
-      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      (*body_.load(std::memory_order_relaxed))(static_cast<Index>(next & 0xffffffffu));
+    std::uint64_t left = left_.load(std::memory_order_acquire);
+    while (job_of(left) == job && (left & 0xffffffffu) != 0) {
+      if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      (*body_.load(std::memory_order_relaxed))(
+          static_cast<Index>(tasks_.load(std::memory_order_relaxed) - (left & 0xffffffffu)));
       done_.fetch_add(1, std::memory_order_release);
-      next = next_.load(std::memory_order_acquire);
+      left = left_.load(std::memory_order_acquire);
     }
   }
 
   void work() {
     std::uint64_t seen = 0;  // the last job looked at
     while (true) {
-      for (int i = 0; i < spins && job_of(next_.load(std::memory_order_acquire)) == seen; ++i) pause();
+      for (int i = 0; i < spins && job_of(left_.load(std::memory_order_acquire)) == seen; ++i) pause();
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || job_of(next_.load(std::memory_order_acquire)) != seen; });
+        wake_.wait(lock, [&] { return stop_ || job_of(left_.load(std::memory_order_acquire)) != seen; });
         if (stop_) return;
-        seen = job_of(next_.load(std::memory_order_acquire));
+        seen = job_of(left_.load(std::memory_order_acquire));
       }
       run(seen);
     }
@@ -103,7 +105,7 @@ class ThreadPool {
 
   std::mutex turn_, mutex_;
   std::condition_variable wake_;
-  std::atomic<std::uint64_t> next_{0};  // job number and the next task of it, in one word
+  std::atomic<std::uint64_t> left_{0};  // job number and how many of its tasks nobody has taken, in one word
   std::atomic<std::uint64_t> tasks_{0}, done_{0};
   std::atomic<const std::function<void(Index)>*> body_{nullptr};
   bool stop_ = false;

@@ -1,6 +1,6 @@
 # The compile matrix, where there is an nvcc: kernels of one pair of formats per family, for sm_90 those of policies as well, and
 # for the oldest architecture; each held to its budget. Target kvpare_cuda_matrix, part of `all`. kvpare_cuda_product has all
-# listed formats and all architectures: by hand, it takes half an hour.
+# listed formats and all architectures: by hand.
 set(tuning ${include_dir}/kvpare/backend/cuda/tuning.cuh)
 set(kernels ${CMAKE_CURRENT_SOURCE_DIR}/cuda/kernels.cu)
 file(GLOB_RECURSE kernel_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh ${include_dir}/kvpare/*.hpp)

@@ -23,7 +23,7 @@ TEST(ThreadPool, RunsAllTasksOnce) {
 }
 
 /// A worker that is late for one call must not take a task of the next for one of it. That needs it to wake at one moment of
-/// some, so: more threads than cores, callers by turns, and calls of few tasks before calls of more.
+/// some, so: more threads than cores, callers by turns, and calls of few tasks before calls of more. A call that counts too many tasks may never return.
 TEST(ThreadPool, ACallIsOverWhenItsTasksAre) {
   cpu::ThreadPool pool(6);
   std::atomic<int> wrong = 0;

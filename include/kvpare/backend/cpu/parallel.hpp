@@ -48,16 +48,16 @@ class ThreadPool {
     }
     require(tasks <= most_tasks, "thread pool: ", tasks, " tasks, must be at most ", most_tasks);
     std::lock_guard turn(turn_);
-    const std::uint64_t job = job_of(left_.load(std::memory_order_relaxed)) + 1;
+    const std::uint64_t left = (job_of(left_.load(std::memory_order_relaxed)) + 1) << 32 | static_cast<std::uint64_t>(tasks);
     {
       std::lock_guard lock(mutex_);
       body_.store(&body, std::memory_order_relaxed);
       tasks_.store(static_cast<std::uint64_t>(tasks), std::memory_order_relaxed);
       done_.store(0, std::memory_order_relaxed);
-      left_.store(job << 32 | static_cast<std::uint64_t>(tasks), std::memory_order_release);
+      left_.store(left, std::memory_order_release);
     }
     wake_.notify_all();
-    run(job_of(job << 32));
+    run(job_of(left));
     while (done_.load(std::memory_order_acquire) != static_cast<std::uint64_t>(tasks)) pause();
   }
 

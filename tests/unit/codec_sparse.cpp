@@ -511,7 +511,7 @@ TEST(SparseStates, AreSharedByHeadsLayersAndSequences) {
 /// A dictionary made of the prompt: its newest vectors, and those that these are worst at.
 TEST(SparseStates, OnlineAtomsAreThePromptsOwn) {
   using C = Sparse<1, 1, 0, 6>;
-  static_assert(C::name == "sparse1_online6" && MakesState<C> && !MakesState<Sparse<1, 1, 2, 6>>);
+  static_assert(C::name == "sparse1_online6" && MakesState<C> && !MakesState<Sparse<1, 1, 2>>);
   std::vector<float> rows;
   std::vector<Position> positions;
   for (int t = 0; t < 6; ++t) {  // two heads, head by head; the newest of both are 5 and 5
@@ -552,6 +552,68 @@ TEST(SparseStates, OnlineAtomsAreThePromptsOwn) {
   for (std::size_t c = 0; c < 32; ++c)
     EXPECT_NEAR(read.back().key[c], static_cast<double>(keys[static_cast<std::size_t>((199 * 2 + 1) * 32) + c]), 0.05)
         << "the newest is an atom";
+}
+
+/// Shared atoms, and a sequence's own behind them: made as soon as its tokens take the form.
+TEST(SparseStates, OwnAtomsFollowSharedOnes) {
+  using K = Sparse<3, 1, 64, 21>;  // an odd number of halves
+  using V = Sparse<2, 2, 64, 21>;
+  using Both = Formats<Pair<Half, Half>, Pair<K, V>>;
+  static_assert(K::given_floats(32) == 64 * 16 && K::state_floats(32) == 85 * 16);
+  const LayerShape shape = Scene::shape(2, 0);
+  cpu::Backend be;
+  KvCache<cpu::Backend, Both> cache(be, Model{{shape}}, {.page_tokens = 16, .pool_bytes = 1 << 20});
+  const auto keys = state_of(unit_atoms(61, 64, 32)), values = state_of(unit_atoms(62, 64, 16));
+  const SequenceId before = cache.create();
+  const auto whole = state_of(unit_atoms(61, 85, 32));
+  EXPECT_THROW(cache.share_state(0, 0, 1, whole, values), InvalidArgument) << "own atoms are made";
+  cache.share_state(0, 0, 1, keys, values);
+  const SequenceId a = cache.create(), b = cache.create();
+  EXPECT_EQ(cache.shared_state_bytes(), static_cast<Index>(keys.size() + values.size()) * 4);
+
+  std::vector<Position> positions(64);
+  for (std::size_t i = 0; i < 64; ++i) positions[i] = static_cast<Position>(i);
+  const auto append = [&](SequenceId id, std::uint64_t seed) {
+    const auto rows = test::gaussians(seed, 64 * 2 * 32);
+    const ConstTensor given(rows.data(), 64, 2, 32);
+    ASSERT_EQ(cache.append(id, 0, given, given, positions), Outcome::done);
+    cache.set_aging(id, 0, {.format = 1});
+  };
+  append(before, 5), append(a, 5), append(b, 6);
+  EXPECT_THROW(cache.age(before), InvalidArgument) << "no dictionary";
+  const SequenceImage not_yet = cache.image(a);
+  EXPECT_EQ(cache.stats(a).state_bytes, 0);
+  cache.age(a), cache.age(b);
+  const Index state_bytes = (K::state_floats(32) + V::state_floats(32)) * 4;
+  EXPECT_EQ(cache.stats(a).state_bytes, state_bytes) << "with a copy of what is shared";
+
+  const auto state = [&](SequenceId id) {
+    const HeadPages list = cache.pages(id, 0)[0];
+    const float* k = list.state_of(list.entries[0]).keys;
+    return std::vector<float>(k, k + K::state_floats(32));
+  };
+  for (const SequenceId id : {a, b}) EXPECT_EQ(std::memcmp(state(id).data(), keys.data(), keys.size() * 4), 0);
+  EXPECT_NE(state(a), state(b));
+  const auto rows = test::gaussians(5, 64 * 2 * 32);
+  double product = 0, square = 0;
+  const auto made = state(a);
+  const Dictionary of_a = K::dictionary(32, made.data());
+  for (Index c = 0; c < 32; ++c) {
+    const double x = static_cast<double>(rows[static_cast<std::size_t>(63 * 2 * 32 + c)]);
+    product += x * static_cast<double>(of_a.element(of_a.atom(64), c)), square += x * x;
+  }
+  EXPECT_NEAR(product, std::sqrt(square), 1e-2) << "the first of its own is the newest token of head 0";
+
+  const SequenceId back = cache.restore(not_yet).value();
+  EXPECT_EQ(cache.stats(back).state_bytes, static_cast<Index>(keys.size() + values.size()) * 4);
+  cache.age(back);
+  EXPECT_EQ(state(back), state(a)) << "made after the way through an image";
+  const SequenceId later = cache.restore(cache.image(a)).value();
+  EXPECT_EQ(state(later), state(a));
+  SequenceImage wrong = cache.image(a);
+  ASSERT_EQ(wrong.layers[0].states.size(), 2u);
+  wrong.layers[0].heads[0].pages[0].state = 1;
+  EXPECT_THROW(cache.restore(wrong), InvalidArgument) << "pages are coded with the caller's part alone";
 }
 
 TEST(SparseAttention, DoesNotDependOnThreads) {

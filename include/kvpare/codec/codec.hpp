@@ -36,6 +36,9 @@
 //          |                                       | over all of them, and neither squares nor queries                  |
 //          | `C::needs_state`                      | optional `bool`: there is no neutral state, the cache refuses to code |
 //          |                                       | without one                                                        |
+//          | `C::given_floats(width)`              | optional `Index`, with state_of_layer: so many floats at the head   |
+//          |                                       | of the state are the caller's (`KvCache::share_state`), make_state  |
+//          |                                       | copies them from Measured::given and makes the rest of rows        |
 //          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.
@@ -113,6 +116,7 @@ struct Measured {
   const Position* positions = nullptr;  // [tokens] with state_reads_rows
   const float* numbers = nullptr;       // what the method says to its codecs, see Precision::numbers
   Index number_count = 0;
+  const float* given = nullptr;  // [given_floats of the codec] the caller's part of the state; or null
 
   /// The largest magnitude of all channels; 0 where there is no number.
   constexpr KVPARE_HD float peak(Index width) const {
@@ -217,6 +221,15 @@ template <Codec C>
 constexpr KVPARE_HD Index state_floats(Index width) {
   if constexpr (requires { C::state_floats(width); })
     return C::state_floats(width);
+  else
+    return 0;
+}
+
+/// Floats that the caller gives of a state whose rest the codec makes; 0 for most, which have all from one of the two.
+template <class C>
+constexpr KVPARE_HD Index given_floats(Index width) {
+  if constexpr (requires { C::given_floats(width); })
+    return C::given_floats(width);
   else
     return 0;
 }

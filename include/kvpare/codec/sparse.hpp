@@ -73,8 +73,9 @@ struct BestAtom {
 /// State    atoms as halves, two to a float: `atoms` of a dictionary that was learnt for many prompts, then `online` of this
 ///          one, [atoms + online][W / chunks], all chunks and all heads of a layer from the same. Null: no dictionary, all rows
 ///          are 0. An atom with an infinity or a NaN is never chosen. Indices beyond the last atom mean the last.
-///          Without `atoms` it is made of the tokens that change their form first, see learn_online; else it is the caller's
-///          (KvCache::share_state, set_state).
+///          `atoms` are the caller's (KvCache::share_state), `online` are made of the tokens of a layer that change their form
+///          first, see learn_online; set_state gives both. A sequence that has atoms of its own has them and a copy of the
+///          shared ones in memory of its own: pairs name both by one number, and attention multiplies them in one go.
 /// NaN      counts as 0, infinities and all above 2^126 as 2^126; coefficients above 65504 are 65504
 /// Source   "CSR: Achieving 1 Bit Key-Value Cache via Sparse Representation", arXiv 2412.11741. The paper's keys are coded before
 ///          RoPE; here they are as they come, which is what lets attention meet the dictionary instead of the keys.
@@ -97,7 +98,7 @@ struct Sparse {
   static constexpr std::string_view name = text.view();
   static constexpr bool rows_move = true;
   static constexpr bool host_only = true, state_of_layer = true, needs_state = true;
-  static constexpr bool state_reads_rows = atoms == 0;
+  static constexpr bool state_reads_rows = online > 0;
 
   /// Atoms of a chunk, chunks of a row, atoms to choose from.
   static constexpr Index atoms_per_chunk = nonzeros, chunk_count = chunks, atom_count = atoms + online;
@@ -110,6 +111,7 @@ struct Sparse {
   }
   static constexpr Index tile_bytes(TileShape t) { return t.tokens * row_bytes; }
   static constexpr Index state_floats(Index width) { return (atom_count * (width / chunks) + 1) / 2; }
+  static constexpr Index given_floats(Index width) { return online > 0 ? (atoms * (width / chunks) + 1) / 2 : 0; }
 
   static Dictionary dictionary(Index width, const float* state) {
     Dictionary d;
@@ -151,7 +153,14 @@ struct Sparse {
     }
   }
 
-  static void make_state(Index width, const Measured& measured, float* state) requires(atoms == 0) {
+  static void make_state(Index width, const Measured& measured, float* state) requires(online > 0) {
+    if constexpr (atoms > 0) {
+      const auto bytes = static_cast<std::size_t>(atoms * (width / chunks) * 2);
+      if (measured.given != nullptr)
+        std::memcpy(state, measured.given, bytes);
+      else
+        std::memset(state, 0, bytes);
+    }
     learn_online(width, measured.rows, measured.positions, measured.tokens, state);
   }
 

@@ -468,7 +468,8 @@ class BasicKvCache {
 
   /// The same for layers [first_layer, last_layer] of every sequence created from now on, in memory once: see
   /// shared_state_bytes. Layers that share have the same kv heads and widths. A snapshot holds it; a sequence restored from
-  /// one has it for itself.
+  /// one has it for itself. Of a state whose rest is made of the prompt (given_floats of the codec) it takes that part; a
+  /// sequence then has all of it for itself as soon as tokens take the form.
   void share_state(Index first_layer, Index last_layer, int format, std::span<const float> keys,
                    std::span<const float> values);
   /// Bytes of all that share_state was given; no sequence counts them.
@@ -917,8 +918,10 @@ class BasicKvCache {
   bool reform_some(Sequence& s, Index layer, const FormChanges& changes, CompressReport& report);
   std::uint32_t state_for(Layer& at, Index layer, int format, const std::vector<std::vector<std::uint64_t>>& words,
                           bool fresh);
-  std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format) const;
-  std::shared_ptr<detail::StateBlock<B>> given_state(const char* verb, Index layer, int format,
+  /// Without memory; `begun`: of the caller's part.
+  detail::StateBlock<B> state_shape(Index layer, int format, bool begun = false) const;
+  std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format, bool begun = false) const;
+  std::shared_ptr<detail::StateBlock<B>> given_state(const char* verb, bool begun, Index layer, int format,
                                                      std::span<const float> keys, std::span<const float> values) const;
   bool is_shared(const std::shared_ptr<const detail::StateBlock<B>>& block) const {
     const std::shared_lock lock(table_);

@@ -426,15 +426,22 @@ auto BasicKvCache<B>::aged_changes(Sequence& s, Index layer) -> FormChanges {
 }
 
 template <Backend B>
-auto BasicKvCache<B>::empty_state(Index layer, int wanted) const -> std::shared_ptr<detail::StateBlock<B>> {
-  auto block = std::make_shared<detail::StateBlock<B>>();
-  block->format = wanted;
+detail::StateBlock<B> BasicKvCache<B>::state_shape(Index layer, int wanted, bool begun) const {
+  detail::StateBlock<B> block;
+  block.format = wanted, block.begun = begun;
   if (wanted >= 0 && wanted < format_count() && size_class(layer, wanted) >= 0) {
     const auto &keys = format_at(wanted).keys, &values = format_at(wanted).values;
-    block->key_floats = keys.state_floats(shape(layer).key_dim), block->keys_of_layer = keys.state_of_layer;
-    block->value_floats = values.state_floats(shape(layer).value_dim), block->values_of_layer = values.state_of_layer;
+    block.key_floats = (begun ? keys.given_floats : keys.state_floats)(shape(layer).key_dim);
+    block.value_floats = (begun ? values.given_floats : values.state_floats)(shape(layer).value_dim);
+    block.keys_of_layer = keys.state_of_layer, block.values_of_layer = values.state_of_layer;
   }
-  block->heads = shape(layer).kv_heads;
+  block.heads = shape(layer).kv_heads;
+  return block;
+}
+
+template <Backend B>
+auto BasicKvCache<B>::empty_state(Index layer, int format, bool begun) const -> std::shared_ptr<detail::StateBlock<B>> {
+  auto block = std::make_shared<detail::StateBlock<B>>(state_shape(layer, format, begun));
   if (block->floats() > 0) block->memory = Buffer<B, float>(*be_, block->floats());
   return block;
 }
@@ -448,8 +455,8 @@ class BasicKvCache<B>::StateSources {
     for (const auto& of_head : words) masks_.emplace_back(*cache.be_, std::span<const std::uint64_t>(of_head));
   }
 
-  /// State of one side, head h's at state + h * stride; where heads share it, at `state`.
-  void make(const SideFormat<B>& codec, Side side, float* state, Index stride) const {
+  /// State of one side, head h's at state + h * stride; where heads share it, at `state`. `given`: the caller's part, or null.
+  void make(const SideFormat<B>& codec, Side side, const float* given, float* state, Index stride) const {
     B& be = *cache_.be_;
     const LayerShape& shape = cache_.shape(layer_);
     const Index width = side == Side::keys ? shape.key_dim : shape.value_dim, heads = shape.kv_heads;
@@ -480,7 +487,7 @@ class BasicKvCache<B>::StateSources {
     be.each(width, detail::LayerRanges{least.data(), most.data(), heads, width, layer_least.data(), layer_most.data()});
 
     Measured m{.min = least.data(), .max = most.data(), .sum_squares = squares.data(), .layer_min = layer_least.data(),
-               .layer_max = layer_most.data()};
+               .layer_max = layer_most.data(), .given = given};
     BackendRope<B> rope;
     if (side == Side::keys) {
       if (at_.query_peaks.size() > 0) m.query_peak = at_.query_peaks.data();
@@ -534,18 +541,21 @@ std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
                                             const std::vector<std::vector<std::uint64_t>>& words, bool fresh) {
   if (const std::uint32_t known = at.state_of(wanted); known != 0 && !fresh) return known;
   const PageFormat& format = format_at(wanted);
-  if (!format.keys.makes_state && !format.values.makes_state) {
-    require(!format.keys.needs_state && !format.values.needs_state, "layer ", layer, ": ", format.keys.name, " keys and ",
-            format.values.name,
-            " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
-    return 0;
-  }
+  const detail::StateBlock<B>* begun = at.begun_state(wanted);
+  const auto lacks_state = [&](const auto& codec, Index width) {
+    return codec.needs_state && (!codec.makes_state || (codec.given_floats(width) > 0 && begun == nullptr));
+  };
+  require(!lacks_state(format.keys, shape(layer).key_dim) && !lacks_state(format.values, shape(layer).value_dim), "layer ",
+          layer, ": ", format.keys.name, " keys and ", format.values.name,
+          " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
+  if (!format.keys.makes_state && !format.values.makes_state) return 0;
   const auto block = empty_state(layer, wanted);
   const StateSources sources(*this, at, layer, words);
   for (const Side side : {Side::keys, Side::values}) {
     const auto& codec = format.of(side);
     if (codec.make_state != nullptr)
-      sources.make(codec, side, block->memory.data() + block->offset(side, 0), block->stride());
+      sources.make(codec, side, begun != nullptr ? begun->of(side, 0) : nullptr,
+                   block->memory.data() + block->offset(side, 0), block->stride());
     else  // Neutral: as null would be, which a block cannot say for one side only.
       require((side == Side::keys ? block->key_floats : block->value_floats) == 0, "layer ", layer, ": ", codec.name,
               " takes a state that it cannot make; give one by set_state");
@@ -555,12 +565,12 @@ std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
 }
 
 template <Backend B>
-auto BasicKvCache<B>::given_state(const char* verb, Index layer, int format, std::span<const float> keys,
-                                     std::span<const float> values) const
+auto BasicKvCache<B>::given_state(const char* verb, bool begun, Index layer, int format, std::span<const float> keys,
+                                  std::span<const float> values) const
     -> std::shared_ptr<detail::StateBlock<B>> {
   check_layer(layer, verb);
   check_format(format, layer, verb);
-  const auto block = empty_state(layer, format);
+  const auto block = empty_state(layer, format, begun);
   std::vector<float> all(static_cast<std::size_t>(block->floats()));
   const auto take = [&](Side side, const char* name, std::span<const float> given, Index floats) {
     const Index states = block->states(side);
@@ -578,7 +588,7 @@ template <Backend B>
 void BasicKvCache<B>::set_state(SequenceId id, Index layer, int format, std::span<const float> keys,
                                    std::span<const float> values) {
   Sequence& s = get(id);
-  const auto block = given_state("set_state", layer, format, keys, values);
+  const auto block = given_state("set_state", false, layer, format, keys, values);
   if (block->floats() == 0) return;
   s.layers[static_cast<std::size_t>(layer)].add_state(block);
   ++s.epoch;
@@ -594,8 +604,10 @@ void BasicKvCache<B>::share_state(Index first_layer, Index last_layer, int forma
                 shape(l).value_dim == shape(first_layer).value_dim,
             "share_state: layer ", l, " has ", shape(l).kv_heads, " kv heads, ", shape(l).key_dim, " and ",
             shape(l).value_dim, " channels, layer ", first_layer, " has not; layers that share must be alike");
+  check_format(format, first_layer, "share_state");
+  const bool begun = state_shape(first_layer, format, true).floats() > 0;
   const std::shared_ptr<const detail::StateBlock<B>> block =
-      given_state("share_state", first_layer, format, keys, values);
+      given_state("share_state", begun, first_layer, format, keys, values);
   if (block->floats() == 0) return;
   const std::unique_lock lock(table_);
   for (Index l = first_layer; l <= last_layer; ++l) shared_states_.emplace_back(l, block);

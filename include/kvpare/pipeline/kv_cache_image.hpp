@@ -139,9 +139,10 @@ void BasicKvCache<B>::check_image(const SequenceImage::Layer& from, Index layer)
     const SequenceImage::State& state = from.states[b];
     require(state.format < format_count(), "restore: layer ", layer, " state ", b, ": format ", state.format,
             ", must be below ", format_count());
-    const auto floats = static_cast<std::size_t>(empty_state(layer, state.format)->memory.size());
-    require(state.values.size() == floats && floats > 0, "restore: layer ", layer, " state ", b, " has ",
-            state.values.size(), " floats, format ", state.format, " takes ", floats);
+    const Index floats = std::ssize(state.values), all = state_shape(layer, state.format).floats(),
+                given = state_shape(layer, state.format, true).floats();
+    require(floats > 0 && (floats == all || floats == given), "restore: layer ", layer, " state ", b, " has ", floats,
+            " floats, format ", state.format, " takes ", all, given > 0 ? message(", or the caller's ", given) : "");
   }
   check_aging(from.aging, layer, "restore");
   for (std::size_t h = 0; h < from.heads.size(); ++h) {
@@ -160,7 +161,8 @@ void BasicKvCache<B>::check_image(const SequenceImage::Layer& from, Index layer)
       if (used < 1 || used > page_tokens_) wrong(used, " slots, must be within [1, ", page_tokens_, "]");
       if (page.live == 0 || (page.live & ~low_bits(used)) != 0) wrong("live slots beyond the ", used, " used, or none");
       if (page.state > from.states.size() ||
-          (page.state != 0 && from.states[page.state - 1].format != page.format))
+          (page.state != 0 && (from.states[page.state - 1].format != page.format ||
+                               std::ssize(from.states[page.state - 1].values) != state_shape(layer, page.format).floats())))
         wrong("state ", page.state, " is none of its format");
       if (page.format == append_format && page.first <= appended) wrong("starts at position ", page.first, " after ", appended);
       if (page.offsets[0] != 0 || page.first < 0) wrong("starts at position ", page.first, " + ", page.offsets[0]);
@@ -263,13 +265,14 @@ std::optional<SequenceId> BasicKvCache<B>::restore(const SequenceImage& image) {
     }
     be_->repack(tiles, RepackTo::page);
     for (const SequenceImage::State& state : from.states) {
-      const auto block = empty_state(l, state.format);
+      const bool begun = std::ssize(state.values) != state_shape(l, state.format).floats();
+      const auto block = empty_state(l, state.format, begun);
       be_->to_backend(block->memory.data(), state.values.data(), block->memory.bytes());
       to.add_state(block);
     }
     const std::shared_lock lock(table_);
     for (const auto& [layer, block] : shared_states_)
-      if (layer == l && to.state_of(block->format) == 0) to.add_state(block);
+      if (layer == l && to.newest(block->format, block->begun) == 0) to.add_state(block);
     to.compressed_to = from.compressed_to, to.compressed_from = from.compressed_from;
     if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
   }

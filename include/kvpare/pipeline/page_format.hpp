@@ -52,6 +52,7 @@ struct SideFormat {
   Index (*row_bytes)(Index width) = nullptr;             // of raw rows, else null
   const void* (*codec)(B& be, TileShape shape) = nullptr;  // the backend's handle; null where rows are raw
   Index (*state_floats)(Index width) = nullptr;
+  Index (*given_floats)(Index width) = nullptr;  // the caller's part of a state whose rest is made
   void (*make_state)(B& be, Index states, const Measured& first, const Index* row_starts, Index width, Index stride,
                      float* state) = nullptr;  // null where the codec makes none, or none here
   std::vector<float> (*round_trip)(const std::vector<float>& rows, Index width, Index page_tokens,
@@ -89,6 +90,9 @@ constexpr SideFormat<B> side_format() {
   of.fits = [](TileShape shape) { return C::fits(shape); };
   of.tile_bytes = [](TileShape shape) { return C::tile_bytes(shape); };
   of.state_floats = [](Index width) { return kvpare::state_floats<C>(width); };
+  of.given_floats = [](Index width) { return kvpare::given_floats<C>(width); };
+  static_assert(!requires { C::given_floats(Index{}); } || kvpare::state_of_layer<C>() || !MakesState<C>,
+                "a state that is given in part is one for all heads of a layer: state_of_layer");
   if constexpr (is_raw<C>) {
     of.type = C::dtype;
     of.row_bytes = [](Index width) { return C::row_bytes(width); };

@@ -103,6 +103,7 @@ inline void make_room(std::vector<T>& v, std::size_t more) {
 template <Backend B>
 struct StateBlock {
   int format = 0;
+  bool begun = false;  // the caller's part only (given_floats): nothing is coded with it
   Index heads = 0;
   Index key_floats = 0, value_floats = 0;            // of one state
   bool keys_of_layer = false, values_of_layer = false;  // one state for all heads
@@ -121,10 +122,11 @@ struct StateBlock {
   }
   Index states(Side side) const { return (side == Side::keys ? keys_of_layer : values_of_layer) ? 1 : heads; }
 
-  CodecState of_head(Index head) const {
-    return {key_floats > 0 ? memory.data() + offset(Side::keys, head) : nullptr,
-            value_floats > 0 ? memory.data() + offset(Side::values, head) : nullptr};
+  /// Null where the side has none.
+  const float* of(Side side, Index head) const {
+    return (side == Side::keys ? key_floats : value_floats) > 0 ? memory.data() + offset(side, head) : nullptr;
   }
+  CodecState of_head(Index head) const { return {of(Side::keys, head), of(Side::values, head)}; }
 };
 
 template <Backend B>
@@ -142,10 +144,16 @@ struct SequenceLayer {
   ObservedLayer<B> observed;  // scores, or query rows, that wait for compress
   RunningScores<B> running;   // of a scorer that adds up attention, prompt and decode steps alike
 
-  /// The newest state of a format: an Entry::state, 0 = none.
-  std::uint32_t state_of(int format) const {
+  /// The newest state of a format that codes: an Entry::state, 0 = none.
+  std::uint32_t state_of(int format) const { return newest(format, false); }
+  /// The caller's part of a state to be made, or null.
+  const StateBlock<B>* begun_state(int format) const {
+    const std::uint32_t at = newest(format, true);
+    return at == 0 ? nullptr : states[at - 1].get();
+  }
+  std::uint32_t newest(int format, bool begun) const {
     for (std::size_t s = states.size(); s-- > 0;)
-      if (states[s]->format == format) return static_cast<std::uint32_t>(s + 1);
+      if (states[s]->format == format && states[s]->begun == begun) return static_cast<std::uint32_t>(s + 1);
     return 0;
   }
   void add_state(std::shared_ptr<const StateBlock<B>> block) {

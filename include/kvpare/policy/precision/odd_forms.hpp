@@ -160,23 +160,25 @@ struct QualityAdaptive {
 
 /// CSR: rows as a few atoms of a dictionary, keys before RoPE. The dictionary is the caller's, learned once and in memory once for
 /// all sequences (`KvCache::share_state`) or a sequence's own (`KvCache::set_state`); or it is made of the prompt, where the
-/// codec's name says so (dictionary=online256).
+/// codec's name says so (dictionary=online256); or both (n8192_online1024), see Sparse.
 ///
 /// Source     Zhang et al. 2024, "CSR: Achieving 1 Bit Key-Value Cache via Sparse Representation", arXiv 2412.11741
-/// Deviation  `residual` newest tokens may stay as appended (the paper has none); with before_rope = no keys are stored as attention
-///            reads them, which is faster
+/// Deviation  up to `residual` + `batch` - 1 newest tokens are as appended, where the paper has none: matching pursuit of one
+///            token takes longer than a decode step, of `batch` together less than half as long each; with before_rope = no
+///            keys are stored as attention reads them, which is faster
 struct Csr {
   static constexpr std::string_view name = "csr", base = "full";
   Index nonzeros = 8;             // atoms of a key; of each half of a value half as many
   CodecName dictionary{"n8192"};  // as the codec's name says it
   bool before_rope = true;
-  Index residual = 0;
+  Index residual = 0, batch = 16;
 
   static constexpr auto fields() {
     return std::tuple{Field<Csr, Index>{"nonzeros", &Csr::nonzeros, 2, 32, "atoms of a row: 4 = 1 bit a number of 128"},
                       Choice{"dictionary", &Csr::dictionary, "size of the dictionary, as in the codec's name"},
                       Choice{"before_rope", &Csr::before_rope, "keys are stored before RoPE"},
-                      Field<Csr, Index>{"residual", &Csr::residual, 0, 1 << 20, "newest tokens that stay as appended"}};
+                      Field<Csr, Index>{"residual", &Csr::residual, 0, 1 << 20, "newest tokens that stay as appended"},
+                      Field<Csr, Index>{"batch", &Csr::batch, 1, 1 << 20, "older tokens that are coded together"}};
   }
   void check() const {
     require(nonzeros % 2 == 0, name, ".nonzeros = ", nonzeros, ", must be even: each half of a value has half as many");
@@ -187,6 +189,7 @@ struct Csr {
     p.kept = {message(before_rope ? "unrotated_" : "", "sparse", nonzeros, '_', dictionary.text),
               message("sparse", nonzeros / 2, "_c2_", dictionary.text)};
     p.keep_raw_keys = p.keep_raw_values = residual;
+    p.flush_keys = p.flush_values = batch;
     return p;
   }
   friend bool operator==(const Csr&, const Csr&) = default;

@@ -3,6 +3,7 @@
 
 #include <kvpare/backend/cpu/backend.hpp>
 #include <kvpare/codec/sparse.hpp>
+#include <kvpare/codec/unrotated.hpp>
 
 #include "support/rig.hpp"
 #include "support/run.hpp"
@@ -14,6 +15,7 @@ namespace cpu = kvpare::cpu;
 using kvpare::half;
 using kvpare::Side;
 using Keys = kvpare::CsrKeys<4>;
+using KeysBeforeRope = kvpare::Unrotated<Keys>;  // as the paper has them
 using Values = kvpare::CsrValues<4>;
 constexpr Index page_tokens = 64;
 
@@ -35,11 +37,24 @@ std::vector<float> dictionary(Index width) {
   return state;
 }
 
+/// The state of keys: atoms, behind the rotation where there is one.
+template <class K>
+std::vector<float> key_state(Index width) {
+  std::vector<float> atoms = dictionary<Keys>(width);
+  if constexpr (!std::is_same_v<K, Keys>) {
+    const kvpare::Rope rope = kvpare::rope_of_base(width, 500000);
+    atoms.insert(atoms.begin(), static_cast<std::size_t>(K::own_state_floats(width)), 0.0f);
+    kvpare::Rotation::write_state(width, rope.view(), atoms.data());
+  }
+  return atoms;
+}
+
 /// Lists of all heads of as many layers as the rotation takes, raw or coded. All heads read one dictionary, as they would.
+template <class K>
 class Lists {
  public:
   Lists(const LayerShape& shape, Index tokens, bool coded)
-      : shape_(shape), pages_(tokens / page_tokens), key_state_(dictionary<Keys>(shape.key_dim)),
+      : shape_(shape), pages_(tokens / page_tokens), key_state_(key_state<K>(shape.key_dim)),
         value_state_(dictionary<Values>(shape.value_dim)), backend_({.threads = 1}),
         queries_(random_rows<float>(1, shape.q_heads, shape.key_dim, 2)),
         out_(static_cast<std::size_t>(shape.q_heads * shape.value_dim)) {
@@ -57,8 +72,8 @@ class Lists {
     g.keys = memory_.data(), g.values = memory_.data() + key_bytes;
     g.key_page_bytes = g.value_page_bytes = page_bytes;
     if (coded) {
-      g.key_codec = backend_.codec<Keys, Side::keys>({page_tokens, shape.key_dim});
-      g.value_codec = backend_.codec<Values, Side::values>({page_tokens, shape.value_dim});
+      g.key_codec = backend_.template codec<K, Side::keys>({page_tokens, shape.key_dim});
+      g.value_codec = backend_.template codec<Values, Side::values>({page_tokens, shape.value_dim});
       g.key_tile_bytes = key_bytes, g.value_tile_bytes = page_bytes - key_bytes;
     } else {
       g.key_row_bytes = shape.key_dim * 2, g.value_row_bytes = shape.value_dim * 2;
@@ -124,8 +139,9 @@ class Lists {
 };
 
 /// `of_raw`: time over that of raw halves, one step of each by turns.
+template <class K>
 void attend_codes(benchmark::State& state, const LayerShape& shape, Index tokens) {
-  Lists coded(shape, tokens, true), raw(shape, tokens, false);
+  Lists<K> coded(shape, tokens, true), raw(shape, tokens, false);
   std::vector<double> of_raw;
   const double seconds = run(
       state, {.bytes = static_cast<double>(coded.bytes), .tokens = static_cast<double>(tokens)},
@@ -150,10 +166,14 @@ void encode(benchmark::State& state, const LayerShape& shape, Index tokens, Inde
 
 const bool added = [] {
   const LayerShape shape = llama_8b();
-  for (const Index tokens : {1024, 4096, 16384, 32768})
-    add(kvpare::message("csr/attend/cpu/Q:", shape.q_heads, "/H:", shape.kv_heads, "/D:", shape.key_dim, "/N:", tokens,
-                        "/atoms:8192"),
-        [=](benchmark::State& state) { attend_codes(state, shape, tokens); });
+  for (const Index tokens : {1024, 4096, 16384, 32768}) {
+    const auto name = [&](const char* what) {
+      return kvpare::message("csr/", what, "/cpu/Q:", shape.q_heads, "/H:", shape.kv_heads, "/D:", shape.key_dim, "/N:", tokens,
+                             "/atoms:8192");
+    };
+    add(name("attend"), [=](benchmark::State& state) { attend_codes<Keys>(state, shape, tokens); });
+    add(name("attend_before_rope"), [=](benchmark::State& state) { attend_codes<KeysBeforeRope>(state, shape, tokens); });
+  }
   for (const Index rows : {1, 8, 64}) {
     add(kvpare::message("csr/encode_keys/cpu/D:128/N:1024/rows:", rows),
         [=](benchmark::State& state) { encode<Keys>(state, shape, 1024, rows); });

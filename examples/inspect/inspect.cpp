@@ -74,7 +74,9 @@ class Runner {
                example::with_room_for_forms<Formats>({.page_tokens = options.page_tokens,
                                                       .pool_bytes = bytes_as_appended(trace, model_, options.page_tokens)},
                                                      model_)),
-        first_row_(std::max<Index>(0, trace.tokens() - options.rows)) {}
+        first_row_(std::max<Index>(0, trace.tokens() - options.rows)) {
+    for (const example::States& states : options.states) example::share_states(cache_, states);
+  }
 
   Result run(const std::string& policy) {
     const kvpare::AnyCompressor compressor = kvpare::make_compressor(policy);

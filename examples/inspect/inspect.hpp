@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "support/states.hpp"
 #include "support/trace.hpp"
 
 namespace inspect {
@@ -17,6 +18,7 @@ struct Options {
   Index page_tokens = 64;
   Index rows = 16;      // the last ones of the trace, whose attention output is compared
   bool scores = false;  // fill in LayerResult::scores
+  std::vector<example::States> states = {};  // what codecs have learnt of the model
 };
 
 /// How attention outputs differ from those over the full cache.

@@ -15,6 +15,7 @@ namespace {
 
 struct Arguments {
   std::string trace, json, plot;
+  std::vector<std::string> states;
   std::vector<std::string> policies = {"snap_kv"};
   inspect::Options options;
   bool list = false;
@@ -27,6 +28,8 @@ void declare(CLI::App& app, Arguments& a) {
                  "\"air_cache(keep=0.1) + kivi(bits=4)\"; may be repeated")
       ->allow_extra_args(false)
       ->capture_default_str();
+  app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
+      ->allow_extra_args(false);
   app.add_option("--rows", a.options.rows, "compare the attention outputs of the last so many rows")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -53,6 +56,7 @@ int run(Arguments& arguments) {
   for (const std::string& path : {arguments.plot, arguments.json})
     if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error(path + ": cannot be written");
 
+  for (const std::string& path : arguments.states) arguments.options.states.push_back(example::read_states(path));
   const example::Trace trace = example::read_trace(arguments.trace);
   const auto results = inspect::run(trace, arguments.policies, arguments.options);
   const std::string name = std::filesystem::path(arguments.trace).filename().string();

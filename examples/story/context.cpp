@@ -56,7 +56,9 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
 
 Context::Context(const Decoder& decoder, kvpare::cpu::Backend& backend, Method method, ContextOptions options)
     : decoder_(decoder), method_(std::move(method)), most_tokens_(options.most_tokens),
-      cache_(backend, decoder.attention_shapes(), cache_options(decoder, options)), sequence_(cache_.create()) {
+      cache_(backend, decoder.attention_shapes(), cache_options(decoder, options)) {
+  for (const example::States& states : options.states) example::share_states(cache_, states);
+  sequence_ = cache_.create();
   kvpare::require(method_.block >= 1, "block = ", method_.block, ", must be at least 1");
 }
 

@@ -6,6 +6,7 @@
 
 #include "decoder.hpp"
 #include "support/formats.hpp"
+#include "support/states.hpp"
 
 namespace story {
 
@@ -39,6 +40,7 @@ Method make_method(kvpare::AnyCompressor compressor, Index block, AtDecode at_de
 struct ContextOptions {
   Index most_tokens = 0;  // the text's, at most: that many find room
   Index page_tokens = 16;
+  std::span<const example::States> states = {};  // what codecs have learnt of the model
 };
 
 /// What reading and writing a text has cost so far.
@@ -95,7 +97,7 @@ class Context {
   Method method_;
   Index most_tokens_;
   Cache cache_;
-  kvpare::SequenceId sequence_;
+  kvpare::SequenceId sequence_ = {};
   Position length_ = 0;
   Usage usage_;
 };

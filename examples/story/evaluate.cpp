@@ -64,10 +64,10 @@ void Result::operator+=(const Result& more) {
 }
 
 Result measure(const Decoder& decoder, kvpare::cpu::Backend& backend, const std::vector<int>& story,
-               const Method& method, Index page_tokens) {
+               const Method& method, Index page_tokens, std::span<const example::States> states) {
   const auto start = std::chrono::steady_clock::now();
   const Index count = std::ssize(story) - 1;
-  Context context(decoder, backend, method, {.most_tokens = count, .page_tokens = page_tokens});
+  Context context(decoder, backend, method, {.most_tokens = count, .page_tokens = page_tokens, .states = states});
   const Matrix logits = decoder.logits(context.read(std::span(story).first(static_cast<std::size_t>(count))));
   Result result;
   for (Index t = 0; t < count; ++t) result.nats += nats_of(logits.row(t), story[static_cast<std::size_t>(t) + 1]);
@@ -88,7 +88,7 @@ std::vector<Result> evaluate(const Decoder& decoder, const std::vector<std::vect
     kvpare::cpu::Backend backend({.threads = 1});
     for (std::size_t i; (i = next.fetch_add(1)) < total;)
       parts[i] = measure(decoder, backend, stories[i / settings.size()], settings[i % settings.size()].method,
-                         options.page_tokens);
+                         options.page_tokens, options.states);
   });
   std::vector<Result> results(settings.size());
   for (std::size_t i = 0; i < parts.size(); ++i) results[i % settings.size()] += parts[i];

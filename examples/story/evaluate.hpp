@@ -54,11 +54,12 @@ struct Result {
 
 /// Nats of the story's tokens after the first, each predicted from those before it.
 Result measure(const Decoder& decoder, kvpare::cpu::Backend& backend, const std::vector<int>& story,
-               const Method& method, Index page_tokens);
+               const Method& method, Index page_tokens, std::span<const example::States> states = {});
 
 struct EvaluateOptions {
   Index threads = 1;
   Index page_tokens = 16;
+  std::vector<example::States> states = {};  // what codecs have learnt of the model
 };
 
 /// One result per setting; all but the seconds do not depend on the number of threads.

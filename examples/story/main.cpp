@@ -24,7 +24,7 @@ struct Arguments {
   std::string prompt, text, nll;
   Index steps = 256;
   Sampling sampling;
-  std::vector<std::string> policies, budgets;
+  std::vector<std::string> policies, budgets, states;
   Index block = 16;
   bool all_in_blocks = false;
   TextRule rule;
@@ -75,6 +75,12 @@ void print_formats(std::ostream& out, const std::string& model, Index page_token
       out, Cache(backend, shapes, example::with_room_for_forms<Formats>({.page_tokens = page_tokens}, shapes)));
 }
 
+std::vector<example::States> states_of(const Arguments& a) {
+  std::vector<example::States> states;
+  for (const std::string& path : a.states) states.push_back(example::read_states(path));
+  return states;
+}
+
 /// The one policy with the one budget that a text is written under.
 Terms terms_of(const Arguments& a) {
   if (a.policies.size() > 1 || a.budgets.size() > 1)
@@ -108,7 +114,8 @@ int dump_text(const Decoder& decoder, const std::vector<int>& prompt, const Argu
 /// Writes a text on, from where it is, and puts it aside where that is asked for.
 int write_text(const Decoder& decoder, const Tokenizer& tokenizer, Saved saved, const Arguments& a) {
   const Shape& shape = decoder.shape();
-  const ContextOptions options{.most_tokens = shape.longest, .page_tokens = saved.terms.page_tokens};
+  const std::vector<example::States> states = states_of(a);
+  const ContextOptions options{.most_tokens = shape.longest, .page_tokens = saved.terms.page_tokens, .states = states};
   const Method method = method_of(saved.terms, shape.layers);
   kvpare::cpu::Backend backend({.threads = 1});
   std::optional<Context> context;
@@ -143,7 +150,7 @@ int measure_text(const Decoder& decoder, const Tokenizer& tokenizer, const Argum
   const Shape& shape = decoder.shape();
   if (a.rule.most_tokens > shape.longest)
     throw CLI::ValidationError("--story-tokens", "the model's longest sequence is " + std::to_string(shape.longest));
-  Measured measured{.text = a.nll, .rule = a.rule, .options = {.threads = a.threads, .page_tokens = a.page_tokens},
+  Measured measured{.text = a.nll, .rule = a.rule, .options = {.threads = a.threads, .page_tokens = a.page_tokens, .states = states_of(a)},
                     .numbers = 2 * shape.head_dim()};
   const std::vector<std::vector<int>> stories = read_stories(example::read_bytes(a.nll), tokenizer, a.rule);
   example::expect(!stories.empty(), a.nll, "no story of at least ", a.rule.shortest, " characters among the first ",
@@ -189,6 +196,8 @@ void declare(CLI::App& app, Arguments& a) {
                  "budgets: tokens per kv head of each layer (32t), or a share of the tokens read so far (0.25, 25%)")
       ->excludes(load)
       ->delimiter(',');
+  app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
+      ->allow_extra_args(false);
   app.add_option("--every", a.block, "tokens per block, for policies that evict after a block of tokens")
       ->excludes(load)
       ->check(CLI::Range(1, 4096))

@@ -52,6 +52,8 @@
       on_values(Qaq<3, QaqSide::values>) on_keys(Qaq<2, QaqSide::keys>) on_values(Qaq<2, QaqSide::values>)
 #define KVPARE_EXAMPLE_CODECS_LEARNT(on_keys, on_values)                                                              \
   on_keys(Unrotated<CsrKeys<4, 0, 256>>) on_values(CsrValues<4, 0, 256>) on_keys(Unrotated<CsrKeys<2, 0, 256>>)       \
+      on_keys(Unrotated<CsrKeys<4, 1024>>) on_values(CsrValues<4, 1024>)                                              \
+      on_keys(Unrotated<CsrKeys<4, 1024, 256>>) on_values(CsrValues<4, 1024, 256>)                                    \
       on_values(CsrValues<2, 0, 256>) on_keys(CsrKeys<4, 0, 256>) on_keys(KvQuantKeys<4>) on_values(KvQuantValues<4>) \
           on_keys(KvQuantKeys<3>) on_values(KvQuantValues<3>) on_keys(KvQuantKeys<2>) on_values(KvQuantValues<2>)     \
               on_keys(KvQuantRotatedKeys<3>)

@@ -39,8 +39,8 @@ template <int percent, Index group>
 using VidPair = Pair<VidKvKeys<percent, group>, VidKvValues<group>>;
 template <int capacity>
 using QaqPair = Pair<Qaq<capacity, QaqSide::keys>, Qaq<capacity, QaqSide::values>>;
-template <int nonzeros>
-using CsrPair = Pair<Unrotated<CsrKeys<nonzeros, 0, 256>>, CsrValues<nonzeros, 0, 256>>;
+template <int nonzeros, Index atoms, Index online>
+using CsrPair = Pair<Unrotated<CsrKeys<nonzeros, atoms, online>>, CsrValues<nonzeros, atoms, online>>;
 template <int bits>
 using KvQuantPair = Pair<KvQuantKeys<bits>, KvQuantValues<bits>>;
 
@@ -67,7 +67,8 @@ using List =
             Pair<VidKvKeys<50, group>, VidKvProtectedValues<group>>,                            // with protect
             Pair<VidKvKeys<50, group, OneBit::literal>, Ternary<TernaryFit::mean, Along::tokens, group>>,  // as printed
             QaqPair<4>, QaqPair<3>, QaqPair<2>,                                                 // qaq(capacity=…)
-            CsrPair<4>, CsrPair<2>, Pair<CsrKeys<4, 0, 256>, CsrValues<4, 0, 256>>,             // csr(nonzeros=…)
+            CsrPair<4, 0, 256>, CsrPair<2, 0, 256>, Pair<CsrKeys<4, 0, 256>, CsrValues<4, 0, 256>>,  // csr(nonzeros=…)
+            CsrPair<4, 1024, 0>, CsrPair<4, 1024, 256>,                                         // with --states
             KvQuantPair<4>, KvQuantPair<3>, KvQuantPair<2>,                                     // kv_quant(bits=…)
             Pair<KvQuantRotatedKeys<3>, KvQuantValues<3>>>;                                     // after RoPE
 }  // namespace detail

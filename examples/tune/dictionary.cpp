@@ -2,7 +2,6 @@
 
 #include <Eigen/Core>
 #include <algorithm>
-#include <cstring>
 #include <kvpare/core/dtype.hpp>
 #include <kvpare/core/error.hpp>
 #include <kvpare/core/random.hpp>
@@ -132,29 +131,6 @@ class Learner {
   std::vector<std::vector<Use>> uses_;
 };
 
-std::vector<float> rows_of(const kvpare::ConstTensor& all) {
-  std::vector<float> rows(static_cast<std::size_t>(all.rows * all.heads * all.width));
-  std::size_t at = 0;
-  for (Index r = 0; r < all.rows; ++r)
-    for (Index h = 0; h < all.heads; ++h)
-      for (Index c = 0; c < all.width; ++c, ++at) {
-        const void* row = all.at(r, h);
-        switch (all.dtype) {
-          case kvpare::DType::f16:
-            rows[at] = static_cast<float>(static_cast<const kvpare::half*>(row)[c]);
-            break;
-          case kvpare::DType::bf16:
-            rows[at] = static_cast<float>(static_cast<const kvpare::bfloat16*>(row)[c]);
-            break;
-          default:
-            rows[at] = static_cast<const float*>(row)[c];
-        }
-      }
-  return rows;
-}
-
-std::string name_of(Index layer, const std::string& side) { return "layers." + std::to_string(layer) + "." + side; }
-
 }  // namespace
 
 Dictionary learn_dictionary(const std::vector<float>& vectors, Index width, const DictionaryRules& rules) {
@@ -164,50 +140,6 @@ Dictionary learn_dictionary(const std::vector<float>& vectors, Index width, cons
                   "dictionary: atoms = ", rules.atoms, ", nonzeros = ", rules.nonzeros, ", rounds = ", rules.rounds,
                   ", must be positive, atoms at most 65536");
   return Learner(vectors, width, rules).learn();
-}
-
-std::vector<float> key_vectors(const example::Trace& trace, Index layer, bool before_rope) {
-  const kvpare::Model model = trace.model();
-  const kvpare::LayerShape& shape = model.layers[static_cast<std::size_t>(layer)];
-  std::vector<float> rows = rows_of(trace.layers[static_cast<std::size_t>(layer)].keys.tensor());
-  if (!before_rope) return rows;
-  const kvpare::Rope& rope = kvpare::plain_rope_of(shape, layer, "dictionary before RoPE");
-  const kvpare::RopeView view = rope.view();
-  for (Index t = 0; t < trace.tokens(); ++t)
-    for (Index h = 0; h < shape.kv_heads; ++h)
-      view.unrotate(rows.data() + (t * shape.kv_heads + h) * shape.key_dim,
-                    trace.positions[static_cast<std::size_t>(t)]);
-  return rows;
-}
-
-std::vector<float> value_vectors(const example::Trace& trace, Index layer) {
-  return rows_of(trace.layers[static_cast<std::size_t>(layer)].values.tensor());
-}
-
-void write_dictionaries(const std::string& path, const std::vector<LayerDictionaries>& layers) {
-  example::SafetensorsWriter file;
-  file.metadata["format"] = "kvpare dictionaries";
-  std::vector<std::vector<kvpare::half>> memory;
-  memory.reserve(2 * layers.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const auto add = [&](const std::string& side, const Dictionary& d, Index width) {
-      auto& halves = memory.emplace_back();
-      for (const float x : d.atoms) halves.emplace_back(x);
-      file.add(
-          name_of(static_cast<Index>(l), side), "F16",
-          {static_cast<std::uint64_t>(static_cast<Index>(halves.size()) / width), static_cast<std::uint64_t>(width)},
-          std::as_bytes(std::span(halves)));
-    };
-    add("keys", layers[l].keys, layers[l].key_width), add("values", layers[l].values, layers[l].value_width);
-  }
-  file.write(path);
-}
-
-std::vector<float> read_dictionary(const example::Safetensors& file, Index layer, const std::string& side) {
-  const std::span<const std::byte> halves = file.raw(name_of(layer, side));
-  std::vector<float> state((halves.size() + 3) / 4);
-  std::memcpy(state.data(), halves.data(), halves.size());
-  return state;
 }
 
 }  // namespace tune

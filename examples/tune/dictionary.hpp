@@ -1,10 +1,8 @@
 // Dictionaries for sparse codes, learnt from the keys and values of recorded prompts.
 #pragma once
 
-#include <string>
+#include <kvpare/core/shape.hpp>
 #include <vector>
-
-#include "support/trace.hpp"
 
 namespace tune {
 
@@ -31,21 +29,5 @@ struct Dictionary {
 /// Deviation  CSR descends the gradient of the error plus β ‖I - WᵀW‖² / N², which keeps atoms apart; here atoms solve for
 ///            themselves, and those too close start again
 Dictionary learn_dictionary(const std::vector<float>& vectors, Index width, const DictionaryRules& rules);
-
-/// Keys and values of all heads of a layer, as codecs see them: chunk by chunk. `before_rope`: keys turned back by the trace's
-/// rope.
-std::vector<float> key_vectors(const example::Trace& trace, Index layer, bool before_rope);
-std::vector<float> value_vectors(const example::Trace& trace, Index layer);
-
-/// A safetensors file with `layers.{l}.keys` and `layers.{l}.values`, halves [atoms, width]; layers that share a dictionary name
-/// it each.
-struct LayerDictionaries {
-  Dictionary keys, values;
-  Index key_width = 0, value_width = 0;
-};
-void write_dictionaries(const std::string& path, const std::vector<LayerDictionaries>& layers);
-
-/// One of them as KvCache::share_state takes it: two halves to a float.
-std::vector<float> read_dictionary(const example::Safetensors& file, Index layer, const std::string& side);
 
 }  // namespace tune

@@ -5,7 +5,7 @@
 #include <iostream>
 #include <sstream>
 
-#include "dictionary.hpp"
+#include "learn.hpp"
 #include "ratios.hpp"
 #include "search.hpp"
 #include "support/program.hpp"
@@ -15,11 +15,10 @@ namespace {
 
 struct Arguments {
   std::vector<std::string> traces;
-  std::string search, out, only;
+  std::string search, learn, out, only;
   double bits = 4, distance = 0.3, ratios = 0;
   std::vector<kvpare::Index> widths{8, 4, 2};
-  kvpare::Index rows = 64, group = 32, page_tokens = 64, dictionary = 0, nonzeros = 8, share = 1, rounds = 12;
-  bool before_rope = false;
+  kvpare::Index rows = 64, group = 32, page_tokens = 64, share = 1, rounds = 12;
 };
 
 void declare(CLI::App& app, Arguments& a) {
@@ -36,19 +35,15 @@ void declare(CLI::App& app, Arguments& a) {
       ->capture_default_str();
   app.add_option("--ratios", a.ratios, "find how much of each layer PrefixKV keeps of the traces, at this keep ratio")
       ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--dictionary", a.dictionary, "learn dictionaries of so many atoms for sparse codes from the traces")
-      ->check(CLI::Range(1, 65536));
-  app.add_option("--nonzeros", a.nonzeros, "with --dictionary: atoms of a key; of each half of a value half as many")
-      ->check(CLI::Range(2, 64))
-      ->capture_default_str();
-  app.add_option("--share", a.share, "with --dictionary: so many layers in a row share one")
+  app.add_option("--learn", a.learn,
+                 "learn what this policy's codecs share, from the traces: \"kv_quant(bits=3)\", \"csr(nonzeros=4, dictionary=n1024)\"");
+  app.add_option("--share", a.share, "with --learn, for dictionaries: so many layers in a row have one")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--rounds", a.rounds, "with --dictionary: rounds of learning")
+  app.add_option("--rounds", a.rounds, "with --learn, for dictionaries: rounds of learning")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_flag("--before-rope", a.before_rope, "with --dictionary: keys as they were before RoPE");
-  app.add_option("--out", a.out, "with --search, --ratios or --dictionary: write the result to this file");
+  app.add_option("--out", a.out, "with --search, --ratios or --learn: write the result to this file");
   app.add_option("--codec", a.only, "without --search: this codec only");
   app.add_option("--rows", a.rows, "the last so many rows of a prompt ask")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--group", a.group, "numbers per group, for codecs that have groups")
@@ -167,47 +162,23 @@ int find_ratios(const Arguments& a) {
 }
 
 int learn(const Arguments& a) {
-  if (a.traces.empty()) throw std::invalid_argument("--dictionary needs --trace FILE: what should it learn from?");
-  if (a.out.empty()) throw std::invalid_argument("--dictionary needs --out FILE: where should the atoms go?");
+  if (a.out.empty()) throw std::invalid_argument("--learn needs --out FILE: where should it go?");
   std::vector<example::Trace> traces;
   for (const std::string& path : a.traces) traces.push_back(example::read_trace(path));
-  const kvpare::Model model = traces[0].model();
-  for (const example::Trace& trace : traces)
-    kvpare::require(trace.model().layers == model.layers, "--dictionary: the traces are of different models");
-  const auto count = static_cast<kvpare::Index>(model.layers.size());
-  std::vector<tune::LayerDictionaries> layers;
-  std::printf("share of the power that is left\n| layers | keys | values |\n|---|---|---|\n");
-  for (kvpare::Index first = 0; first < count; first += a.share) {
-    const kvpare::Index end = std::min(first + a.share, count);
-    std::vector<float> keys, values;
-    for (kvpare::Index l = first; l < end; ++l)
-      for (const example::Trace& trace : traces) {
-        const auto k = tune::key_vectors(trace, l, a.before_rope), v = tune::value_vectors(trace, l);
-        keys.insert(keys.end(), k.begin(), k.end()), values.insert(values.end(), v.begin(), v.end());
-      }
-    const kvpare::LayerShape& shape = model.layers[static_cast<std::size_t>(first)];
-    kvpare::require(shape.value_dim % 2 == 0, "--dictionary: layer ", first, ": values of ", shape.value_dim,
-                    " channels, must be even: each half is coded by itself");
-    const tune::LayerDictionaries learnt{
-        tune::learn_dictionary(keys, shape.key_dim,
-                               {.atoms = a.dictionary, .nonzeros = a.nonzeros, .rounds = a.rounds}),
-        tune::learn_dictionary(values, shape.value_dim / 2,
-                               {.atoms = a.dictionary, .nonzeros = std::max<kvpare::Index>(1, a.nonzeros / 2), .rounds = a.rounds}),
-        shape.key_dim, shape.value_dim / 2};
-    std::printf("| %ld to %ld | %.4f | %.4f |\n", static_cast<long>(first), static_cast<long>(end - 1),
-                *std::min_element(learnt.keys.errors.begin(), learnt.keys.errors.end()),
-                *std::min_element(learnt.values.errors.begin(), learnt.values.errors.end()));
-    for (kvpare::Index l = first; l < end; ++l) layers.push_back(learnt);
-  }
-  tune::write_dictionaries(a.out, layers);
+  const tune::Learnt learnt = tune::learn_states(a.learn, traces, {.share = a.share, .rounds = a.rounds});
+  std::cout << print_setting(learnt.states.form) << ": power of what was learnt from over that of the error, dB\n";
+  std::printf("| layer | keys | values |\n|---|---|---|\n");
+  for (std::size_t l = 0; l < learnt.states.layers.size(); ++l)
+    std::printf("| %zu | %.1f | %.1f |\n", l, learnt.key_snr[l], learnt.value_snr[l]);
+  example::write_states(a.out, learnt.states);
   std::printf("wrote %s\n", a.out.c_str());
   return 0;
 }
 
 int run(Arguments& a) {
-  if ((!a.search.empty()) + (a.ratios > 0) + (a.dictionary > 0) > 1)
-    throw std::invalid_argument("--search, --ratios and --dictionary: one at a time");
-  if (a.dictionary > 0) return learn(a);
+  if ((!a.search.empty()) + (a.ratios > 0) + (!a.learn.empty()) > 1)
+    throw std::invalid_argument("--search, --ratios and --learn: one at a time");
+  if (!a.learn.empty()) return learn(a);
   return a.ratios > 0 ? find_ratios(a) : a.search.empty() ? print_errors(a) : search(a);
 }
 

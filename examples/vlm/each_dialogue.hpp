@@ -23,6 +23,7 @@ void for_each_dialogue(const EvaluationSet& set, const std::vector<Setting>& set
   std::mutex mutex;
   example::run_on_threads(options.threads, [&] {
     const auto engine = make_engine(options.device, options.page_tokens);
+    for (const example::States& states : options.states) engine->share_states(states);
     for (Index i; (i = next.fetch_add(1)) < total;) {
       visit(*engine, set.scenes[static_cast<std::size_t>(i / std::ssize(settings))],
             settings[static_cast<std::size_t>(i % std::ssize(settings))], static_cast<std::size_t>(i));

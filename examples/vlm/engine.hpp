@@ -8,6 +8,7 @@
 #include "decoder.hpp"
 #include "evaluation_set.hpp"
 #include "result.hpp"
+#include "support/states.hpp"
 
 namespace vlm {
 
@@ -18,6 +19,9 @@ enum class Device { cpu, cuda };
 class Engine {
  public:
   virtual ~Engine() = default;
+
+  /// What codecs have learnt of the model, for dialogues from now on.
+  virtual void share_states(const example::States& states) = 0;
 
   /// The dialogues about one scene that these tasks need. Throws what the library throws.
   virtual Result converse(const Decoder& decoder, const Scene& scene, const kvpare::AnyCompressor& compressor,

@@ -17,6 +17,8 @@ class EngineOn : public Engine {
   explicit EngineOn(Index page_tokens, Options&&... options)
       : backend_(std::forward<Options>(options)...), cache_(backend_, attention_shapes(), cache_options(page_tokens)) {}
 
+  void share_states(const example::States& states) override { example::share_states(cache_, states); }
+
   Result converse(const Decoder& decoder, const Scene& scene, const kvpare::AnyCompressor& compressor,
                   const std::vector<Task>& tasks, const Visit& visit) override {
     return Conversation<B>(decoder, cache_, scene, compressor).run(tasks, visit);

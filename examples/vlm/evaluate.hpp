@@ -28,6 +28,7 @@ struct EvaluateOptions {
   Device device = Device::cpu;
   Index threads = 1;  // each has an engine of its own
   Index page_tokens = 16;
+  std::vector<example::States> states = {};  // what codecs have learnt of the model
   std::function<void(Index done, Index total)> progress;  // called from any thread, one at a time
 };
 

@@ -102,7 +102,7 @@ std::vector<std::string> policies_over_bytes() {
 }
 
 struct Arguments {
-  std::vector<std::string> policies;
+  std::vector<std::string> policies, states;
   std::vector<double> keeps;  // none: those of `default_keeps`
   std::vector<std::string> tasks = {"desc", "same", "other", "turn1"};
   std::optional<Index> scenes;  // none: all for --verify, fewer for the rest
@@ -200,6 +200,7 @@ EvaluateOptions options_of(const EvaluationSet& set, const Arguments& arguments)
   options.scenes = scenes_of(set, arguments.scenes.value_or(default_scenes));
   options.device = device_of(arguments), options.threads = arguments.threads;
   options.page_tokens = arguments.page_tokens;
+  for (const std::string& path : arguments.states) options.states.push_back(example::read_states(path));
   return options;
 }
 
@@ -309,6 +310,8 @@ void declare(CLI::App& app, Arguments& a) {
                  "shares of the visual tokens to keep (default: 0.5,0.2,0.1,0.05,0.02,0.01; with --budgets 0.2)")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
+      ->allow_extra_args(false);
   app.add_option("--task", a.tasks, "which answers to count")
       ->delimiter(',')
       ->check(CLI::IsMember({"desc", "same", "other", "turn1"}))

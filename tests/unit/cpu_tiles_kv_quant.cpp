@@ -1,5 +1,6 @@
 // Attention on lists beside codes, on codebooks that a state says, and on keys that turn: against decoded rows.
 #include <kvpare/codec/kv_quant.hpp>
+#include <kvpare/codec/sparse.hpp>
 
 #include "support/coded_tiles.hpp"
 
@@ -135,6 +136,11 @@ TEST(CpuTilesKvQuant, KeysBeforeRotation) {
   check_all<Unrotated<Symmetric<4, 32>>>(Side::keys, of_floats, {{64, 128}});
   check_all<Unrotated<Affine<2, 32>>>(Side::keys, of_floats, {{64, 96}});
 }
+/// Atoms add up before they turn; 37 channels are no whole vectors.
+TEST(CpuTilesKvQuant, SparseKeysBeforeRotation) {
+  check_all<Unrotated<Sparse<4, 1, 0, 48>>>(Side::keys, of_floats, {{64, 128}, {32, 64}, {16, 37}});
+  check_all<Unrotated<Sparse<2, 2, 0, 48>>>(Side::keys, of_floats, {{64, 256}});
+}
 TEST(CpuTilesKvQuant, KeysAfterRotation) {
   check_all<KvQuantRotatedKeys<4>>(Side::keys, of_integers, {{64, 128}, {32, 64}});
   check_all<KvQuantRotatedKeys<3, 2>>(Side::keys, of_integers, {{64, 128}});
@@ -155,6 +161,8 @@ TEST(CpuTilesKvQuant, OthersDecodeTheirRows) {
     check_turned<KvQuantValues<4, 2>>(Side::values, wide, isa, 3, of_integers, Support::generic);
     check_turned<KvQuantKeys<4, 2>>(Side::keys, inputs_of<KvQuantKeys<4, 2>>({16, 512}, Places::gaps, true), isa, 3,
                                     of_floats, Support::generic);
+    using Atoms = Unrotated<Sparse<2, 1, 0, 48>>;
+    check_turned<Atoms>(Side::keys, inputs_of<Atoms>({16, 512}, Places::gaps, true), isa, 3, of_floats, Support::generic);
   }
 }
 

@@ -1,5 +1,6 @@
 // The search step by step against worked examples, and the measures on data whose answer is known.
 #include "../dictionary.hpp"
+#include "../learn.hpp"
 #include "../ratios.hpp"
 #include "../search.hpp"
 
@@ -8,6 +9,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <kvpare/codec/kv_quant.hpp>
+#include <kvpare/codec/sparse.hpp>
+#include <kvpare/codec/unrotated.hpp>
 #include <kvpare/core/random.hpp>
 #include <kvpare/runtime/make_compressor.hpp>
 #include <sstream>
@@ -51,25 +55,6 @@ TEST(Dictionary, FindsWhatVectorsAreMadeOf) {
   EXPECT_EQ(learn_dictionary(vectors, width, rules).atoms, learnt.atoms) << "the same again";
   EXPECT_THROW(learn_dictionary({}, width, rules), kvpare::InvalidArgument);
   EXPECT_THROW(learn_dictionary(vectors, 7, rules), kvpare::InvalidArgument);
-}
-
-TEST(Dictionary, IsReadAsAState) {
-  const LayerDictionaries layer{{.atoms = {1, 0, 0, -1}, .errors = {}}, {.atoms = {0.5f}, .errors = {}}, 2, 1};
-  const std::string path = ::testing::TempDir() + "dictionary.safetensors";
-  write_dictionaries(path, {layer, layer});
-  const auto file = example::Safetensors::open(path);
-  const std::vector<float> keys = read_dictionary(file, 1, "keys"), values = read_dictionary(file, 0, "values");
-  ASSERT_EQ(keys.size(), 2u);
-  ASSERT_EQ(values.size(), 1u);
-  const auto half_at = [](const std::vector<float>& state, std::size_t i) {
-    kvpare::half h;
-    std::memcpy(&h, reinterpret_cast<const std::byte*>(state.data()) + 2 * i, 2);
-    return static_cast<float>(h);
-  };
-  EXPECT_EQ(half_at(keys, 0), 1);
-  EXPECT_EQ(half_at(keys, 3), -1);
-  EXPECT_EQ(half_at(values, 0), 0.5f);
-  EXPECT_THROW(read_dictionary(file, 2, "keys"), example::BadFile);
 }
 
 TEST(Search, ParetoKeepsWhatNothingBeats) {
@@ -215,6 +200,75 @@ example::Trace trace_of_two_layers(Index tokens) {
     trace.append(static_cast<Index>(trace.layers.size()), kvpare::ConstTensor(ones.data(), tokens, 1, 4),
                  kvpare::ConstTensor(keys.data(), tokens, 1, 4), kvpare::ConstTensor(ones.data(), tokens, 1, 4));
   return trace;
+}
+
+/// Two layers of two heads of 16 channels, keys turned by RoPE.
+example::Trace normal_trace(Index tokens, std::uint64_t seed) {
+  example::Trace trace;
+  trace.metadata = {{"rope_theta", "10000"}, {"rope_pairing", "halves"}};
+  for (Index t = 0; t < tokens; ++t) trace.positions.push_back(static_cast<kvpare::Position>(t));
+  for (Index l = 0; l < 2; ++l) {
+    const HeadData rows = normal_data(tokens, 32, 1, 1, l, seed + static_cast<std::uint64_t>(l));
+    const kvpare::ConstTensor keys(rows.keys.data(), tokens, 2, 16), values(rows.values.data(), tokens, 2, 16);
+    trace.append(l, keys, keys, values);
+  }
+  return trace;
+}
+
+TEST(Learn, RangesAndCodebooksOfEveryHead) {
+  using Keys = kvpare::KvQuantKeys<3>;
+  const std::vector<example::Trace> traces = {normal_trace(300, 1), normal_trace(200, 5)};
+  const Learnt learnt = learn_states("kv_quant(bits=3)", traces, {});
+  ASSERT_EQ(learnt.states.layers.size(), 2u);
+  EXPECT_EQ(learnt.states.form, kvpare::Form(Keys::name, kvpare::KvQuantValues<3>::name));
+  const Index floats = kvpare::state_floats<Keys>(16);
+  for (std::size_t l = 0; l < 2; ++l) {
+    const std::vector<float>& keys = learnt.states.layers[l].keys;
+    ASSERT_EQ(std::ssize(keys), 2 * floats);
+    EXPECT_NE(std::memcmp(keys.data(), keys.data() + floats, static_cast<std::size_t>(floats) * 4), 0) << "one per head";
+    const float range = keys[static_cast<std::size_t>(Keys::own_state_floats(16) + 3)];
+    EXPECT_GT(range, 1.5f) << "of 499 normal numbers all but one percent";
+    EXPECT_LT(range, 4.5f);
+    EXPECT_GT(learnt.key_snr[l], 10);
+    EXPECT_GT(learnt.value_snr[l], 10);
+    EXPECT_LT(learnt.value_snr[l], 25);
+  }
+  EXPECT_NE(learnt.states.layers[0], learnt.states.layers[1]);
+  // More prompts are more rows: the states are those of all together.
+  EXPECT_NE(learn_states("kv_quant(bits=3)", {traces[0]}, {}).states, learnt.states);
+}
+
+TEST(Learn, AtomsThatLayersShare) {
+  using Keys = kvpare::Unrotated<kvpare::CsrKeys<4, 1024>>;
+  const Learnt learnt = learn_states("csr(nonzeros=4, dictionary=n1024)", {normal_trace(40, 1)}, {.share = 2, .rounds = 3});
+  ASSERT_EQ(learnt.states.layers.size(), 2u);
+  EXPECT_EQ(learnt.states.layers[0], learnt.states.layers[1]);
+  const std::vector<float>& keys = learnt.states.layers[0].keys;
+  ASSERT_EQ(std::ssize(keys), kvpare::state_floats<Keys>(16));
+  const kvpare::Rotation rotation(16, keys.data());
+  EXPECT_EQ(rotation.pairs, 8);
+  const kvpare::Dictionary d = Keys::Inner::dictionary(16, Keys::inner_state(16, keys.data()));
+  for (Index n : {0, 5, 159}) {  // 160 vectors, each an atom
+    double square = 0;
+    for (Index c = 0; c < 16; ++c) square += std::pow(static_cast<double>(d.element(d.atom(n), c)), 2);
+    EXPECT_NEAR(square, 1, 5e-3) << n;
+  }
+  const Learnt in_part = learn_states("csr(nonzeros=4, dictionary=n1024_online256)", {normal_trace(40, 1)}, {.share = 2, .rounds = 3});
+  EXPECT_EQ(std::ssize(in_part.states.layers[0].keys), 1024 * 16 / 2) << "the rest is made of the prompt";
+  EXPECT_EQ(std::memcmp(in_part.states.layers[0].keys.data(), Keys::inner_state(16, keys.data()), 1024 * 16 * 2), 0);
+}
+
+TEST(Learn, RefusesWhatItCannotLearn) {
+  const std::vector<example::Trace> traces = {normal_trace(40, 1)};
+  EXPECT_THROW(learn_states("kv_quant", {}, {}), kvpare::InvalidArgument);
+  EXPECT_THROW(learn_states("kivi(bits=4)", traces, {}), kvpare::InvalidArgument) << "nothing to learn";
+  EXPECT_THROW(learn_states("think", traces, {}), kvpare::InvalidArgument) << "of queries";
+  EXPECT_THROW(learn_states("csr(nonzeros=6, dictionary=n77)", traces, {}), kvpare::InvalidArgument) << "not listed";
+  EXPECT_THROW(learn_states("kv_quant", traces, {.share = 2}), kvpare::InvalidArgument) << "every head has its own";
+  example::Trace unknown = traces[0];
+  unknown.metadata.clear();
+  EXPECT_THROW(learn_states("kv_quant", {unknown}, {}), kvpare::InvalidArgument) << "no rope";
+  EXPECT_THROW(learn_states("kv_quant", {traces[0], unknown}, {}), kvpare::InvalidArgument) << "two models";
 }
 
 TEST(Ratios, LayersThatLookAtFewTokensKeepFew) {

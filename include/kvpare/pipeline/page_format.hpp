@@ -91,7 +91,7 @@ constexpr SideFormat<B> side_format() {
   of.tile_bytes = [](TileShape shape) { return C::tile_bytes(shape); };
   of.state_floats = [](Index width) { return kvpare::state_floats<C>(width); };
   of.given_floats = [](Index width) { return kvpare::given_floats<C>(width); };
-  static_assert(!requires { C::given_floats(Index{}); } || kvpare::state_of_layer<C>() || !MakesState<C>,
+  static_assert(kvpare::given_floats<C>(64) == 0 || kvpare::state_of_layer<C>(),
                 "a state that is given in part is one for all heads of a layer: state_of_layer");
   if constexpr (is_raw<C>) {
     of.type = C::dtype;

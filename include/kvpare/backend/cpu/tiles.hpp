@@ -102,9 +102,8 @@ const TileOps* with_tiles(TileShape shape, const F& f) {
   } else if constexpr (fused::is_unrotated<C> && side == Side::keys) {
     return with_tiles<typename C::Inner, side>(shape, [&]<class Tiles, Support support>() {
       if constexpr (support == Support::fused && fused::DecodesBlocks<Tiles>)
-        return f.template operator()<fused::UnrotatedTiles<C, Tiles>, support>();
-      else
-        return f.template operator()<GenericTiles<C>, Support::generic>();
+        if (shape.width <= fused::max_width) return f.template operator()<fused::UnrotatedTiles<C, Tiles>, support>();
+      return f.template operator()<GenericTiles<C>, Support::generic>();
     });
   } else if constexpr (SparseCodec<C>) {
     return f.template operator()<fused::SparseTiles<C>, Support::fused>();

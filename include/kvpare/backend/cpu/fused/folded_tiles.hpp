@@ -99,8 +99,8 @@ struct FoldedTiles : FoldedShort<C, Tiles> {
     Tiles::score(k, prepared, rows, inner(keys), ahead, out, out_stride);
     const float* bias = reinterpret_cast<const float*>(prepared + inner_bytes(rows, keys.shape.width));
     for (Index i = 0; i < rows; ++i)
-      if (bias[i] != 0)
-        for (int t = 0; t < keys.count; ++t) out[i * out_stride + t] += bias[i];
+      if (const float more = bias[i]; more != 0)
+        for (int t = 0; t < keys.count; ++t) out[i * out_stride + t] += more;
   }
 
   static void accumulate(const Kernels& k, const float* p, Index p_stride, const float* alpha, Index rows,

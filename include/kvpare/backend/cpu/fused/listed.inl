@@ -1,6 +1,48 @@
 // Lists of single numbers beside codes, and keys that are turned before they meet a query: for every instruction set, as
 // loops.inl, which includes this. Blocks of keys are floats [channels][16 tokens] here.
 
+// ---- four rows side by side ----------------------------------------------------------------------------------------
+
+using Four = float __attribute__((vector_size(16)));
+
+KVPARE_INLINE Four load_four(const float* p) {
+  Four v;
+  std::memcpy(&v, p, 16);
+  return v;
+}
+KVPARE_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, 16); }
+
+#if KVPARE_MANY_REGISTERS
+// Four rows of p side by side: out [count rounded up to 16][4]. Of fewer rows the last one counts for the others.
+KVPARE_INLINE void fours_of(const float* p, Index p_stride, int rows, Index count, float* out) {
+  const Ints low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const Ints high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const Ints first = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+  const Ints second = _mm512_setr_epi32(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+  for (Index t = 0; t < count; t += 16, out += 64) {
+    Vec x[4];
+    KVPARE_UNROLL for (int i = 0; i < 4; ++i) {
+      const float* from = p + (i < rows ? i : rows - 1) * p_stride + t;
+      x[i] = count - t >= 16 ? load(from) : load_part(from, static_cast<int>(count - t));
+    }
+    const Vec a = _mm512_permutex2var_ps(x[0], low, x[1]), b = _mm512_permutex2var_ps(x[2], low, x[3]);
+    const Vec c = _mm512_permutex2var_ps(x[0], high, x[1]), d = _mm512_permutex2var_ps(x[2], high, x[3]);
+    store(out, _mm512_permutex2var_ps(a, first, b)), store(out + 16, _mm512_permutex2var_ps(a, second, b));
+    store(out + 32, _mm512_permutex2var_ps(c, first, d)), store(out + 48, _mm512_permutex2var_ps(c, second, d));
+  }
+}
+// And back: 16 of them, row by row.
+KVPARE_INLINE void rows_of_fours(const float* fours, Vec (&rows)[4]) {
+  const Ints even = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const Ints odd = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+  const Vec a = load(fours), b = load(fours + 16), c = load(fours + 32), d = load(fours + 48);
+  const Vec ab = _mm512_permutex2var_ps(a, even, b), cd = _mm512_permutex2var_ps(c, even, d);
+  const Vec ef = _mm512_permutex2var_ps(a, odd, b), gh = _mm512_permutex2var_ps(c, odd, d);
+  rows[0] = _mm512_shuffle_f32x4(ab, cd, 0x44), rows[1] = _mm512_shuffle_f32x4(ab, cd, 0xee);
+  rows[2] = _mm512_shuffle_f32x4(ef, gh, 0x44), rows[3] = _mm512_shuffle_f32x4(ef, gh, 0xee);
+}
+#endif
+
 // ---- numbers beside codes ------------------------------------------------------------------------------------------
 
 // The deltas of a tile, [slots][tokens] halves, as floats.
@@ -49,11 +91,31 @@ inline void add_listed_values_of_one(const ListedNumbers& list, const TileRows& 
 }
 
 // The same of four rows, which lie side by side while the list is gone through; width a multiple of 4.
-using Four = float __attribute__((vector_size(16)));
 inline void add_listed_values_of_four(const ListedNumbers& list, const TileRows& values, const float* deltas, const float* p,
                                       Index p_stride, float* acc, Index acc_stride) {
   const Index width = values.shape.width;
   const std::uint8_t* channels = reinterpret_cast<const std::uint8_t*>(list.channels);
+#if KVPARE_MANY_REGISTERS
+  if (width % 16 == 0) {  // sums beyond the width may take anything: nobody reads them
+    alignas(64) float fours[4 * max_tokens], sums[4 * max_width];
+    fours_of(p, p_stride, 4, values.count, fours);
+    for (Index c = 0; c < 4 * width; c += lanes) store(sums + c, zero());
+    for (int t = 0; t < values.count; ++t)  // a token's channels differ: one need not wait for the other
+      for (Index k = 0, at = values.slots[t]; k < list.slots; ++k, at += list.tokens) {
+        float* to = sums + 4 * Index{channels[at]};
+        store_four(to, load_four(to) + load_four(fours + 4 * t) * deltas[at]);
+      }
+    for (Index c = 0; c < width; c += lanes) {
+      Vec rows[4];
+      rows_of_fours(sums + 4 * c, rows);
+      KVPARE_UNROLL for (int i = 0; i < 4; ++i) {
+        float* to = acc + i * acc_stride + c;
+        store(to, add(load(to), rows[i]));
+      }
+    }
+    return;
+  }
+#endif
   alignas(64) Four sums[max_width];
   for (Index c = 0; c < width; ++c) sums[c] = Four{};
   for (int t = 0; t < values.count; ++t) {

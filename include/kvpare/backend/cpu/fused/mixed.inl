@@ -7,15 +7,6 @@
 // tile share the probabilities' integers and the sums: a block's bits are but a power of two in the scales of its
 // tokens.
 
-using Four = float __attribute__((vector_size(16)));
-
-KVPARE_INLINE Four load_four(const float* p) {
-  Four v;
-  std::memcpy(&v, p, 16);
-  return v;
-}
-KVPARE_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, 16); }
-
 // Scales and zeros by place. A zero becomes what the middle code stands for, where blocks have codes.
 inline void read_mixed(const MixedTile& tile, float* scale, float* zeros) {
   const auto* scales = reinterpret_cast<const half*>(tile.scales);
@@ -161,29 +152,15 @@ KVPARE_INLINE Vec every_fourth(const float* from, int first) {
 template <int R>
 void outlier_fours(const MixedTile& tile, const float* delta, const std::uint8_t* channel, const float* p, Index p_stride,
                    float* sums) {
-  alignas(16) static constexpr std::uint8_t across[16] = {0, 16, 32, 48, 1, 17, 33, 49, 2, 18, 34, 50, 3, 19, 35, 51};
   for (int first = 0; first < R; first += 4, sums += 4 * max_width) {
     alignas(64) float fours[4 * max_tokens];
-    for (Index t = 0; t < tile.count; t += 16) {
-      alignas(64) float rows[64];
-      KVPARE_UNROLL for (int i = 0; i < 4; ++i) {
-        const float* from = p + (first + i < R ? first + i : R - 1) * p_stride + t;
-        store(rows + 16 * i, tile.count - t >= 16 ? load(from) : load_part(from, static_cast<int>(tile.count - t)));
-      }
-      KVPARE_UNROLL for (int k = 0; k < 4; ++k) {
-        std::uint8_t at[16];
-        for (int l = 0; l < 16; ++l) at[l] = static_cast<std::uint8_t>(across[l] + 4 * k);
-        store(fours + 4 * t + 16 * k, pick(rows, at));
-      }
-    }
+    fours_of(p + first * p_stride, p_stride, R - first < 4 ? R - first : 4, tile.count, fours);
     for (Index c = 0; c < 4 * tile.shape.width; c += lanes) store(sums + c, zero());
-    for (int t = 0; t < tile.count; ++t) {
-      const Four four = load_four(fours + 4 * t);
+    for (int t = 0; t < tile.count; ++t)  // a token's channels differ: one need not wait for the other
       for (Index k = 0; k < tile.outliers; ++k) {
         float* to = sums + 4 * Index{channel[k * max_tokens + t]};
-        store_four(to, load_four(to) + four * delta[k * max_tokens + t]);
+        store_four(to, load_four(to) + load_four(fours + 4 * t) * delta[k * max_tokens + t]);
       }
-    }
   }
 }
 #endif

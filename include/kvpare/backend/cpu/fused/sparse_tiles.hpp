@@ -175,6 +175,32 @@ struct DecodedSparseTiles : CanonicalTiles<C> {
     }
   }
 
+  /// 16 rows as floats [channel][16], times gain plus shift by channel where they are given.
+  static void decode_block(const Kernels& k, TileShape shape, const std::byte* tile, Index first, const float* state,
+                           const float* gain, const float* shift, float* out) {
+    alignas(64) float rows[16 * kvpare::detail::max_coded_width];
+    const Index width = shape.width;
+    for (int t = 0; t < 16; ++t) fetch_atoms(shape, tile, first + t, state);
+    for (int t = 0; t < 16; ++t) {
+      float* row = rows + t * width;
+      decode(k, shape, tile, first + t, 0, state, row);
+      for (Index c = 0; c < width && gain != nullptr; ++c) row[c] = row[c] * gain[c] + shift[c];
+    }
+    Index c = 0;
+    for (; c + 4 <= width; c += 4)
+      for (Index t = 0; t < 16; t += 4) {
+        plain::Vec x[4];
+        for (Index i = 0; i < 4; ++i) x[i] = plain::load(rows + (t + i) * width + c);
+        const plain::Vec a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+        const plain::Vec e = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7), f = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+        float* to = out + c * 16 + t;
+        plain::store(to, __builtin_shufflevector(a, b, 0, 1, 4, 5)), plain::store(to + 16, __builtin_shufflevector(a, b, 2, 3, 6, 7));
+        plain::store(to + 32, __builtin_shufflevector(e, f, 0, 1, 4, 5)), plain::store(to + 48, __builtin_shufflevector(e, f, 2, 3, 6, 7));
+      }
+    for (; c < width; ++c)
+      for (Index t = 0; t < 16; ++t) out[c * 16 + t] = rows[t * width + c];
+  }
+
   static void score(const Kernels& k, const std::byte* prepared, Index rows, const TileRows& keys, AheadBytes ahead,
                     float* out, Index out_stride) {
     k.dot(reinterpret_cast<const float*>(prepared), DecodedSparseTiles::query_stride(keys.shape.width), rows,
@@ -195,21 +221,22 @@ struct DecodedSparseTiles : CanonicalTiles<C> {
   }
 
  private:
+  /// They lie anywhere in a dictionary that is larger than a core's cache.
+  static void fetch_atoms(TileShape shape, const std::byte* tile, Index slot, const float* state) {
+    if (state == nullptr) return;
+    const Dictionary d = C::dictionary(shape.width, state);
+    const std::byte* row = tile + slot * C::row_bytes;
+    for (Index i = 0; i < C::pairs; ++i) fetch({d.atom(C::index(row, i)), d.atom_bytes()});
+  }
   static RowSet decoded(const Kernels& k, const TileRows& tile, AheadBytes ahead) {
     fetch(ahead);
     thread_local std::vector<float> memory;
     const Index width = tile.shape.width;
     float* rows = grown(memory, 64 * width);
-    const auto fetch_atoms = [&](int t) {  // they lie anywhere in a dictionary that is larger than a core's cache
-      if (t >= tile.count || tile.state == nullptr) return;
-      const Dictionary d = C::dictionary(width, tile.state);
-      const std::byte* row = tile.tile + tile.slots[t] * C::row_bytes;
-      for (Index i = 0; i < C::pairs; ++i) fetch({d.atom(C::index(row, i)), d.atom_bytes()});
-    };
     constexpr int early = 4;
-    for (int t = 0; t < early; ++t) fetch_atoms(t);
+    for (int t = 0; t < std::min(early, tile.count); ++t) fetch_atoms(tile.shape, tile.tile, tile.slots[t], tile.state);
     for (int t = 0; t < tile.count; ++t) {
-      fetch_atoms(t + early);
+      if (t + early < tile.count) fetch_atoms(tile.shape, tile.tile, tile.slots[t + early], tile.state);
       decode(k, tile.shape, tile.tile, tile.slots[t], 0, tile.state, rows + t * width);
     }
     return {reinterpret_cast<const std::byte*>(rows), width * 4, slots_in_order.data(), tile.count, DType::f32};

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <new>
+#include <vector>
 
 #include "../../../codec/unrotated.hpp"
 #include "../tile_ops.hpp"
@@ -32,12 +33,13 @@ struct UnrotatedTiles {
   static Index tile_bytes(TileShape s) { return Tiles::tile_bytes(s); }
   static void encode(const Kernels& k, TileShape s, const float* rows, Index first, Index count,
                      const TokenFacts& facts, const float* state, std::byte* tile) {
-    float turned[max_width];
+    thread_local std::vector<float> turned;
+    turned.resize(static_cast<std::size_t>(count * s.width));
     const Rotation rotation(s.width, state);
-    for (Index r = 0; r < count; ++r) {
-      C::turn_back(s.width, rotation, rows + r * s.width, facts.positions != nullptr ? facts.positions[r] : 0, turned);
-      Tiles::encode(k, s, turned, first + r, 1, facts.from(r), inner(s.width, state), tile);
-    }
+    for (Index r = 0; r < count; ++r)
+      C::turn_back(s.width, rotation, rows + r * s.width, facts.positions != nullptr ? facts.positions[r] : 0,
+                   turned.data() + r * s.width);
+    Tiles::encode(k, s, turned.data(), first, count, facts, inner(s.width, state), tile);
   }
   static void decode(const Kernels& k, TileShape s, const std::byte* tile, Index slot, Position position,
                      const float* state, float* row) {

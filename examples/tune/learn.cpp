@@ -1,0 +1,198 @@
+#include "learn.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <kvpare/codec/unrotated.hpp>
+#include <kvpare/runtime/make_compressor.hpp>
+
+#include "dictionary.hpp"
+#include "support/format_list.hpp"
+#include "trial.hpp"
+
+namespace tune {
+namespace {
+
+using kvpare::require;
+using kvpare::Side;
+
+/// Rows of one head of one side, of all prompts, one after the other.
+struct Rows {
+  std::vector<float> numbers;
+  Index width = 0;
+  kvpare::RoundTripFacts facts;
+
+  void add(const Rows& more) {
+    numbers.insert(numbers.end(), more.numbers.begin(), more.numbers.end());
+    facts.positions.insert(facts.positions.end(), more.facts.positions.begin(), more.facts.positions.end());
+  }
+};
+
+struct LearntSide {
+  std::vector<float> states;
+  double snr = 0;
+};
+
+double decibels(double power, double error) { return 10 * std::log10(power / error); }
+
+template <class C>
+inline constexpr bool is_unrotated = false;
+template <class Inner>
+inline constexpr bool is_unrotated<kvpare::Unrotated<Inner>> = true;
+
+/// The codec of the rows as they were before RoPE.
+template <class C>
+struct CodesOf {
+  using type = C;
+};
+template <class Inner>
+struct CodesOf<kvpare::Unrotated<Inner>> {
+  using type = Inner;
+};
+
+/// Does a codec take atoms that are learnt for many prompts?
+template <class C>
+constexpr bool takes_atoms() {
+  if constexpr (requires { C::shared_atoms; })
+    return C::shared_atoms > 0;
+  else
+    return false;
+}
+
+template <class C>
+LearntSide learn_atoms(Rows all, Index rounds) {
+  using Codes = typename CodesOf<C>::type;
+  if constexpr (is_unrotated<C>)
+    for (std::size_t t = 0; t < all.facts.positions.size(); ++t)
+      all.facts.rope.unrotate(all.numbers.data() + static_cast<Index>(t) * all.width, all.facts.positions[t]);
+  const Dictionary learnt =
+      learn_dictionary(all.numbers, all.width / Codes::chunk_count,
+                       {.atoms = Codes::shared_atoms, .nonzeros = Codes::atoms_per_chunk, .rounds = rounds});
+  const Index given = kvpare::given_floats<C>(all.width);
+  LearntSide side;
+  side.states.resize(static_cast<std::size_t>(given > 0 ? given : kvpare::state_floats<C>(all.width)));
+  float* atoms = side.states.data();
+  if constexpr (is_unrotated<C>)
+    if (given == 0) {  // else the cache adds the rotation, with the atoms of the prompt
+      kvpare::Rotation::write_state(all.width, all.facts.rope, atoms);
+      atoms += C::own_state_floats(all.width);
+    }
+  const std::vector<kvpare::half> halves(learnt.atoms.begin(), learnt.atoms.end());
+  std::memcpy(atoms, halves.data(), halves.size() * 2);
+  side.snr = decibels(1, *std::min_element(learnt.errors.begin(), learnt.errors.end()));
+  return side;
+}
+
+/// What the codec makes of each head's rows, or of those of all.
+template <class C>
+LearntSide learn_own(const std::vector<Rows>& heads) {
+  LearntSide side;
+  double power = 0, error = 0;
+  for (const Rows& head : heads) {
+    const std::vector<float> state = kvpare::made_state<C>(head.numbers, head.width, head.facts);
+    constexpr Index page_tokens = 64;
+    const auto coded = kvpare::round_trip_with<C>(state.data(), head.numbers, head.width, page_tokens, head.facts);
+    for (std::size_t i = 0; i < coded.size(); ++i) {
+      const double x = static_cast<double>(head.numbers[i]), left = x - static_cast<double>(coded[i]);
+      power += x * x, error += left * left;
+    }
+    side.states.insert(side.states.end(), state.begin(), state.end());
+  }
+  side.snr = decibels(power, error);
+  return side;
+}
+
+template <kvpare::Codec C>
+LearntSide learn_side(std::vector<Rows> heads, const LearnRules& rules) {
+  if (kvpare::state_of_layer<C>()) {
+    for (std::size_t h = 1; h < heads.size(); ++h) heads[0].add(heads[h]);
+    heads.resize(1);
+  }
+  if constexpr (takes_atoms<typename CodesOf<C>::type>())
+    return learn_atoms<C>(std::move(heads[0]), rules.rounds);
+  else if constexpr (kvpare::MakesState<C>)
+    return learn_own<C>(heads);
+  else
+    return {};
+}
+
+/// Rows of all heads of layers [first, end) of all traces: [layers * heads], or of one side nothing.
+std::vector<Rows> rows_of(const std::vector<std::vector<std::vector<HeadData>>>& traces, Index first, Index end, Side side,
+                          const std::vector<float>& numbers) {
+  std::vector<Rows> heads;
+  for (Index l = first; l < end; ++l)
+    for (std::size_t h = 0; h < traces[0][static_cast<std::size_t>(l)].size(); ++h) {
+      Rows& all = heads.emplace_back();
+      for (const auto& layers : traces) {
+        const HeadData& head = layers[static_cast<std::size_t>(l)][h];
+        all.width = side == Side::keys ? head.key_dim : head.value_dim;
+        all.facts.positions.insert(all.facts.positions.end(), head.positions.begin(), head.positions.end());
+        const std::vector<float>& rows = side == Side::keys ? head.keys : head.values;
+        all.numbers.insert(all.numbers.end(), rows.begin(), rows.end());
+        if (side == Side::keys && head.rope) all.facts.rope = head.rope->view();
+      }
+      all.facts.numbers = numbers;
+    }
+  return heads;
+}
+
+template <kvpare::Codec C>
+void check_codec(Index share) {
+  require(!kvpare::needs_query_peak<C>() && !kvpare::needs_query_window<C>(), "--learn: ", C::name,
+          " learns from a prompt's queries, which are its own");
+  require(share == 1 || kvpare::state_of_layer<C>() || kvpare::state_floats<C>(1) == 0, "--share = ", share, ": of ",
+          C::name, " every head has a state, must be 1");
+}
+
+template <class P>
+void learn_layers(const std::vector<std::vector<std::vector<HeadData>>>& traces, const kvpare::Model& model,
+                  const std::vector<float>& numbers, const LearnRules& rules, Learnt& learnt) {
+  using K = typename P::Key;
+  using V = typename P::Value;
+  check_codec<K>(rules.share), check_codec<V>(rules.share);
+  const Index layers = std::ssize(model.layers);
+  for (Index first = 0, end; first < layers; first = end) {
+    end = std::min(first + rules.share, layers);
+    for (Index l = first; l < end; ++l) {
+      const kvpare::LayerShape& shape = model.layers[static_cast<std::size_t>(l)];
+      require(K::fits({64, shape.key_dim}) && V::fits({64, shape.value_dim}), "--learn: layer ", l, ": no ",
+              print_setting(learnt.states.form), " of ", shape.key_dim, " and ", shape.value_dim, " channels");
+      if (kvpare::needs_rope<K>()) kvpare::plain_rope_of(shape, l, "--learn");
+    }
+    const LearntSide keys = learn_side<K>(rows_of(traces, first, end, Side::keys, numbers), rules);
+    const LearntSide values = learn_side<V>(rows_of(traces, first, end, Side::values, numbers), rules);
+    require(!keys.states.empty() || !values.states.empty(), "--learn: ", print_setting(learnt.states.form),
+            " has nothing to learn");
+    for (Index l = first; l < end; ++l) {
+      learnt.states.layers.push_back({keys.states, values.states});
+      learnt.key_snr.push_back(keys.snr), learnt.value_snr.push_back(values.snr);
+    }
+  }
+}
+
+}  // namespace
+
+Learnt learn_states(const std::string& policy, const std::vector<example::Trace>& traces, const LearnRules& rules) {
+  require(!traces.empty(), "--learn needs --trace FILE: what should it learn from?");
+  const kvpare::Model model = traces[0].model();
+  std::vector<std::vector<std::vector<HeadData>>> data;  // [trace][layer][head]
+  for (const example::Trace& trace : traces) {
+    require(trace.model().layers == model.layers, "--learn: the traces are of different models");
+    data.push_back(trace_data(trace, 1));
+  }
+  const kvpare::Precision precision = kvpare::precision_of(kvpare::make_compressor(policy), std::ssize(model.layers));
+  Learnt learnt;
+  learnt.states.form = precision.kept;
+  bool found = false;
+  example::ModelFormats<float, 32>::for_each([&](int, auto pair) {
+    using P = decltype(pair);
+    if (found || learnt.states.form != kvpare::Form(P::Key::name, P::Value::name)) return;
+    found = true;
+    learn_layers<P>(data, model, precision.numbers, rules, learnt);
+  });
+  require(found, "--learn: ", policy, " gives tokens the form ", print_setting(precision.kept),
+          ", which is none of those that kvpare_story --list and kvpare_vlm --list show");
+  return learnt;
+}
+
+}  // namespace tune

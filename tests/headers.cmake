@@ -93,16 +93,16 @@ if(KVPARE_NVCC)
   endif()
 endif()
 
-# The whole library by g++ and clang++, whichever are found, with and without exceptions.
+# The whole library by g++ without exceptions and by clang++ with them, whichever are found.
 set(umbrella ${CMAKE_CURRENT_BINARY_DIR}/headers/kvpare/kvpare.hpp.cpp)
-foreach(compiler IN ITEMS g++ clang++)
+foreach(how IN ITEMS "g++;no-exceptions" "clang++;exceptions")
+  list(GET how 0 compiler)
+  list(GET how 1 exceptions)
   find_program(KVPARE_${compiler} ${compiler})
   mark_as_advanced(KVPARE_${compiler})
   if(KVPARE_${compiler})
-    foreach(exceptions IN ITEMS exceptions no-exceptions)
-      add_test(NAME headers.${compiler}.${exceptions}
-               COMMAND ${KVPARE_${compiler}} -std=c++20 -fsyntax-only -Wall -Wextra -Werror -Wno-psabi -f${exceptions}
-                       ${kvpare_include_flags} ${umbrella} COMMAND_EXPAND_LISTS)
-    endforeach()
+    add_test(NAME headers.${compiler}.${exceptions}
+             COMMAND ${KVPARE_${compiler}} -std=c++20 -fsyntax-only -Wall -Wextra -Werror -Wno-psabi -f${exceptions}
+                     ${kvpare_include_flags} ${umbrella} COMMAND_EXPAND_LISTS)
   endif()
 endforeach()

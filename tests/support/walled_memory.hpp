@@ -20,24 +20,12 @@
 #include <stdexcept>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define KVPARE_TEST_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define KVPARE_TEST_ASAN 1
-#endif
-#endif
+#include "tries.hpp"
 #if defined(KVPARE_TEST_ASAN)
 #include <sanitizer/asan_interface.h>
 #endif
 
 namespace kvpare::test {
-
-#if defined(KVPARE_TEST_ASAN)
-inline constexpr bool with_asan = true;
-#else
-inline constexpr bool with_asan = false;
-#endif
 
 /// What the address sanitizer lets no one touch; nothing without it.
 inline void forbid([[maybe_unused]] const void* memory, [[maybe_unused]] Index bytes) {

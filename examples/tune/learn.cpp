@@ -16,6 +16,8 @@ namespace {
 using kvpare::require;
 using kvpare::Side;
 
+using LayerHeads = std::vector<std::vector<HeadData>>;  // [layer][kv head] of a trace
+
 /// Rows of one head of one side, of all prompts, one after the other.
 struct Rows {
   std::vector<float> numbers;
@@ -35,19 +37,16 @@ struct LearntSide {
 
 double decibels(double power, double error) { return 10 * std::log10(power / error); }
 
-template <class C>
-inline constexpr bool is_unrotated = false;
-template <class Inner>
-inline constexpr bool is_unrotated<kvpare::Unrotated<Inner>> = true;
-
-/// The codec of the rows as they were before RoPE.
+/// The codec of rows, and whether these are as they were before RoPE.
 template <class C>
 struct CodesOf {
   using type = C;
+  static constexpr bool before_rope = false;
 };
 template <class Inner>
 struct CodesOf<kvpare::Unrotated<Inner>> {
   using type = Inner;
+  static constexpr bool before_rope = true;
 };
 
 /// Does a codec take atoms that are learnt for many prompts?
@@ -62,7 +61,7 @@ constexpr bool takes_atoms() {
 template <class C>
 LearntSide learn_atoms(Rows all, Index rounds) {
   using Codes = typename CodesOf<C>::type;
-  if constexpr (is_unrotated<C>)
+  if constexpr (CodesOf<C>::before_rope)
     for (std::size_t t = 0; t < all.facts.positions.size(); ++t)
       all.facts.rope.unrotate(all.numbers.data() + static_cast<Index>(t) * all.width, all.facts.positions[t]);
   const Dictionary learnt =
@@ -72,7 +71,7 @@ LearntSide learn_atoms(Rows all, Index rounds) {
   LearntSide side;
   side.states.resize(static_cast<std::size_t>(given > 0 ? given : kvpare::state_floats<C>(all.width)));
   float* atoms = side.states.data();
-  if constexpr (is_unrotated<C>)
+  if constexpr (CodesOf<C>::before_rope)
     if (given == 0) {  // else the cache adds the rotation, with the atoms of the prompt
       kvpare::Rotation::write_state(all.width, all.facts.rope, atoms);
       atoms += C::own_state_floats(all.width);
@@ -104,7 +103,7 @@ LearntSide learn_own(const std::vector<Rows>& heads) {
 
 template <kvpare::Codec C>
 LearntSide learn_side(std::vector<Rows> heads, const LearnRules& rules) {
-  if (kvpare::state_of_layer<C>()) {
+  if constexpr (kvpare::state_of_layer<C>()) {
     for (std::size_t h = 1; h < heads.size(); ++h) heads[0].add(heads[h]);
     heads.resize(1);
   }
@@ -116,14 +115,14 @@ LearntSide learn_side(std::vector<Rows> heads, const LearnRules& rules) {
     return {};
 }
 
-/// Rows of all heads of layers [first, end) of all traces: [layers * heads], or of one side nothing.
-std::vector<Rows> rows_of(const std::vector<std::vector<std::vector<HeadData>>>& traces, Index first, Index end, Side side,
+/// Rows of all heads of layers [first, end), of all traces one after the other: [layers * heads].
+std::vector<Rows> rows_of(const std::vector<LayerHeads>& traces, Index first, Index end, Side side,
                           const std::vector<float>& numbers) {
   std::vector<Rows> heads;
   for (Index l = first; l < end; ++l)
     for (std::size_t h = 0; h < traces[0][static_cast<std::size_t>(l)].size(); ++h) {
       Rows& all = heads.emplace_back();
-      for (const auto& layers : traces) {
+      for (const LayerHeads& layers : traces) {
         const HeadData& head = layers[static_cast<std::size_t>(l)][h];
         all.width = side == Side::keys ? head.key_dim : head.value_dim;
         all.facts.positions.insert(all.facts.positions.end(), head.positions.begin(), head.positions.end());
@@ -145,7 +144,7 @@ void check_codec(Index share) {
 }
 
 template <class P>
-void learn_layers(const std::vector<std::vector<std::vector<HeadData>>>& traces, const kvpare::Model& model,
+void learn_layers(const std::vector<LayerHeads>& traces, const kvpare::Model& model,
                   const std::vector<float>& numbers, const LearnRules& rules, Learnt& learnt) {
   using K = typename P::Key;
   using V = typename P::Value;
@@ -175,7 +174,7 @@ void learn_layers(const std::vector<std::vector<std::vector<HeadData>>>& traces,
 Learnt learn_states(const std::string& policy, const std::vector<example::Trace>& traces, const LearnRules& rules) {
   require(!traces.empty(), "--learn needs --trace FILE: what should it learn from?");
   const kvpare::Model model = traces[0].model();
-  std::vector<std::vector<std::vector<HeadData>>> data;  // [trace][layer][head]
+  std::vector<LayerHeads> data;
   for (const example::Trace& trace : traces) {
     require(trace.model().layers == model.layers, "--learn: the traces are of different models");
     data.push_back(trace_data(trace, 1));

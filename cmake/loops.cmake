@@ -3,7 +3,7 @@
 # and the cache on the CPU (include/kvpare/compiled.hpp: 7).
 #
 # With sanitizers the cache is compiled anew, and the rest too, unless KVPARE_LOOPS names a library of another build.
-set(KVPARE_LOOPS "" CACHE FILEPATH "A libkvpare_loops.a of the release build, for builds with sanitizers; empty = compile it")
+set(KVPARE_LOOPS "" CACHE FILEPATH "A libkvpare_loops.a of another build, up to date, for builds with sanitizers; empty = compile it")
 set(first_part 1)
 if(KVPARE_LOOPS)
   set(first_part 7)

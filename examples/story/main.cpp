@@ -196,8 +196,8 @@ void declare(CLI::App& app, Arguments& a) {
                  "budgets: tokens per kv head of each layer (32t), or a share of the tokens read so far (0.25, 25%)")
       ->excludes(load)
       ->delimiter(',');
-  app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
-      ->allow_extra_args(false);
+  auto* states = app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
+                     ->allow_extra_args(false);
   app.add_option("--every", a.block, "tokens per block, for policies that evict after a block of tokens")
       ->excludes(load)
       ->check(CLI::Range(1, 4096))
@@ -220,7 +220,8 @@ void declare(CLI::App& app, Arguments& a) {
   auto* dump = app.add_option("--dump", a.dump,
                               "write no text on, but what attention is given for it into this file, for kvpare_inspect")
                    ->excludes(nll)
-                   ->excludes(load);
+                   ->excludes(load)
+                   ->excludes(states);
   app.add_option("--save", a.save, "put the text and its cache aside into this file, for --load")
       ->excludes(nll)
       ->excludes(dump);

@@ -97,7 +97,15 @@ void plot_bytes(const std::string& path, const BytesPicture& what, const std::ve
   const int key_columns = 2;
   const double left = 80, top = 100, gap = 34;
   const double panel_width = what.panels.size() > 1 ? 430 : 880, panel_height = what.panels.size() > 1 ? 380 : 440;
-  const double width = std::max(left + static_cast<double>(what.panels.size()) * (panel_width + gap), 1000.0);
+  std::vector<std::string> words;
+  std::size_t longest = 0;  // a little more than its letters where some take several bytes
+  for (const Line& line : lines) {
+    words.push_back(std::string(kind_of(line.saves)) + line.words);
+    longest = std::max(longest, words.back().size());
+  }
+  constexpr double letter = 8, sample = 60;
+  const double width = std::max({left + static_cast<double>(what.panels.size()) * (panel_width + gap),
+                                 left + key_columns * (sample + letter * static_cast<double>(longest)), 1000.0});
   const double key_top = top + panel_height + 66;
   Picture picture(path, width, key_top + key_row * key_rows(lines.size(), key_columns) + 16);
   auto& g = picture.script;
@@ -145,7 +153,7 @@ void plot_bytes(const std::string& path, const BytesPicture& what, const std::ve
   }
   std::vector<KeyEntry> key;
   for (std::size_t i = 0; i < lines.size(); ++i)
-    key.push_back({std::string(kind_of(lines[i].saves)) + lines[i].words, look(styles[i], false)});
+    key.push_back({words[i], look(styles[i], false)});
   g << "unset format\n";
   draw_key(picture, key, key_columns, left, key_top, width - left);
   picture.draw();

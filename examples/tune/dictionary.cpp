@@ -53,6 +53,7 @@ class Learner {
       best.errors.push_back(error);
       if (error < least) least = error, best.atoms.assign(atoms_.data(), atoms_.data() + atoms_.size());
     }
+    kvpare::require(!best.atoms.empty(), "dictionary: the vectors have numbers that are not finite");
     return best;
   }
 

@@ -35,8 +35,6 @@ struct LearntSide {
   double snr = 0;
 };
 
-double decibels(double power, double error) { return 10 * std::log10(power / error); }
-
 /// The codec of rows, and whether these are as they were before RoPE.
 template <class C>
 struct CodesOf {
@@ -78,26 +76,23 @@ LearntSide learn_atoms(Rows all, Index rounds) {
     }
   const std::vector<kvpare::half> halves(learnt.atoms.begin(), learnt.atoms.end());
   std::memcpy(atoms, halves.data(), halves.size() * 2);
-  side.snr = decibels(1, *std::min_element(learnt.errors.begin(), learnt.errors.end()));
+  side.snr = -10 * std::log10(*std::min_element(learnt.errors.begin(), learnt.errors.end()));
   return side;
 }
 
 /// What the codec makes of each head's rows, or of those of all.
 template <class C>
-LearntSide learn_own(const std::vector<Rows>& heads) {
+LearntSide learn_own(const std::vector<Rows>& heads, Index page_tokens) {
   LearntSide side;
-  double power = 0, error = 0;
+  std::vector<float> given, coded;
   for (const Rows& head : heads) {
     const std::vector<float> state = kvpare::made_state<C>(head.numbers, head.width, head.facts);
-    constexpr Index page_tokens = 64;
-    const auto coded = kvpare::round_trip_with<C>(state.data(), head.numbers, head.width, page_tokens, head.facts);
-    for (std::size_t i = 0; i < coded.size(); ++i) {
-      const double x = static_cast<double>(head.numbers[i]), left = x - static_cast<double>(coded[i]);
-      power += x * x, error += left * left;
-    }
+    const auto back = kvpare::round_trip_with<C>(state.data(), head.numbers, head.width, page_tokens, head.facts);
+    given.insert(given.end(), head.numbers.begin(), head.numbers.end());
+    coded.insert(coded.end(), back.begin(), back.end());
     side.states.insert(side.states.end(), state.begin(), state.end());
   }
-  side.snr = decibels(power, error);
+  side.snr = snr(given, coded);
   return side;
 }
 
@@ -110,7 +105,7 @@ LearntSide learn_side(std::vector<Rows> heads, const LearnRules& rules) {
   if constexpr (takes_atoms<typename CodesOf<C>::type>())
     return learn_atoms<C>(std::move(heads[0]), rules.rounds);
   else if constexpr (kvpare::MakesState<C>)
-    return learn_own<C>(heads);
+    return learn_own<C>(heads, rules.page_tokens);
   else
     return {};
 }
@@ -139,6 +134,7 @@ template <kvpare::Codec C>
 void check_codec(Index share) {
   require(!kvpare::needs_query_peak<C>() && !kvpare::needs_query_window<C>(), "--learn: ", C::name,
           " learns from a prompt's queries, which are its own");
+  require(!kvpare::ranges_of_all<C>(), "--learn: ", C::name, " goes by what else a prompt has, which is its own");
   require(share == 1 || kvpare::state_of_layer<C>() || kvpare::state_floats<C>(1) == 0, "--share = ", share, ": of ",
           C::name, " every head has a state, must be 1");
 }
@@ -153,8 +149,12 @@ void learn_layers(const std::vector<LayerHeads>& traces, const kvpare::Model& mo
   for (Index first = 0, end; first < layers; first = end) {
     end = std::min(first + rules.share, layers);
     for (Index l = first; l < end; ++l) {
-      const kvpare::LayerShape& shape = model.layers[static_cast<std::size_t>(l)];
-      require(K::fits({64, shape.key_dim}) && V::fits({64, shape.value_dim}), "--learn: layer ", l, ": no ",
+      const kvpare::LayerShape &shape = model.layers[static_cast<std::size_t>(l)],
+                               &of_first = model.layers[static_cast<std::size_t>(first)];
+      require(shape.kv_heads == of_first.kv_heads && shape.key_dim == of_first.key_dim && shape.value_dim == of_first.value_dim,
+              "--share: layer ", l, " has ", shape.kv_heads, " kv heads, ", shape.key_dim, " and ", shape.value_dim,
+              " channels, layer ", first, " has not; layers that share must be alike");
+      require(K::fits({rules.page_tokens, shape.key_dim}) && V::fits({rules.page_tokens, shape.value_dim}), "--learn: layer ", l, ": no ",
               print_setting(learnt.states.form), " of ", shape.key_dim, " and ", shape.value_dim, " channels");
       if (kvpare::needs_rope<K>()) kvpare::plain_rope_of(shape, l, "--learn");
     }
@@ -180,6 +180,8 @@ Learnt learn_states(const std::string& policy, const std::vector<example::Trace>
     data.push_back(trace_data(trace, 1));
   }
   const kvpare::Precision precision = kvpare::precision_of(kvpare::make_compressor(policy), std::ssize(model.layers));
+  require(precision.rest.as_appended() && precision.layers.empty() && precision.choice.empty(), "--learn: ", policy,
+          " gives tokens more than one form; learn of one that gives them one");
   Learnt learnt;
   learnt.states.form = precision.kept;
   bool found = false;

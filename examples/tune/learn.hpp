@@ -14,6 +14,7 @@ using kvpare::Index;
 struct LearnRules {
   Index share = 1;    // so many layers in a row learn one state; for codecs whose heads share theirs
   Index rounds = 12;  // of learning a dictionary
+  Index page_tokens = 64;
 };
 
 struct Learnt {
@@ -27,7 +28,8 @@ struct Learnt {
 /// share, its atoms (learn_dictionary).
 ///
 /// The traces must be of one model. Throws InvalidArgument where they are not, where the policy names no form that these
-/// programs list, or one that learns nothing, or nothing without queries.
+/// programs list, more than one, one that learns nothing, or one that goes by more of a prompt than the rows it codes (queries, tokens
+/// that stay as they are).
 Learnt learn_states(const std::string& policy, const std::vector<example::Trace>& traces, const LearnRules& rules);
 
 }  // namespace tune

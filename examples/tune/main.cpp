@@ -1,4 +1,4 @@
-// kvpare_tune: what codecs do to attention, and which widths and which budgets each layer should have.
+// kvpare_tune: what codecs do to attention, which widths and budgets each layer should have, and what codecs learn of a model.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -36,7 +36,8 @@ void declare(CLI::App& app, Arguments& a) {
   app.add_option("--ratios", a.ratios, "find how much of each layer PrefixKV keeps of the traces, at this keep ratio")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--learn", a.learn,
-                 "learn what this policy's codecs share, from the traces: \"kv_quant(bits=3)\", \"csr(nonzeros=4, dictionary=n1024)\"");
+                 "learn what this policy's codecs share, from the traces: \"kv_quant(bits=3)\", "
+                 "\"csr(nonzeros=4, dictionary=n1024)\"");
   app.add_option("--share", a.share, "with --learn, for dictionaries: so many layers in a row have one")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -44,8 +45,8 @@ void declare(CLI::App& app, Arguments& a) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--out", a.out, "with --search, --ratios or --learn: write the result to this file");
-  app.add_option("--codec", a.only, "without --search: this codec only");
-  app.add_option("--rows", a.rows, "the last so many rows of a prompt ask")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--codec", a.only, "without --search, --ratios and --learn: this codec only");
+  app.add_option("--rows", a.rows, "without --ratios and --learn: the last so many rows of a prompt ask")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--group", a.group, "numbers per group, for codecs that have groups")
       ->check(CLI::IsMember({8, 32}))
       ->capture_default_str();
@@ -165,7 +166,7 @@ int learn(const Arguments& a) {
   if (a.out.empty()) throw std::invalid_argument("--learn needs --out FILE: where should it go?");
   std::vector<example::Trace> traces;
   for (const std::string& path : a.traces) traces.push_back(example::read_trace(path));
-  const tune::Learnt learnt = tune::learn_states(a.learn, traces, {.share = a.share, .rounds = a.rounds});
+  const tune::Learnt learnt = tune::learn_states(a.learn, traces, {.share = a.share, .rounds = a.rounds, .page_tokens = a.page_tokens});
   std::cout << print_setting(learnt.states.form) << ": power of what was learnt from over that of the error, dB\n";
   std::printf("| layer | keys | values |\n|---|---|---|\n");
   for (std::size_t l = 0; l < learnt.states.layers.size(); ++l)
@@ -185,6 +186,6 @@ int run(Arguments& a) {
 }  // namespace
 
 int main(int count, char** words) {
-  return example::run_program("kvpare_tune", "What codecs do to attention, and which widths each layer should have.", count,
+  return example::run_program("kvpare_tune", "What codecs do to attention, which widths and budgets each layer should have, and what codecs learn of a model.", count,
                               words, declare, run);
 }

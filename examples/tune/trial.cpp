@@ -11,12 +11,6 @@ namespace tune {
 
 namespace {
 
-double snr(const std::vector<float>& exact, const std::vector<float>& coded) {
-  double power = 0, error = 0;
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    const double x = static_cast<double>(exact[i]), d = static_cast<double>(coded[i]) - x;
-    power += x * x, error += d * d;
-  }
   return error > 0 ? 10 * std::log10(power / error) : std::numeric_limits<double>::infinity();
 }
 
@@ -63,6 +57,13 @@ std::vector<float> rows_of(const kvpare::ConstTensor& tensor, Index first_row, I
 }
 
 }  // namespace
+
+double snr(const std::vector<float>& exact, const std::vector<float>& coded) {
+  double power = 0, error = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    const double x = static_cast<double>(exact[i]), d = static_cast<double>(coded[i]) - x;
+    power += x * x, error += d * d;
+  }
 
 kvpare::RoundTripFacts HeadData::facts(kvpare::Side side) const {
   kvpare::RoundTripFacts facts{.positions = positions};

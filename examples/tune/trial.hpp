@@ -30,12 +30,15 @@ struct HeadData {
 
 /// Differences of attention with coded keys and values from exact attention, over all rows and query heads.
 struct Difference {
-  double key_snr = 0, value_snr = 0;  // dB: power over power of the error; infinite where nothing changed
+  double key_snr = 0, value_snr = 0;  // see snr
   double relative = 0;                // ||o - o'|| / ||o||, over all outputs
   double cosine = 0;                  // mean over outputs
   double largest = 0;                 // largest |o - o'| over the root mean square of o
   double e_a = 0, e_o = 0;            // KVTuner: mean |a - a'|; mean of |o - o'| / |o|, where o is not 0
 };
+
+/// dB: power of the numbers over power of their error; infinite where nothing changed.
+double snr(const std::vector<float>& exact, const std::vector<float>& coded);
 
 /// Exact attention of a head, to compare with again and again.
 class Trial {

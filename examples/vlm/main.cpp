@@ -310,8 +310,8 @@ void declare(CLI::App& app, Arguments& a) {
                  "shares of the visual tokens to keep (default: 0.5,0.2,0.1,0.05,0.02,0.01; with --budgets 0.2)")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
-      ->allow_extra_args(false);
+  auto* states = app.add_option("--states", a.states, "what codecs have learnt of the model (kvpare_tune --learn); may be repeated")
+                     ->allow_extra_args(false);
   app.add_option("--task", a.tasks, "which answers to count")
       ->delimiter(',')
       ->check(CLI::IsMember({"desc", "same", "other", "turn1"}))
@@ -332,10 +332,12 @@ void declare(CLI::App& app, Arguments& a) {
   auto* json = app.add_option("--json", a.json, "write the results to this file");
   app.add_option("--plot", a.plot, "draw a picture into this file, .svg or .png (needs gnuplot)");
   app.add_option("--show", a.show, "draw what each policy keeps of this scene instead (with --plot)")
+      ->excludes(states)
       ->check(CLI::NonNegativeNumber);
   auto* dump = app.add_option("--dump", a.dump,
                               "write what attention is given for a scene's prompt (that of the first --task) to this "
-                              "file instead, for kvpare_inspect");
+                              "file instead, for kvpare_inspect")
+                   ->excludes(states);
   app.add_option("--scene", a.scene, "with --dump: which scene")
       ->needs(dump)
       ->check(CLI::NonNegativeNumber)
@@ -347,7 +349,7 @@ void declare(CLI::App& app, Arguments& a) {
                "show how many visual tokens each layer keeps after the prompt of the first --task instead")
       ->excludes(json, dump);
   app.add_flag("--demo", a.demo, "write accuracy.svg (where gnuplot is found) and results.json beside this program");
-  app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token");
+  app.add_flag("--verify", a.verify, "compare the full cache with the reference answers, token for token")->excludes(states);
   app.add_flag("--list", a.list,
                "show the policies and precisions with their settings and sources, and the page formats");
 }

@@ -235,7 +235,7 @@ TEST(OddForms, PrecisionsTakeThem) {
   for (const char* words :
        {"think", "think(keys=half, values=half)", "think(percent=50, align=16, keys=int4_g16, values=int4_g32)", "vid_kv",
         "vid_kv(one_bit_decode=literal)", "vid_kv(percent=75)", "random(keep=0.4) + vid_kv(percent=75, protect=yes)",
-        "qaq(capacity=4)", "qaq(capacity=2, sigma_s=0.05, sigma_x=0.05, park=yes)", "kv_quant(bits=4)", "kv_quant(bits=2)",
+        "qaq(capacity=4)", "qaq(capacity=2, sigma_s=0.05, sigma_x=0.05, recode=yes)", "kv_quant(bits=4)", "kv_quant(bits=2)",
         "kv_quant(bits=3, before_rope=no)", "csr(nonzeros=8, dictionary=online64)"}) {
     SCOPED_TRACE(words);
     Scene<cpu::Backend> s(be, 64, 32);

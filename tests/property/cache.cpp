@@ -5,8 +5,8 @@
 #include <set>
 #include <vector>
 
+#include "support/asan.hpp"
 #include "support/checked_cache.hpp"
-#include "support/tries.hpp"
 
 namespace kvpare::test {
 namespace {

@@ -65,7 +65,7 @@ inline std::string section_bytes(const SnapshotSection& s) {
   return w.bytes;
 }
 
-inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 4) {
+inline std::string snapshot_bytes(const std::vector<SnapshotSection>& sections, std::uint32_t version = 5) {
   ByteWriter w;
   w.bytes = "kvpareSQ";
   w.number(version);
@@ -129,7 +129,7 @@ inline std::string layer_content(const SequenceImage::Layer& layer) {
   w.number(static_cast<std::int32_t>(a.format)).number(static_cast<std::int32_t>(a.keys_first));
   w.number(a.keep_raw_keys).number(a.flush_keys).number(a.keep_raw_values).number(a.flush_values);
   w.number(a.classes.bits).number(a.sinks);
-  w.number(static_cast<std::uint8_t>(a.recode)).number(static_cast<std::uint8_t>(a.park));
+  w.number(static_cast<std::uint8_t>(a.recode));
   w.number(static_cast<std::uint32_t>(a.numbers.size()));
   for (const float x : a.numbers) w.number(x);
   w.number(static_cast<std::uint32_t>(layer.states.size()));

@@ -20,7 +20,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "tries.hpp"
+#include "asan.hpp"
 #if defined(KVPARE_TEST_ASAN)
 #include <sanitizer/asan_interface.h>
 #endif

@@ -581,6 +581,8 @@ TEST(SparseStates, OwnAtomsFollowSharedOnes) {
   };
   append(before, 5), append(a, 5), append(b, 6);
   EXPECT_THROW(cache.age(before), InvalidArgument) << "no dictionary";
+  EXPECT_THROW(cache.compress(before, make_compressor("random(keep=0.5)")), InvalidArgument);
+  EXPECT_EQ(cache.stats(before).live_tokens, 2 * 64) << "and none is evicted";
   const SequenceImage not_yet = cache.image(a);
   EXPECT_EQ(cache.stats(a).state_bytes, 0);
   cache.age(a), cache.age(b);

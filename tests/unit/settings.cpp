@@ -274,11 +274,8 @@ TEST(Settings, OfQaq) {
   EXPECT_EQ(p.numbers, (std::vector<float>{0, 0, 0, 0, 8}));
   EXPECT_EQ(p.keep_raw_keys, 16);
   EXPECT_EQ(p.keep_raw_values, 16);
-  EXPECT_TRUE(p.recode);
-  EXPECT_FALSE(p.park);
-  p = precision_of(made("qaq(recode=no, park=yes)"), 4);
   EXPECT_FALSE(p.recode);
-  EXPECT_TRUE(p.park);
+  EXPECT_TRUE(precision_of(made("qaq(recode=yes)"), 4).recode);
   p = precision_of(made("h2o + qaq(sigma_s=0.25, sigma_x=0.5, query_norm=300, min_bits=1, max_bits=4, "
                         "bits_rule=reference_code, residual=0, sinks=4)"),
                    4);

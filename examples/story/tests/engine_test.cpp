@@ -249,6 +249,26 @@ TEST_F(EvictionTest, OldTokensChangeTheirFormAndStaySeen) {
   EXPECT_LT(context.usage().bytes, full.usage().bytes);
 }
 
+TEST_F(EvictionTest, WhatCodecsHaveLearntIsShared) {
+  const Method method = method_of("kv_quant(bits=3, residual=16)", 16);
+  const kvpare::LayerShape shape = decoder_.attention_shapes().layers[0];
+  using Keys = kvpare::KvQuantKeys<3>;
+  using Values = kvpare::KvQuantValues<3>;
+  example::States states{{Keys::name, Values::name}, {}};
+  const auto floats = [&](auto codec_floats, Index width) {  // ranges of 0: all keys are alike
+    return std::vector<float>(static_cast<std::size_t>(shape.kv_heads * codec_floats(width)), 0.0f);
+  };
+  for (Index l = 0; l < small.layers; ++l)
+    states.layers.push_back({floats([](Index w) { return kvpare::state_floats<Keys>(w); }, shape.key_dim),
+                             floats([](Index w) { return kvpare::state_floats<Values>(w); }, shape.value_dim)});
+  Context own(decoder_, backend_, method, {.most_tokens = 80});
+  Context shared(decoder_, backend_, method, {.most_tokens = 80, .states = {&states, 1}});
+  const Matrix of_own = own.read(tokens_), of_shared = shared.read(tokens_);
+  EXPECT_GT(own.stats().state_bytes, 0);
+  EXPECT_EQ(shared.stats().state_bytes, 0) << "nothing was made, and what is shared counts for none";
+  EXPECT_GT((of_own - of_shared).cwiseAbs().maxCoeff(), 1e-3f);
+}
+
 TEST_F(EvictionTest, WhatMikvWouldEvictStays) {
   Context context(decoder_, backend_, method_of("mikv(keep=36t, low=int4)", 16), {.most_tokens = 80});
   EXPECT_EQ(context.method().acts, Acts::each_token);

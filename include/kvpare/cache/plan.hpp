@@ -27,8 +27,9 @@ struct Aging {
   Index keep_raw_values = 0, flush_values = 1;
   ClassSet classes = all_tokens;  // only tokens of these classes change
   Index sinks = 0;                // the first positions never change
-  bool recode = false;  // at every commit, forms that go by what is known of tokens (TokenFacts) are coded anew
-  bool park = false;    // rows that take such a form are kept in host memory as well, to be coded anew from
+  /// Forms that go by the attention of tokens (TokenFacts) are coded anew at every commit, from the rows as they were: these are
+  /// kept in host memory as tokens take such a form. Codes alone would lose at each time and gain nothing.
+  bool recode = false;
   std::vector<float> numbers = {};  // what codecs' states are made of beside the tokens, see Measured::numbers
   friend bool operator==(const Aging&, const Aging&) = default;
 };

@@ -31,7 +31,8 @@ struct SequenceImage {
   };
   struct State {
     std::uint16_t format = 0;
-    std::vector<float> values;  // [kv_heads][those of keys, those of values]; fewer: the caller's part of one yet to be made
+    std::vector<float> values;  // [kv_heads][of keys, of values], then those that all heads share; fewer: the caller's part of one
+                                // yet to be made
     friend bool operator==(const State&, const State&) = default;
   };
   struct Layer {

@@ -36,9 +36,9 @@
 //          |                                       | over all of them, and neither squares nor queries                  |
 //          | `C::needs_state`                      | optional `bool`: there is no neutral state, the cache refuses to code |
 //          |                                       | without one                                                        |
-//          | `C::given_floats(width)`              | optional `Index`, with state_of_layer: so many floats at the head   |
-//          |                                       | of the state are the caller's (`KvCache::share_state`), make_state  |
-//          |                                       | copies them from Measured::given and makes the rest of rows        |
+//          | `C::given_floats(width)`              | optional `Index`, with state_of_layer: so many floats of the state  |
+//          |                                       | are the caller's (`KvCache::share_state`), make_state copies them   |
+//          |                                       | from Measured::given and makes the rest of rows                    |
 //          A codec that takes state but makes none gets it from the caller (`KvCache::set_state`), or the neutral one.
 // Order    The bytes written here are the canonical ones: what snapshots hold and tests compare. A backend may keep the same
 //          codes and scales in another order inside its pages, in just as many bytes.

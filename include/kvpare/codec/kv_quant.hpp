@@ -363,7 +363,8 @@ struct NuqRange
 ///           units; deltas too are in these units. Numbers outside of the ranges beyond that many saturate
 /// Bytes     tile_bytes({T, W}) = T * (W * bits / 8 + 6 per_side), 8 per_side for W > 256
 /// Folds     as ChannelAffine
-/// Error     listed: 2^-11 of the distance to the entry. Else half the distance of two entries, times the range
+/// Error     listed: 2^-11 of the distance to the entry. Else half the distance of two entries, times the range. A channel whose
+///           learnt range is 0 reads as its middle, whatever comes
 /// NaN       counts as 0 where the range is stored: as ChannelAffine
 /// State     range [W] | middle [W] | a Codebook; null = ranges 1, middles 0, the Codebook of the null state
 /// Learned   by `calibrate` from rows of one's own, with Fisher weights where there are some; by `make_state` from the rows

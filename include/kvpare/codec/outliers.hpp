@@ -36,6 +36,7 @@ struct Outliers {
   static_assert(per_side >= 1 && per_side <= 32, "1 to 32 numbers per side");
   static_assert(!reads_facts<InnerCodec>() && !reads_positions<InnerCodec>(), "a rotation goes around the list");
   static_assert(InnerCodec::rows_move, "a token's list goes where its codes go");
+  static_assert(!needs_state<InnerCodec>(), "what is nothing without a state of its own cannot stand beside a list");
   static_assert(!FoldedCodec<InnerCodec>, "transforms go around the list: deltas are told in the space of the codes");
 
  private:

@@ -32,6 +32,7 @@ template <Codec A, Codec B, class Cut>
 struct Split {
   static_assert(A::rows_move == B::rows_move, "rows of both parts move, or of neither");
   static_assert(!reads_facts<A>() && !reads_facts<B>(), "parts know rows, and nothing else of a token");
+  static_assert(!needs_state<A>() && !needs_state<B>(), "a part that is nothing without a state of its own would be nothing");
   using First = A;
   using Second = B;
 

@@ -132,7 +132,7 @@ struct Unrotated {
   static constexpr Index state_floats(Index width) {
     return own_state_floats(width) + kvpare::state_floats<Inner>(width);
   }
-  /// Inner's: the rotation is made.
+  /// Inner's, to which Measured::given goes on as it is: the rotation is made.
   static constexpr Index given_floats(Index width) { return kvpare::given_floats<Inner>(width); }
   static const float* inner_state(Index width, const float* state) {
     return state != nullptr && kvpare::state_floats<Inner>(width) > 0 ? state + own_state_floats(width) : nullptr;

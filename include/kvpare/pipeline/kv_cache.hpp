@@ -65,7 +65,7 @@ struct SequenceStats {
   Index observation_bytes = 0;           // scores and query rows kept for `compress`
   Index running_bytes = 0;               // scores that go on from step to step, such as accumulated attention
   Index state_bytes = 0;                 // of codecs: balancers, channel factors, …; forks that share it count it too
-  Index parked_bytes = 0;                // host memory: originals of coded rows (Aging::park); forks that share them count them
+  Index parked_bytes = 0;                // host memory: originals of coded rows (Aging::recode); forks that share them count them
   Index slack_bytes() const { return page_bytes - live_bytes; }
   Index total_bytes() const {
     return page_bytes + bookkeeping_bytes + observation_bytes + running_bytes + state_bytes + parked_bytes;
@@ -905,10 +905,12 @@ class BasicKvCache {
   Buffer<B, float> attention_of(const Layer& at, std::size_t head, std::vector<std::int32_t> source) const;
   std::vector<std::int32_t> written_from(const ReformedList& list) const;
   void park(Layer& at, Index layer, const std::vector<ReformedList>& lists);
+  bool has_originals(const Head& head, Index layer, std::size_t entry) const;
   void recode(Sequence& s, CompressReport& report);
   void recode_some(Layer& at, Index layer, std::size_t h, std::span<const std::size_t> due, CompressReport& report);
   void check_forms(const LayerPlan& lp, const Layer& at, Index layer) const;
   void check_format(int format, Index layer, const char* what) const;
+  void check_state(const Layer& at, Index layer, int format) const;
   void check_aging(const Aging& aging, Index layer, const char* verb) const;
   TierTokens tiers_after_eviction(const Plan& plan, const Sequence& s) const;
   FormChanges tier_changes(Sequence& s, Index layer, const LayerPlan& lp, const TierTokens& tiers);

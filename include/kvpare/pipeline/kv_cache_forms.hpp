@@ -141,6 +141,7 @@ void BasicKvCache<B>::check_forms(const LayerPlan& lp, const Layer& at, Index la
     const auto& keys = format_at(format).keys;
     const bool wanted = (lp.aging && (lp.aging->format == format || lp.aging->keys_first == format)) ||
                         std::any_of(lp.tiers.begin(), lp.tiers.end(), [&](const Tier& t) { return t.format == format; });
+    if (wanted || at.aging.format == format || at.aging.keys_first == format) check_state(at, layer, format);
     if (!wanted) continue;
     if (keys.needs_query_peak || keys.needs_query_window)
       require(at.query_peaks.size() > 0 || at.state_of(format) != 0, "commit: layer ", layer, ": ", keys.name,
@@ -310,7 +311,7 @@ bool BasicKvCache<B>::reform_some(Sequence& s, Index layer, const FormChanges& c
     running.count_rows_up_to(at.running.last_row());
   }
   const bool by_attention = any_reads_attention();
-  if (by_attention && at.aging.park) park(at, layer, lists);
+  if (by_attention && at.aging.recode) park(at, layer, lists);
   std::vector<EncodeList> encodes;
   std::vector<Buffer<B, float>> attention;
   for (std::size_t h = 0; h < lists.size(); ++h) {
@@ -535,20 +536,34 @@ class BasicKvCache<B>::StateSources {
   std::vector<Buffer<B, std::uint64_t>> masks_;
 };
 
+/// Throws where a layer has no state for a form, and none can be made.
+template <Backend B>
+void BasicKvCache<B>::check_state(const Layer& at, Index layer, int wanted) const {
+  if (at.state_of(wanted) != 0) return;
+  const PageFormat& format = format_at(wanted);
+  const bool begun = at.begun_state(wanted) != nullptr, made = format.keys.makes_state || format.values.makes_state;
+  for (const Side side : {Side::keys, Side::values}) {
+    const SideFormat<B>& codec = format.of(side);
+    const Index width = side == Side::keys ? shape(layer).key_dim : shape(layer).value_dim;
+    require(!codec.needs_state || (codec.makes_state && (codec.given_floats(width) == 0 || begun)), "layer ", layer, ": ",
+            format.keys.name, " keys and ", format.values.name,
+            " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
+    // Neutral would be as null, which a block cannot say for one side only.
+    require(!made || codec.make_state != nullptr || codec.state_floats(width) == 0, "layer ", layer, ": ", codec.name,
+            " takes a state that it cannot make; give one by set_state");
+  }
+}
+
 /// The state that tokens about to take a form are coded with: the layer's own, or one made of these tokens.
 template <Backend B>
 std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
                                             const std::vector<std::vector<std::uint64_t>>& words, bool fresh) {
-  if (const std::uint32_t known = at.state_of(wanted); known != 0 && !fresh) return known;
   const PageFormat& format = format_at(wanted);
+  const bool made = format.keys.makes_state || format.values.makes_state;
+  if (const std::uint32_t known = at.state_of(wanted); known != 0 && !(fresh && made)) return known;
+  check_state(at, layer, wanted);
+  if (!made) return 0;
   const detail::StateBlock<B>* begun = at.begun_state(wanted);
-  const auto lacks_state = [&](const auto& codec, Index width) {
-    return codec.needs_state && (!codec.makes_state || (codec.given_floats(width) > 0 && begun == nullptr));
-  };
-  require(!lacks_state(format.keys, shape(layer).key_dim) && !lacks_state(format.values, shape(layer).value_dim), "layer ",
-          layer, ": ", format.keys.name, " keys and ", format.values.name,
-          " values are nothing without a state (a dictionary, say); give one by set_state or share_state");
-  if (!format.keys.makes_state && !format.values.makes_state) return 0;
   const auto block = empty_state(layer, wanted);
   const StateSources sources(*this, at, layer, words);
   for (const Side side : {Side::keys, Side::values}) {
@@ -556,9 +571,6 @@ std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
     if (codec.make_state != nullptr)
       sources.make(codec, side, begun != nullptr ? begun->of(side, 0) : nullptr,
                    block->memory.data() + block->offset(side, 0), block->stride());
-    else  // Neutral: as null would be, which a block cannot say for one side only.
-      require((side == Side::keys ? block->key_floats : block->value_floats) == 0, "layer ", layer, ": ", codec.name,
-              " takes a state that it cannot make; give one by set_state");
   }
   at.add_state(block);
   return static_cast<std::uint32_t>(at.states.size());

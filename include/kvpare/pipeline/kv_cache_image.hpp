@@ -271,8 +271,8 @@ std::optional<SequenceId> BasicKvCache<B>::restore(const SequenceImage& image) {
       to.add_state(block);
     }
     const std::shared_lock lock(table_);
-    for (const auto& [layer, block] : shared_states_)
-      if (layer == l && to.newest(block->format, block->begun) == 0) to.add_state(block);
+    for (auto shared = shared_states_.rbegin(); shared != shared_states_.rend(); ++shared)  // the newest, as new sequences have
+      if (const auto& [layer, block] = *shared; layer == l && to.newest(block->format, block->begun) == 0) to.add_state(block);
     to.compressed_to = from.compressed_to, to.compressed_from = from.compressed_from;
     if (!from.scorer.empty()) to.running.start(*be_, from.scorer, running, page_tokens_, from.last_row);
   }

@@ -268,6 +268,8 @@ void BasicKvCache<B>::plan_joint(const Sequence& s, const Keep& keep, const TopK
       }
       for (const Form& form : precision.choice) {  // for those that are as appended; coded once, a token changes no more
         const int format = find_form(precision, form, w.layer);
+        require(!format_at(format).keys.needs_state && !format_at(format).values.needs_state, "precision ", precision.said, ": ",
+                print_setting(form), " cannot be chosen: what it costs depends on a dictionary that is not made yet");
         require(geometry[static_cast<std::size_t>(format)].rows_move, "precision ", precision.said, ": ", print_setting(form),
                 " takes whole pages of neighbours, must code tokens one by one");
         lists[first].forms.push_back({page_bytes(format), error_of(format)});

@@ -148,7 +148,7 @@ void BasicKvCache<B>::plan_forms(const Sequence& s, const Precision& p, const st
                                      p.guarded.as_appended() ? std::string("no other form") : print_setting(p.guarded)));
       }
     }
-    lp.aging->numbers = p.numbers, lp.aging->recode = p.recode, lp.aging->park = p.park;
+    lp.aging->numbers = p.numbers, lp.aging->recode = p.recode;
     if (of.rest < 0 || !lp.touched) continue;
     Tier tier{.format = of.rest, .fresh_state = p.fresh_state};
     const LayerLists lists(*this, s, l);

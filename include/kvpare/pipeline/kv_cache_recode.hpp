@@ -1,5 +1,5 @@
-// KvCache: pages whose codecs go by what is known of tokens are coded anew when more is known. Rows come from the originals,
-// where these were parked in host memory, else from the codes.
+// KvCache: pages whose codecs go by what is known of tokens are coded anew when more is known, from the originals, which were
+// parked in host memory. A page of which one is not there (restored from a snapshot, say) stays as it is.
 #pragma once
 
 #include "../policy/score/recent_maximum.hpp"
@@ -9,14 +9,15 @@ namespace kvpare {
 
 namespace detail {
 
-/// One slot to be coded per call: the attention that its token has been given of late, NaN where nobody knows.
+/// One slot to be coded per call: the attention that its token has been given of late, NaN where nobody knows; 0 = no token.
 struct TakeAttention {
+  static constexpr std::int32_t no_token = -1, unknown = -2;
   const float* scores;         // of the head, by slot; 0 = no row has seen it
-  const std::int32_t* source;  // slot of each, -1 = unknown
+  const std::int32_t* source;  // slot of each, or one of these two
   float* attention;
   KVPARE_HD void operator()(Index i) const {
     const float score = source[i] < 0 ? 0.0f : scores[source[i]];
-    attention[i] = score == 0 ? std::numeric_limits<float>::quiet_NaN() : score;
+    attention[i] = score == 0 && source[i] != no_token ? std::numeric_limits<float>::quiet_NaN() : score;
   }
 };
 
@@ -29,7 +30,7 @@ Buffer<B, float> BasicKvCache<B>::attention_of(const Layer& at, std::size_t head
   if (!at.running.is_of(RecentMaximum::name)) return {};
   const Index filled = at.running.filled(static_cast<Index>(head));
   for (std::int32_t& slot : source)
-    if (slot >= filled) slot = -1;
+    if (slot >= filled) slot = detail::TakeAttention::unknown;
   const Buffer<B, std::int32_t> map(*be_, std::span<const std::int32_t>(source));
   Buffer<B, float> attention(*be_, std::ssize(source));
   be_->each(std::ssize(source),
@@ -96,6 +97,17 @@ void BasicKvCache<B>::park(Layer& at, Index layer, const std::vector<ReformedLis
   }
 }
 
+/// Is a page of a form that goes by attention, and are all of its tokens parked?
+template <Backend B>
+bool BasicKvCache<B>::has_originals(const Head& head, Index layer, std::size_t entry) const {
+  const Entry& e = head.entries[entry];
+  if (e.live == 0 || !reads_attention(e.format)) return false;
+  const HeadPages list = list_of(head, layer);
+  bool all = true;
+  for_each_bit(e.live, [&](Index slot) { all = all && head.parked_row(list.position(e, slot)).first != nullptr; });
+  return all;
+}
+
 /// Codes anew, in lots of a few pages: rows as appended go to pages taken for the while, and from there into the form.
 template <Backend B>
 void BasicKvCache<B>::recode(Sequence& s, CompressReport& report) {
@@ -106,9 +118,7 @@ void BasicKvCache<B>::recode(Sequence& s, CompressReport& report) {
       for (std::size_t h = 0; h < at.heads.size(); ++h) {
         std::vector<std::size_t> due;
         for (std::size_t e = 0; e < at.heads[h].entries.size(); ++e)
-          if (const Entry& entry = at.heads[h].entries[e];
-              entry.live != 0 && reads_attention(entry.format))
-            due.push_back(e);
+          if (has_originals(at.heads[h], l, e)) due.push_back(e);
         constexpr std::size_t few = 16;
         for (std::size_t first = 0; first < due.size(); first += few)
           recode_some(at, l, h, std::span(due).subspan(first, std::min(few, due.size() - first)), report);
@@ -143,13 +153,16 @@ void BasicKvCache<B>::recode_some(Layer& at, Index layer, std::size_t h, std::sp
     return;
   }
 
-  RowsOut rows(*this, list, words, sh);
-  for (std::size_t t = 0; t < rows.positions.size(); ++t)
-    if (const auto [lot, row] = head.parked_row(rows.positions[t]); lot != nullptr) {
-      const Index i = static_cast<Index>(t);
-      be_->to_backend(rows.keys.data() + i * sh.key_dim, lot->keys.data() + row * sh.key_dim, sh.key_dim * 4);
-      be_->to_backend(rows.values.data() + i * sh.value_dim, lot->values.data() + row * sh.value_dim, sh.value_dim * 4);
-    }
+  std::vector<float> keys, values;
+  for (const std::size_t e : due)
+    for_each_bit(list.entries[e].live, [&](Index slot) {
+      const auto found = head.parked_row(list.position(list.entries[e], slot));
+      const auto take = [&](std::vector<float>& to, const std::vector<float>& from, Index width) {
+        to.insert(to.end(), from.begin() + found.second * width, from.begin() + (found.second + 1) * width);
+      };
+      take(keys, found.first->keys, sh.key_dim), take(values, found.first->values, sh.value_dim);
+    });
+  const Buffer<B, float> key_rows(*be_, std::span<const float>(keys)), value_rows(*be_, std::span<const float>(values));
 
   std::vector<WriteRun> runs;
   std::vector<EncodePage> pages;
@@ -172,14 +185,15 @@ void BasicKvCache<B>::recode_some(Layer& at, Index layer, std::size_t h, std::sp
     }
     for (Index slot = 0; slot < page_tokens_; ++slot) {
       positions.push_back(slot < e.used ? list.position(e, slot) : e.last);
-      source.push_back(e.live >> slot & 1u ? static_cast<std::int32_t>(static_cast<Index>(due[i]) * page_tokens_ + slot) : -1);
+      source.push_back(e.live >> slot & 1u ? static_cast<std::int32_t>(static_cast<Index>(due[i]) * page_tokens_ + slot)
+                                          : detail::TakeAttention::no_token);
     }
   }
   for (std::size_t size = 0; size < copies.size(); ++size)
     for (std::size_t n = 0; n < copies[size].size(); ++n) pages[copies[size][n]].page = own[size].pages()[n];
   const auto& formats = geometry_[static_cast<std::size_t>(layer)];
   const Buffer<B, float> attention = attention_of(at, h, std::move(source));
-  be_->append({ConstTensor(rows.keys.data(), row, 1, sh.key_dim), ConstTensor(rows.values.data(), row, 1, sh.value_dim),
+  be_->append({ConstTensor(key_rows.data(), row, 1, sh.key_dim), ConstTensor(value_rows.data(), row, 1, sh.value_dim),
                formats, runs, page_tokens_});
   const EncodeList encode{formats,    head.states,  pages,        pieces,
                           sh.key_dim, sh.value_dim, page_tokens_, positions,

@@ -1,7 +1,7 @@
 // A sequence in a stream of bytes: to offload it, and to resume it later, elsewhere.
 //
 //   "kvpareSQ"   8 bytes
-//   version      u32, now 4
+//   version      u32, now 5
 //   sections     each:  tag, 4 letters · length of the content, u64 · content · CRC-32 of all that, u32
 //
 //   "MODL"  page_tokens u32 · formats u32, each two names (keys, values) · layers u32, each q_heads, kv_heads, key_dim,
@@ -9,7 +9,7 @@
 //   "TAGS"  spans u32, each begin, end i32 · class u8 · protected u8 · image, grid_rows, grid_cols i64
 //   "LAYR"  one per layer: given spans u32, each begin, end i32 · scorer's name · last row i32 · compressed to, of: i64
 //           aging: format, keys_first i32 · keep_raw_keys, flush_keys, keep_raw_values, flush_values i64 · classes u32 · sinks
-//             i64 · recode, park u8 · numbers u32, f32 …
+//             i64 · recode u8 · numbers u32, f32 …
 //           codec states u32, each format u16 · floats u32, f32 …
 //           heads u32, each:
 //             pages u32, each format u16 · slots u16 · state u32 · first position i32 · live mask u64 · offset from the first
@@ -39,7 +39,7 @@ namespace detail::snapshot {
 static_assert(std::endian::native == std::endian::little, "snapshots are written as the numbers lie in memory");
 
 inline constexpr std::string_view magic = "kvpareSQ";
-inline constexpr std::uint32_t version = 4;
+inline constexpr std::uint32_t version = 5;
 
 /// CRC-32 (IEEE 802.3), sixteen bytes at a time.
 class Crc32 {
@@ -267,7 +267,7 @@ void save(std::ostream& out, const BasicKvCache<B>& cache, SequenceId id) {
     c.put(static_cast<std::int32_t>(aging.format)), c.put(static_cast<std::int32_t>(aging.keys_first));
     for (const Index n : {aging.keep_raw_keys, aging.flush_keys, aging.keep_raw_values, aging.flush_values}) c.put(n);
     c.put(aging.classes.bits), c.put(aging.sinks);
-    c.put(static_cast<std::uint8_t>(aging.recode)), c.put(static_cast<std::uint8_t>(aging.park));
+    c.put(static_cast<std::uint8_t>(aging.recode));
     c.put(static_cast<std::uint32_t>(aging.numbers.size()));
     c.put_bytes(aging.numbers.data(), aging.numbers.size() * 4);
     c.put(static_cast<std::uint32_t>(layer.states.size()));
@@ -336,7 +336,7 @@ std::optional<SequenceId> load(std::istream& in, BasicKvCache<B>& cache) {
     for (Index* n : {&aging.keep_raw_keys, &aging.flush_keys, &aging.keep_raw_values, &aging.flush_values})
       *n = c.get<Index>();
     aging.classes = ClassSet(c.get<std::uint32_t>()), aging.sinks = c.get<Index>();
-    aging.recode = c.get_flag("recode"), aging.park = c.get_flag("park");
+    aging.recode = c.get_flag("recode");
     aging.numbers = c.get_many<float>(c.get<std::uint32_t>());
     layer.states.resize(c.get_count(6));
     for (SequenceImage::State& state : layer.states) {

@@ -106,10 +106,11 @@ struct VidKv {
 /// Targets    sigma_s of attention scores decides the bits of keys, sigma_x of outputs those of values, given the largest recent
 ///            attention (RecentMaximum, the base method's scorer). 0: no target, the page's bits go where they matter most
 /// query_norm the model's 90th percentile of |q|^2; 0 = the mean of the newest observed queries
-/// Later      every `compress` codes pages anew by the attention that their tokens have received since, so that widths rise and
-///            fall: from the codes, whose rounding adds up, or with `park` from the originals
+/// Later      with `recode` every `compress` codes pages anew by the attention that their tokens have received since, so that widths
+///            rise and fall. Originals are kept in host memory for that, floats; a snapshot does not hold them
 /// Source     Dong et al. 2024, "QAQ", arXiv 2403.04643
-/// Deviation  a page holds `capacity` bits a number, whatever is asked for: see Qaq. With another base method nothing is known
+/// Deviation  lowered from the originals too, where the paper lowers the codes: of a page's bits one token gets what another gives,
+///            which takes an original. A page holds `capacity` bits a number, whatever is asked for: see Qaq. With another base method nothing is known
 ///            of attention, and values get all the bits there are room for
 struct QualityAdaptive {
   static constexpr std::string_view name = "qaq", base = "recent_maximum";
@@ -120,8 +121,7 @@ struct QualityAdaptive {
   BitsRule bits_rule = BitsRule::paper;
   Index residual = 16;  // newest tokens as appended
   Index sinks = 0;
-  bool recode = true;  // widths follow attention at every compress
-  bool park = false;   // from originals in host memory
+  bool recode = false;  // widths follow attention at every compress
 
   static constexpr auto fields() {
     using Q = QualityAdaptive;
@@ -134,8 +134,8 @@ struct QualityAdaptive {
                       Choice{"bits_rule", &Q::bits_rule, "bits by the formula as printed, or by that of the code"},
                       Field<Q, Index>{"residual", &Q::residual, 0, 1 << 20, "newest tokens that stay as appended"},
                       Field<Q, Index>{"sinks", &Q::sinks, 0, 1 << 20, "first positions that stay as appended"},
-                      Choice{"recode", &Q::recode, "pages are coded anew at every compress, by the attention since"},
-                      Choice{"park", &Q::park, "from the originals, kept in host memory"}};
+                      Choice{"recode", &Q::recode,
+                             "pages are coded anew at every compress, by the attention since, from originals in host memory"}};
   }
   void check() const {
     require(min_bits <= max_bits, name, ".min_bits = ", min_bits, ", must be at most max_bits = ", max_bits);
@@ -150,7 +150,7 @@ struct QualityAdaptive {
     const char* rule = bits_rule == BitsRule::reference_code ? "_code" : "";
     p.kept = {message("qaq", capacity, "_keys", rule), message("qaq", capacity, "_values", rule)};
     p.keep_raw_keys = p.keep_raw_values = residual;
-    p.sinks = sinks, p.recode = recode, p.park = park;
+    p.sinks = sinks, p.recode = recode;
     for (const double x : {sigma_s, sigma_x, query_norm}) p.numbers.push_back(static_cast<float>(x));
     for (const Index n : {min_bits, max_bits}) p.numbers.push_back(static_cast<float>(n));
     return p;

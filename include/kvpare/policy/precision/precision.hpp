@@ -91,7 +91,7 @@ struct Precision {
   double guard = 0;
   Form guarded;
   std::vector<float> numbers;  // what codecs make their state of, see Measured::numbers; empty = nothing is said
-  bool recode = false, park = false;  // see Aging
+  bool recode = false;         // see Aging
   bool fresh_state = false;  // codec state is made anew of every lot of tokens that take the form `rest`
   Index block = 16;          // between decode steps tokens go over into `rest` so many at a time
 

@@ -58,7 +58,7 @@ struct FoldedTiles : FoldedShort<C, Tiles> {
   }
   /// As GroupTiles::decode_block, without what the transform does: `stretch` says that, gains [width] and shifts [width].
   static void decode_block(const Kernels& k, TileShape shape, const std::byte* tile, Index first, const float* state,
-                           const float* gain, const float* shift, float* out) requires requires {
+                           const float* gain, const float* shift, float* out) requires(!FoldedCodec<typename C::Inner>) && requires {
     C::stretch(shape.width, state, first);
     Tiles::decode_block(k, shape, tile, first, state, gain, shift, out);
   } {

@@ -1,4 +1,4 @@
-// How often a test tries.
+// Is the address sanitizer on, and how often does a test then try?
 #pragma once
 
 #include <cstdint>

@@ -42,7 +42,7 @@ if(NOT KVPARE_SANITIZE MATCHES thread AND NOT KVPARE_FUZZ)
   include(${CMAKE_CURRENT_LIST_DIR}/loops.cmake)
   target_link_libraries(kvpare_loops PRIVATE kvpare_settings)
   if(KVPARE_LOOPS)
-    # What one file's Eigen allocates another's frees: both must take it from malloc, which Eigen does not with the address sanitizer.
+    # What one file's Eigen allocates another's frees: both must take it from malloc, as without the address sanitizer.
     target_compile_definitions(kvpare_settings INTERFACE EIGEN_MALLOC_ALREADY_ALIGNED=1)
   endif()
   if(KVPARE_SANITIZE)  # of the address sanitizer alone: a file of them takes 50 s unoptimised, 180 s at -O1 (loops/5.cpp, g++ 12)

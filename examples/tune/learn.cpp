@@ -130,13 +130,21 @@ std::vector<Rows> rows_of(const std::vector<LayerHeads>& traces, Index first, In
   return heads;
 }
 
+/// Does a codec make a state that another prompt's tokens could have as well? Not where it goes by queries, or by tokens that stay
+/// as they are. One without a state has nothing against it.
 template <kvpare::Codec C>
-void check_codec(Index share) {
-  require(!kvpare::needs_query_peak<C>() && !kvpare::needs_query_window<C>(), "--learn: ", C::name,
-          " learns from a prompt's queries, which are its own");
-  require(!kvpare::ranges_of_all<C>(), "--learn: ", C::name, " goes by what else a prompt has, which is its own");
-  require(share == 1 || kvpare::state_of_layer<C>() || kvpare::state_floats<C>(1) == 0, "--share = ", share, ": of ",
-          C::name, " every head has a state, must be 1");
+constexpr bool learns() {
+  return !kvpare::needs_query_peak<C>() && !kvpare::needs_query_window<C>() && !kvpare::ranges_of_all<C>();
+}
+template <kvpare::Codec C>
+constexpr bool has_state() {
+  return kvpare::state_floats<C>(64) > 0 && (kvpare::MakesState<C> || takes_atoms<typename CodesOf<C>::type>());
+}
+
+template <kvpare::Codec C>
+void check_share(Index share) {
+  require(share == 1 || kvpare::state_of_layer<C>() || !has_state<C>(), "--share = ", share, ": of ", C::name,
+          " every head has a state, must be 1");
 }
 
 template <class P>
@@ -144,7 +152,7 @@ void learn_layers(const std::vector<LayerHeads>& traces, const kvpare::Model& mo
                   const std::vector<float>& numbers, const LearnRules& rules, Learnt& learnt) {
   using K = typename P::Key;
   using V = typename P::Value;
-  check_codec<K>(rules.share), check_codec<V>(rules.share);
+  check_share<K>(rules.share), check_share<V>(rules.share);
   const Index layers = std::ssize(model.layers);
   for (Index first = 0, end; first < layers; first = end) {
     end = std::min(first + rules.share, layers);
@@ -160,8 +168,6 @@ void learn_layers(const std::vector<LayerHeads>& traces, const kvpare::Model& mo
     }
     const LearntSide keys = learn_side<K>(rows_of(traces, first, end, Side::keys, numbers), rules);
     const LearntSide values = learn_side<V>(rows_of(traces, first, end, Side::values, numbers), rules);
-    require(!keys.states.empty() || !values.states.empty(), "--learn: ", print_setting(learnt.states.form),
-            " has nothing to learn");
     for (Index l = first; l < end; ++l) {
       learnt.states.layers.push_back({keys.states, values.states});
       learnt.key_snr.push_back(keys.snr), learnt.value_snr.push_back(values.snr);
@@ -189,7 +195,13 @@ Learnt learn_states(const std::string& policy, const std::vector<example::Trace>
     using P = decltype(pair);
     if (found || learnt.states.form != kvpare::Form(P::Key::name, P::Value::name)) return;
     found = true;
-    learn_layers<P>(data, model, precision.numbers, rules, learnt);
+    using K = typename P::Key;
+    using V = typename P::Value;
+    if constexpr ((has_state<K>() || has_state<V>()) && learns<K>() && learns<V>())
+      learn_layers<P>(data, model, precision.numbers, rules, learnt);
+    else
+      kvpare::fail(kvpare::message("--learn: ", print_setting(learnt.states.form),
+                                   " has nothing to learn that is not a prompt's own"));
   });
   require(found, "--learn: ", policy, " gives tokens the form ", print_setting(precision.kept),
           ", which is none of those that kvpare_story --list and kvpare_vlm --list show");

@@ -361,7 +361,7 @@ void decode_from_nothing(B& be, const M& method) {
       const Scene scene{.group = groups[++round % 3], .page_tokens = page};
       DecodeRun<B, M> run(be, scene, with(method, budget), static_cast<std::uint64_t>(100 * budget + page));
       run.create();
-      const Index steps = on_fibers<B> ? 60 : 150;
+      const Index steps = on_fibers<B> ? 24 : 150;
       for (Index t = 0; t < budget + steps; ++t) {
         run.step(budget);
         if (::testing::Test::HasFailure())
@@ -391,7 +391,7 @@ void decode_after_prompts(B& be, const M& method, Scene scene, std::uint64_t see
   run.prefill(run.create(), 61, 61, budget);
   run.create();
   const auto steps = [&](Index n) {
-    const Index count = on_fibers<B> ? n / 6 : is_walled<B> ? n / 3 : n;
+    const Index count = on_fibers<B> ? n / 12 : is_walled<B> ? n / 3 : n;
     for (Index t = 0; t < count && !::testing::Test::HasFailure(); ++t) run.step(budget);
   };
   steps(60);
@@ -554,7 +554,7 @@ TYPED_TEST(Decode, NothingGrowsOverTenThousandSteps) {
                                                              with(method, budget), 95);
     const SequenceId id = run.create();
     Index pages = 0, bookkeeping = 0, observation = 0;
-    const Index steps = on_fibers<Be> ? 200 : is_walled<Be> ? 600 : 10000;
+    const Index steps = on_fibers<Be> ? 80 : is_walled<Be> ? 600 : 10000;
     for (Index t = 0; t < steps; ++t) {
       run.step(budget);
       run.expect_few_pages(budget);

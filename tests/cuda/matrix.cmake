@@ -1,6 +1,6 @@
-# The compile matrix, where there is an nvcc: kernels of one pair of formats per family, for sm_90 those of policies as well, and
-# for the oldest architecture; each held to its budget. Target kvpare_cuda_matrix, part of `all`. kvpare_cuda_product has all
-# listed formats and all architectures: by hand.
+# The compile matrix, where there is an nvcc: for sm_90 the kernels of one pair of formats per family and those of policies, each
+# held to its budget. Target kvpare_cuda_matrix, part of `all`. kvpare_cuda_product has all listed formats and all architectures:
+# by hand.
 set(tuning ${include_dir}/kvpare/backend/cuda/tuning.cuh)
 set(kernels ${CMAKE_CURRENT_SOURCE_DIR}/cuda/kernels.cu)
 file(GLOB_RECURSE kernel_headers CONFIGURE_DEPENDS ${include_dir}/kvpare/*.cuh ${include_dir}/kvpare/*.hpp)
@@ -23,12 +23,11 @@ endfunction()
 set(families raw integers groups floats folded tables blocks)
 set(matrix)
 kvpare_compile_kernels(matrix sm_90 one_of_each KVPARE_WITH_POLICIES)
-kvpare_compile_kernels(matrix sm_80 one_of_each)
 add_custom_target(kvpare_cuda_matrix ALL DEPENDS ${matrix})
 add_dependencies(kvpare_cuda_matrix kvpare_floors)
 
 set(product ${matrix})
-foreach(architecture IN ITEMS sm_89 sm_100 sm_120)
+foreach(architecture IN ITEMS sm_80 sm_89 sm_100 sm_120)
   kvpare_compile_kernels(product ${architecture} one_of_each)
 endforeach()
 foreach(architecture IN ITEMS sm_80 sm_89 sm_90 sm_100 sm_120)

@@ -11,9 +11,6 @@ namespace tune {
 
 namespace {
 
-  return error > 0 ? 10 * std::log10(power / error) : std::numeric_limits<double>::infinity();
-}
-
 /// Box and Muller.
 class Normal {
  public:
@@ -64,6 +61,8 @@ double snr(const std::vector<float>& exact, const std::vector<float>& coded) {
     const double x = static_cast<double>(exact[i]), d = static_cast<double>(coded[i]) - x;
     power += x * x, error += d * d;
   }
+  return error > 0 ? 10 * std::log10(power / error) : std::numeric_limits<double>::infinity();
+}
 
 kvpare::RoundTripFacts HeadData::facts(kvpare::Side side) const {
   kvpare::RoundTripFacts facts{.positions = positions};

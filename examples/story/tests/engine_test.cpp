@@ -250,23 +250,21 @@ TEST_F(EvictionTest, OldTokensChangeTheirFormAndStaySeen) {
 }
 
 TEST_F(EvictionTest, WhatCodecsHaveLearntIsShared) {
-  const Method method = method_of("kv_quant(bits=3, residual=16)", 16);
+  const Method method = method_of("csr(nonzeros=4, dictionary=n1024)", 16);
+  using Keys = kvpare::Unrotated<kvpare::CsrKeys<4, 1024>>;
+  using Values = kvpare::CsrValues<4, 1024>;
   const kvpare::LayerShape shape = decoder_.attention_shapes().layers[0];
-  using Keys = kvpare::KvQuantKeys<3>;
-  using Values = kvpare::KvQuantValues<3>;
-  example::States states{{Keys::name, Values::name}, {}};
-  const auto floats = [&](auto codec_floats, Index width) {  // ranges of 0: all keys are alike
-    return std::vector<float>(static_cast<std::size_t>(shape.kv_heads * codec_floats(width)), 0.0f);
-  };
-  for (Index l = 0; l < small.layers; ++l)
-    states.layers.push_back({floats([](Index w) { return kvpare::state_floats<Keys>(w); }, shape.key_dim),
-                             floats([](Index w) { return kvpare::state_floats<Values>(w); }, shape.value_dim)});
+  const auto zeros = [](Index n) { return std::vector<float>(static_cast<std::size_t>(n), 0.0f); };
+  const example::States::Layer atoms{zeros(kvpare::state_floats<Keys>(shape.key_dim)),
+                                     zeros(kvpare::state_floats<Values>(shape.value_dim))};
+  const example::States states{{Keys::name, Values::name}, std::vector(static_cast<std::size_t>(small.layers), atoms)};
   Context own(decoder_, backend_, method, {.most_tokens = 80});
-  Context shared(decoder_, backend_, method, {.most_tokens = 80, .states = {&states, 1}});
-  const Matrix of_own = own.read(tokens_), of_shared = shared.read(tokens_);
-  EXPECT_GT(own.stats().state_bytes, 0);
-  EXPECT_EQ(shared.stats().state_bytes, 0) << "nothing was made, and what is shared counts for none";
-  EXPECT_GT((of_own - of_shared).cwiseAbs().maxCoeff(), 1e-3f);
+  EXPECT_THROW(own.read(tokens_), kvpare::InvalidArgument) << "no dictionary";
+  Context shared(decoder_, backend_, method, {.most_tokens = 80, .states = {&states, 1}}),
+      full(decoder_, backend_, {}, {.most_tokens = 80});
+  const Matrix difference = shared.read(tokens_) - full.read(tokens_);
+  EXPECT_EQ(shared.stats().state_bytes, 0) << "what is shared counts for none";
+  EXPECT_GT(difference.bottomRows(8).cwiseAbs().maxCoeff(), 1e-3f) << "nothing was coded";
 }
 
 TEST_F(EvictionTest, WhatMikvWouldEvictStays) {

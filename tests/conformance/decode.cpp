@@ -554,7 +554,7 @@ TYPED_TEST(Decode, NothingGrowsOverTenThousandSteps) {
                                                              with(method, budget), 95);
     const SequenceId id = run.create();
     Index pages = 0, bookkeeping = 0, observation = 0;
-    const Index steps = on_fibers<Be> ? 80 : is_walled<Be> ? 600 : 10000;
+    const Index steps = on_fibers<Be> ? 4 * budget : is_walled<Be> ? 600 : 10000;
     for (Index t = 0; t < steps; ++t) {
       run.step(budget);
       run.expect_few_pages(budget);

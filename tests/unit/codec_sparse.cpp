@@ -506,6 +506,14 @@ TEST(SparseStates, AreSharedByHeadsLayersAndSequences) {
     return x;
   };
   EXPECT_EQ(decoded(back), decoded(a));
+
+  const auto newer = state_of(unit_atoms(63, 256, 32));
+  const SequenceImage empty = cache.image(before);
+  cache.share_state(2, 2, 1, newer, values);
+  for (const SequenceId id : {cache.create(), cache.restore(empty).value()})
+    EXPECT_EQ(std::vector<float>(cache.pages(id, 2)[0].states.back().keys, cache.pages(id, 2)[0].states.back().keys + newer.size()),
+              newer)
+        << "the newest";
 }
 
 /// A dictionary made of the prompt: its newest vectors, and those that these are worst at.

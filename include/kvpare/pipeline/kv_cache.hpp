@@ -923,7 +923,7 @@ class BasicKvCache {
   /// Without memory; `begun`: of the caller's part.
   detail::StateBlock<B> state_shape(Index layer, int format, bool begun = false) const;
   std::shared_ptr<detail::StateBlock<B>> empty_state(Index layer, int format, bool begun = false) const;
-  std::shared_ptr<detail::StateBlock<B>> given_state(const char* verb, bool begun, Index layer, int format,
+  std::shared_ptr<detail::StateBlock<B>> given_state(const char* verb, bool shared, Index layer, int format,
                                                      std::span<const float> keys, std::span<const float> values) const;
   bool is_shared(const std::shared_ptr<const detail::StateBlock<B>>& block) const {
     const std::shared_lock lock(table_);

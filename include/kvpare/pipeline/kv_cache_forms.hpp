@@ -577,11 +577,12 @@ std::uint32_t BasicKvCache<B>::state_for(Layer& at, Index layer, int wanted,
 }
 
 template <Backend B>
-auto BasicKvCache<B>::given_state(const char* verb, bool begun, Index layer, int format, std::span<const float> keys,
+auto BasicKvCache<B>::given_state(const char* verb, bool shared, Index layer, int format, std::span<const float> keys,
                                   std::span<const float> values) const
     -> std::shared_ptr<detail::StateBlock<B>> {
   check_layer(layer, verb);
   check_format(format, layer, verb);
+  const bool begun = shared && state_shape(layer, format, true).floats() > 0;
   const auto block = empty_state(layer, format, begun);
   std::vector<float> all(static_cast<std::size_t>(block->floats()));
   const auto take = [&](Side side, const char* name, std::span<const float> given, Index floats) {
@@ -616,10 +617,8 @@ void BasicKvCache<B>::share_state(Index first_layer, Index last_layer, int forma
                 shape(l).value_dim == shape(first_layer).value_dim,
             "share_state: layer ", l, " has ", shape(l).kv_heads, " kv heads, ", shape(l).key_dim, " and ",
             shape(l).value_dim, " channels, layer ", first_layer, " has not; layers that share must be alike");
-  check_format(format, first_layer, "share_state");
-  const bool begun = state_shape(first_layer, format, true).floats() > 0;
   const std::shared_ptr<const detail::StateBlock<B>> block =
-      given_state("share_state", begun, first_layer, format, keys, values);
+      given_state("share_state", true, first_layer, format, keys, values);
   if (block->floats() == 0) return;
   const std::unique_lock lock(table_);
   for (Index l = first_layer; l <= last_layer; ++l) shared_states_.emplace_back(l, block);

@@ -3,15 +3,6 @@
 
 // ---- four rows side by side ----------------------------------------------------------------------------------------
 
-using Four = float __attribute__((vector_size(16)));
-
-KVPARE_INLINE Four load_four(const float* p) {
-  Four v;
-  std::memcpy(&v, p, 16);
-  return v;
-}
-KVPARE_INLINE void store_four(float* p, Four v) { std::memcpy(p, &v, 16); }
-
 #if KVPARE_MANY_REGISTERS
 // Four rows of p side by side: out [count rounded up to 16][4]. Of fewer rows the last one counts for the others.
 KVPARE_INLINE void fours_of(const float* p, Index p_stride, int rows, Index count, float* out) {
@@ -30,6 +21,15 @@ KVPARE_INLINE void fours_of(const float* p, Index p_stride, int rows, Index coun
     store(out, _mm512_permutex2var_ps(a, first, b)), store(out + 16, _mm512_permutex2var_ps(a, second, b));
     store(out + 32, _mm512_permutex2var_ps(c, first, d)), store(out + 48, _mm512_permutex2var_ps(c, second, d));
   }
+}
+// sums[channel] += four * delta of the tokens listed: lists are [n][stride], by slot; `slots` null: token t is in slot t.
+KVPARE_INLINE void add_listed_fours(const float* fours, const std::uint8_t* slots, int count, Index n, Index stride,
+                                    const float* deltas, const std::uint8_t* channels, float* sums) {
+  for (int t = 0; t < count; ++t)  // a token's channels differ: one need not wait for the other
+    for (Index k = 0, at = slots != nullptr ? slots[t] : t; k < n; ++k, at += stride) {
+      float* to = sums + 4 * Index{channels[at]};
+      store_four(to, load_four(to) + load_four(fours + 4 * t) * deltas[at]);
+    }
 }
 // And back: 16 of them, row by row.
 KVPARE_INLINE void rows_of_fours(const float* fours, Vec (&rows)[4]) {
@@ -100,11 +100,7 @@ inline void add_listed_values_of_four(const ListedNumbers& list, const TileRows&
     alignas(64) float fours[4 * max_tokens], sums[4 * max_width];
     fours_of(p, p_stride, 4, values.count, fours);
     for (Index c = 0; c < 4 * width; c += lanes) store(sums + c, zero());
-    for (int t = 0; t < values.count; ++t)  // a token's channels differ: one need not wait for the other
-      for (Index k = 0, at = values.slots[t]; k < list.slots; ++k, at += list.tokens) {
-        float* to = sums + 4 * Index{channels[at]};
-        store_four(to, load_four(to) + load_four(fours + 4 * t) * deltas[at]);
-      }
+    add_listed_fours(fours, values.slots, values.count, list.slots, list.tokens, deltas, channels, sums);
     for (Index c = 0; c < width; c += lanes) {
       Vec rows[4];
       rows_of_fours(sums + 4 * c, rows);
@@ -124,17 +120,11 @@ inline void add_listed_values_of_four(const ListedNumbers& list, const TileRows&
       if (channels[at] < width) sums[channels[at]] += row * deltas[at];
   }
   for (Index c = 0; c < width; c += 4) {
-    const Four ab = __builtin_shufflevector(sums[c], sums[c + 1], 0, 4, 1, 5);
-    const Four cd = __builtin_shufflevector(sums[c + 2], sums[c + 3], 0, 4, 1, 5);
-    const Four ef = __builtin_shufflevector(sums[c], sums[c + 1], 2, 6, 3, 7);
-    const Four gh = __builtin_shufflevector(sums[c + 2], sums[c + 3], 2, 6, 3, 7);
-    const Four rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-                          __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
+    Four rows[4] = {sums[c], sums[c + 1], sums[c + 2], sums[c + 3]};
+    transpose(rows);
     KVPARE_UNROLL for (int i = 0; i < 4; ++i) {
-      Four old;
-      std::memcpy(&old, acc + i * acc_stride + c, sizeof old);
-      old += rows[i];
-      std::memcpy(acc + i * acc_stride + c, &old, sizeof old);
+      float* to = acc + i * acc_stride + c;
+      store_four(to, load_four(to) + rows[i]);
     }
   }
 }

@@ -47,12 +47,8 @@ inline void score_outliers(const MixedTile& tile, const float* delta, const std:
         const Index at = x * max_tokens + t + l;
         sum[l] += load_four(four + 4 * Index{channel[at]}) * delta[at];
       }
-    const Four a = __builtin_shufflevector(sum[0], sum[1], 0, 4, 1, 5), b = __builtin_shufflevector(sum[2], sum[3], 0, 4, 1, 5);
-    const Four c = __builtin_shufflevector(sum[0], sum[1], 2, 6, 3, 7), d = __builtin_shufflevector(sum[2], sum[3], 2, 6, 3, 7);
-    store_four(out + t, __builtin_shufflevector(a, b, 0, 1, 4, 5));
-    store_four(out + max_tokens + t, __builtin_shufflevector(a, b, 2, 3, 6, 7));
-    store_four(out + 2 * max_tokens + t, __builtin_shufflevector(c, d, 0, 1, 4, 5));
-    store_four(out + 3 * max_tokens + t, __builtin_shufflevector(c, d, 2, 3, 6, 7));
+    transpose(sum);
+    KVPARE_UNROLL for (int i = 0; i < 4; ++i) store_four(out + i * max_tokens + t, sum[i]);
   }
 }
 
@@ -156,11 +152,7 @@ void outlier_fours(const MixedTile& tile, const float* delta, const std::uint8_t
     alignas(64) float fours[4 * max_tokens];
     fours_of(p + first * p_stride, p_stride, R - first < 4 ? R - first : 4, tile.count, fours);
     for (Index c = 0; c < 4 * tile.shape.width; c += lanes) store(sums + c, zero());
-    for (int t = 0; t < tile.count; ++t)  // a token's channels differ: one need not wait for the other
-      for (Index k = 0; k < tile.outliers; ++k) {
-        float* to = sums + 4 * Index{channel[k * max_tokens + t]};
-        store_four(to, load_four(to) + load_four(fours + 4 * t) * delta[k * max_tokens + t]);
-      }
+    add_listed_fours(fours, nullptr, tile.count, tile.outliers, max_tokens, delta, channel, sums);
   }
 }
 #endif

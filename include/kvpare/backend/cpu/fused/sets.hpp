@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../kernels.hpp"
+#include "fours.hpp"
 #include "layout.hpp"
 #include "mixed.hpp"
 

@@ -13,6 +13,7 @@
 
 #include "../../../codec/sparse.hpp"
 #include "../canonical_tiles.hpp"
+#include "fours.hpp"
 
 namespace kvpare::cpu::fused {
 
@@ -189,13 +190,10 @@ struct DecodedSparseTiles : CanonicalTiles<C> {
     Index c = 0;
     for (; c + 4 <= width; c += 4)
       for (Index t = 0; t < 16; t += 4) {
-        plain::Vec x[4];
-        for (Index i = 0; i < 4; ++i) x[i] = plain::load(rows + (t + i) * width + c);
-        const plain::Vec a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
-        const plain::Vec e = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7), f = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-        float* to = out + c * 16 + t;
-        plain::store(to, __builtin_shufflevector(a, b, 0, 1, 4, 5)), plain::store(to + 16, __builtin_shufflevector(a, b, 2, 3, 6, 7));
-        plain::store(to + 32, __builtin_shufflevector(e, f, 0, 1, 4, 5)), plain::store(to + 48, __builtin_shufflevector(e, f, 2, 3, 6, 7));
+        Four x[4];
+        for (Index i = 0; i < 4; ++i) x[i] = load_four(rows + (t + i) * width + c);
+        transpose(x);
+        for (Index i = 0; i < 4; ++i) store_four(out + (c + i) * 16 + t, x[i]);
       }
     for (; c < width; ++c)
       for (Index t = 0; t < 16; ++t) out[c * 16 + t] = rows[t * width + c];

@@ -1,15 +1,8 @@
 # What a program of many files compiles once, as a static library: kvpare_loops. Programs link it and need not compile it in
 # each file: the CPU's kernels and its attention loops over codes (include/kvpare/backend/cpu/fused/sets.hpp says how: 1 … 6),
 # and the cache on the CPU (include/kvpare/compiled.hpp: 7).
-#
-# With sanitizers the cache is compiled anew, and the rest too, unless KVPARE_LOOPS names a library of another build.
-set(KVPARE_LOOPS "" CACHE FILEPATH "A libkvpare_loops.a of another build, up to date, for builds with sanitizers; empty = compile it")
-set(first_part 1)
-if(KVPARE_LOOPS)
-  set(first_part 7)
-endif()
 set(kvpare_loop_files)
-foreach(part RANGE ${first_part} 7)
+foreach(part RANGE 1 7)
   set(file ${CMAKE_CURRENT_BINARY_DIR}/loops/${part}.cpp)
   set(header compiled.hpp)
   if(part LESS 7)
@@ -23,8 +16,6 @@ foreach(part RANGE ${first_part} 7)
 ")
   list(APPEND kvpare_loop_files ${file})
 endforeach()
+set(kvpare_cache_file ${file})
 add_library(kvpare_loops STATIC ${kvpare_loop_files})
 target_compile_definitions(kvpare_loops INTERFACE KVPARE_COMPILED_LOOPS=0)
-if(KVPARE_LOOPS)
-  target_link_libraries(kvpare_loops INTERFACE ${KVPARE_LOOPS})
-endif()

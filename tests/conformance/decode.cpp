@@ -447,6 +447,7 @@ void decode_with_tags(B& be, M method, std::uint64_t seed) {
                 {.begin = 50, .end = 55, .token_class = TokenClass::image, .is_protected = true},
                 {.begin = 110, .end = 160, .token_class = TokenClass::video}};
   for (const ClassSet among : {all_tokens, visual, text}) {
+    if (on_fibers<B> && among != visual) continue;
     method.selector.among = among;
     for (const Index budget : {0, 4, 20, 33}) {
       if (is_walled<B> && budget != 20) continue;

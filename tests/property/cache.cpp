@@ -5,7 +5,7 @@
 #include <set>
 #include <vector>
 
-#include "support/asan.hpp"
+#include "support/sanitizers.hpp"
 #include "support/checked_cache.hpp"
 
 namespace kvpare::test {
@@ -37,7 +37,7 @@ struct PageTokens : ::testing::TestWithParam<Index> {
 INSTANTIATE_TEST_SUITE_P(KvCache, PageTokens, ::testing::Values(16, 32, 64));
 
 TEST_P(PageTokens, KeptRowsAscendProtectedStayAndFreedIsWhatWasPromised) {
-  for (std::uint64_t seed = 1; seed <= tries(10); ++seed)
+  for (std::uint64_t seed = 1; seed <= tries(10u); ++seed)
     for (const Recipe& recipe : known_recipes()) {
       Checked c = make(seed);
       const SequenceId id = c.create();
@@ -111,7 +111,7 @@ TEST_P(PageTokens, WholePagesAreFreedWithoutACopy) {
 }
 
 TEST_P(PageTokens, AListHasAtMostAThirdMorePagesThanItsTokensNeedAndOne) {
-  for (std::uint64_t seed = 1; seed <= tries(150); ++seed) {
+  for (std::uint64_t seed = 1; seed <= tries(150u); ++seed) {
     Checked c = make(seed);
     const SequenceId id = c.create();
     prompt(c, id, c.dice.within(1, 600));
@@ -126,7 +126,7 @@ TEST_P(PageTokens, AListHasAtMostAThirdMorePagesThanItsTokensNeedAndOne) {
 }
 
 TEST_P(PageTokens, CompressingTwiceWithTheSameKeepChangesNothingMore) {
-  for (std::uint64_t seed = 1; seed <= tries(50); ++seed)
+  for (std::uint64_t seed = 1; seed <= tries(50u); ++seed)
     for (const std::string_view recipe : {"random", "streaming_llm"}) {
       Checked c = make(seed);
       const SequenceId id = c.create();
@@ -151,7 +151,7 @@ TEST_P(PageTokens, CompressingTwiceWithTheSameKeepChangesNothingMore) {
 
 /// The same operations in pages of 16, 32 and 64, before and after evictions: same tokens, same attention.
 TEST(KvCacheLayout, PageTokensNeverMatter) {
-  for (std::uint64_t seed = 1; seed <= tries(20); ++seed)
+  for (std::uint64_t seed = 1; seed <= tries(20u); ++seed)
     for (const std::string_view recipe : {"random(keep=0.85)", "streaming_llm(keep=0.85)", "h2o(keep=0.6)", "air_cache(keep=0.8)", "snap_kv(keep=0.6)",
                                           "snap_kv(keep=0.85, heads=layer)", "h2o(keep=0.85, heads=layer, recent_share=0.2)"}) {
       std::vector<std::vector<Positions>> kept;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fuzz/cache_walk.hpp"
+#include "support/sanitizers.hpp"
 
 namespace kvpare::test {
 namespace {
@@ -67,7 +68,7 @@ void everybody_walks(Index pool_bytes, Index backend_threads, Index operations) 
   shared.run([&](WalkedCache& mine, std::size_t) {
     shared.fork_prefix(mine);
     Walk<Dice> walk(mine, mine.dice, {.most_sequences = 4, .alone = false});
-    for (Index i = 0; i < operations && !::testing::Test::HasFailure(); ++i) {
+    for (Index i = 0; i < tries(operations) && !::testing::Test::HasFailure(); ++i) {
       if (mine.held.size() < 4 && mine.dice.chance(0.1)) shared.fork_prefix(mine);
       walk.step(i);
     }

@@ -20,7 +20,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "asan.hpp"
+#include "sanitizers.hpp"
 #if defined(KVPARE_TEST_ASAN)
 #include <sanitizer/asan_interface.h>
 #endif

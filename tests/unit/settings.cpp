@@ -493,7 +493,7 @@ TEST(Settings, OfParts) {
 TEST(Settings, PrintWhatTheyParse) {
   Dice dice{1};
   const char* scorers[] = {"random", "streaming_llm", "h2o", "snap_kv", "air_cache"};
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < 1000; ++round) {
     const std::string name = scorers[dice.below(5)];
     AnyCompressor m = made(name);
     if (dice.chance(0.5))
@@ -609,7 +609,7 @@ TEST(Settings, RandomTextIsUnderstoodOrRefusedAndNothingElse) {
                                 "0x1p3",
                                 "18446744073709551616"};
   Index understood = 0;
-  for (int round = 0; round < 100000; ++round) {
+  for (int round = 0; round < 30000; ++round) {
     std::string text;
     if (round % 4 == 0) {  // any bytes
       for (Index i = dice.below(40); i > 0; --i) text += static_cast<char>(dice.below(256));
@@ -629,7 +629,7 @@ TEST(Settings, RandomTextIsUnderstoodOrRefusedAndNothingElse) {
       ASSERT_FALSE(std::string(e.what()).empty());
     }
   }
-  EXPECT_GT(understood, 1000) << "some of it must be understood, or this tests nothing";
+  EXPECT_GT(understood, 300) << "some of it must be understood, or this tests nothing";
 }
 
 }  // namespace

@@ -49,6 +49,18 @@ TEST(KvQuant, WorkedExample) {
   }
 }
 
+/// A codebook has what codes are made with, and what they are read as.
+TEST(KvQuant, CodesAreReadAsTheSecondEntries) {
+  using C = NuqCodes<2>;
+  const float state[] = {-1, -0.35f, 0.2f, 0.9f, -2, -1, 1, 2};
+  const float row[] = {-0.9f, 0.1f, 0.6f, -0.2f}, want[] = {-2, 1, 2, -1};
+  std::vector<std::byte> tile(static_cast<std::size_t>(C::tile_bytes({16, 4})));
+  C::encode({16, 4}, row, 0, 1, state, tile.data());
+  float back[4];
+  C::decode({16, 4}, tile.data(), 0, state, back);
+  for (int c = 0; c < 4; ++c) EXPECT_EQ(back[c], want[c]) << c;
+}
+
 TEST(KvQuant, ThreeBitsInWords) {
   std::uint8_t codes[32];
   for (int i = 0; i < 32; ++i) codes[i] = static_cast<std::uint8_t>((5 * i + 3) % 8);

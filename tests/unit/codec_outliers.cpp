@@ -2,6 +2,7 @@
 #include "kvpare/codec/outliers.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kvpare/codec/group.hpp"
@@ -95,6 +96,32 @@ TEST(Outliers, RowsWideEnoughForTwoBytesAChannel) {
   EXPECT_NEAR(back[500], 40, 0.02f);
   EXPECT_NEAR(back[3], -30, 0.02f);
   EXPECT_NEAR(back[4], 0.5f, 0.001f);
+}
+
+/// A codebook learns of the numbers that it codes.
+TEST(Outliers, WhatIsListedIsNotLearntFrom) {
+  using C = NuqRange<2>;
+  constexpr Index width = 16, tokens = 20;
+  const std::vector<float> rows = gaussians(3, tokens * width);
+  std::vector<float> rest = rows, low(width, infinity), high(width, -infinity);
+  for (Index t = 0; t < tokens; ++t) {
+    const auto row = rest.begin() + t * width;
+    const auto [least, most] = std::minmax_element(row, row + width);
+    *least = *most = not_a_number;
+    for (Index c = 0; c < width; ++c) {
+      low[static_cast<std::size_t>(c)] = std::fmin(low[static_cast<std::size_t>(c)], row[c]);
+      high[static_cast<std::size_t>(c)] = std::fmax(high[static_cast<std::size_t>(c)], row[c]);
+    }
+  }
+  const auto learnt = [&](auto codec, const std::vector<float>& from) {
+    Measured m;
+    m.rows = from.data(), m.tokens = tokens, m.min = low.data(), m.max = high.data();
+    std::vector<float> state(static_cast<std::size_t>(C::state_floats(width)));
+    decltype(codec)::make_state(width, m, state.data());
+    return state;
+  };
+  EXPECT_EQ(learnt(Outliers<C, 1>{}, rows), learnt(C{}, rest));
+  EXPECT_NE(learnt(C{}, rows), learnt(C{}, rest));
 }
 
 }  // namespace

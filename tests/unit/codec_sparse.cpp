@@ -516,6 +516,19 @@ TEST(SparseStates, AreSharedByHeadsLayersAndSequences) {
         << "the newest";
 }
 
+TEST(SparseStates, GivenAtomsAreThoseBeforeRotation) {
+  using C = Unrotated<Sparse<2, 1, 4, 3>>;
+  const auto given = state_of(unit_atoms(7, 4, 32));
+  const auto rows = test::gaussians(8, 6 * 32);
+  const Position positions[] = {0, 1, 2, 3, 4, 5};
+  const Rope rope = rope_of_base(16, 10000, RopePairing::halves);
+  std::vector<float> state(static_cast<std::size_t>(C::state_floats(32)));
+  Measured m;
+  m.rows = rows.data(), m.positions = positions, m.tokens = 6, m.rope = rope.view(), m.given = given.data();
+  C::make_state(32, m, state.data());
+  EXPECT_EQ(std::memcmp(state.data() + C::own_state_floats(32), given.data(), given.size() * 4), 0);
+}
+
 /// A dictionary made of the prompt: its newest vectors, and those that these are worst at.
 TEST(SparseStates, OnlineAtomsAreThePromptsOwn) {
   using C = Sparse<1, 1, 0, 6>;

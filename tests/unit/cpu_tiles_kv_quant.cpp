@@ -141,6 +141,17 @@ TEST(CpuTilesKvQuant, SparseKeysBeforeRotation) {
   check_all<Unrotated<Sparse<4, 1, 0, 48>>>(Side::keys, of_floats, {{64, 128}, {32, 64}, {16, 37}});
   check_all<Unrotated<Sparse<2, 2, 0, 48>>>(Side::keys, of_floats, {{64, 256}});
 }
+/// A transform's gains and shifts come between sum and turn. Its state stands before the atoms.
+TEST(CpuTilesKvQuant, SparseKeysOfStretchedChannels) {
+  using Atoms = Sparse<4, 1, 0, 48>;
+  Inputs in = inputs_of<Unrotated<Atoms>>({64, 128}, Places::gaps, true);
+  std::vector<float> ranges;
+  for (Index c = 0; c < 128; ++c) ranges.push_back(0.5f + 0.01f * static_cast<float>(c % 50));
+  for (Index c = 0; c < 128; ++c) ranges.push_back(0.1f * static_cast<float>(c % 7 - 3));
+  in.state.insert(in.state.begin() + Unrotated<Atoms>::own_state_floats(128), ranges.begin(), ranges.end());
+  for (const Isa isa : sets_of_this_machine())
+    check_turned<Unrotated<ChannelAffine<Atoms>>>(Side::keys, in, isa, 4, of_floats);
+}
 TEST(CpuTilesKvQuant, KeysAfterRotation) {
   check_all<KvQuantRotatedKeys<4>>(Side::keys, of_integers, {{64, 128}, {32, 64}});
   check_all<KvQuantRotatedKeys<3, 2>>(Side::keys, of_integers, {{64, 128}});

@@ -5,8 +5,8 @@
 #include <set>
 #include <vector>
 
-#include "support/sanitizers.hpp"
 #include "support/checked_cache.hpp"
+#include "support/sanitizers.hpp"
 
 namespace kvpare::test {
 namespace {
